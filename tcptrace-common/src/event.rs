@@ -1,0 +1,360 @@
+//! The records the kernel half hands over, and what it remembers of each socket.
+
+/// Declares a wire struct: `repr(C)`, copyable, all-zero by default and, on the agent's side,
+/// readable from bytes.
+macro_rules! wire {
+    ($(#[$meta:meta])* pub struct $name:ident { $($body:tt)* } size $size:expr) => {
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug)]
+        #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+        pub struct $name { $($body)* }
+        const _: () = assert!(size_of::<$name>() == $size);
+    };
+}
+pub(crate) use wire;
+
+wire! {
+    /// A process as the kernel half saw it.
+    pub struct Task {
+        /// Id of the cgroup v2 the task is in, as `bpf_get_current_cgroup_id` gives it; 0: not known.
+        pub cgroup: u64,
+        /// Process id (thread group); 0: no task.
+        pub tgid: u32,
+        /// Thread id.
+        pub tid: u32,
+        /// Effective user id.
+        pub uid: u32,
+        /// `PF_*` flags of the task.
+        pub flags: u32,
+        /// Name of the thread group's leader, zero-padded.
+        pub comm: [u8; 16],
+    } size 40
+}
+
+wire! {
+    /// The two ends of a connection; IPv4 addresses are stored v4-mapped.
+    pub struct Tuple {
+        /// This socket's address, network byte order.
+        pub local: [u8; 16],
+        /// The other end's address; all zero on a listener.
+        pub peer: [u8; 16],
+        /// This socket's port, host byte order.
+        pub local_port: u16,
+        /// The other end's port, host byte order.
+        pub peer_port: u16,
+        /// Network namespace: the inode number of `/proc/PID/ns/net`.
+        pub netns: u32,
+    } size 40
+}
+
+wire! {
+    /// One thing the kernel did. Every record the ring carries has this shape.
+    pub struct Event {
+        /// Unique in one run: CPU number in the bits from [`ID_CPU_SHIFT`] up, a count below.
+        pub id: u64,
+        /// `CLOCK_MONOTONIC`, ns.
+        pub time: u64,
+        /// Id of the event that ended this socket before; 0: none.
+        pub cause: u64,
+        /// When this life of the socket was first seen, ns; with `sk` it names the socket.
+        pub born: u64,
+        /// Address of the `struct sock`; 0: none.
+        pub sk: u64,
+        /// Inode number of the socket's file; 0: no file.
+        pub inode: u64,
+        /// When the state before this event began, ns; 0: not known.
+        pub state_since: u64,
+        /// Bytes the failed call asked for; 0: not known.
+        pub len: u64,
+        /// Who owns the socket; `tgid` 0: not known.
+        pub owner: Task,
+        /// The task that was running; says something only under [`flag::TASK_CONTEXT`].
+        pub task: Task,
+        /// Process that created the socket when it is not the owner; 0: same or not known.
+        pub creator: u32,
+        /// Descriptor; -1: not known.
+        pub fd: i32,
+        /// Number of the running system call; -1: none or not known.
+        pub syscall: i32,
+        /// Error, positive; 0: none.
+        pub errno: i32,
+        /// `enum sk_rst_reason` of this kernel; [`NO_REASON`]: it gives none.
+        pub reason: u32,
+        /// Exit code of the running task as `wait` reports it, under [`flag::EXITING`].
+        pub exit_code: i32,
+        /// Bytes received and never read.
+        pub unread: u32,
+        /// Bytes written and not acknowledged.
+        pub unacked: u32,
+        /// Connections waiting for `accept`.
+        pub queue_len: u32,
+        /// Limit of that queue; it holds one more.
+        pub queue_max: u32,
+        /// The listener's `sk_drops`.
+        pub drops: u32,
+        /// Half-open connections of a listener (`icsk_accept_queue.qlen`).
+        pub syn_queue_len: u32,
+        /// Smoothed round trip, in eighths of a microsecond.
+        pub srtt: u32,
+        /// Segments sent again in the socket's life.
+        pub retransmits: u32,
+        /// The peer's receive window, bytes.
+        pub send_window: u32,
+        /// `TCP_USER_TIMEOUT`, ms; 0: off.
+        pub user_timeout: u32,
+        /// Jiffies since data was last received (`icsk_ack.lrcvtime`).
+        pub received_ago: u32,
+        /// Jiffies since data was last sent (`lsndtime`).
+        pub sent_ago: u32,
+        /// The backlog a `listen` call asked for, else 0.
+        pub backlog: u32,
+        /// See [`flag`].
+        pub flags: u32,
+        /// The connection; all zero where there is none.
+        pub tuple: Tuple,
+        /// See [`kind`].
+        pub kind: u8,
+        /// See [`hook`].
+        pub hook: u8,
+        /// Address family of the socket: 2 or 10; 0: no socket.
+        pub family: u8,
+        /// TCP state at the event (a `TCP_*` number); the state left, for a change of state.
+        pub state: u8,
+        /// For a change of state the state entered; else the state before `state`; 0: not known.
+        pub other_state: u8,
+        /// `sk_shutdown`: 1 receive, 2 send.
+        pub shutdown: u8,
+        /// See [`confidence`].
+        pub confidence: u8,
+        /// See [`path`].
+        pub path: u8,
+        /// Consecutive retransmissions of the last segment (`icsk_retransmits`).
+        pub backoff: u8,
+        /// Unanswered zero-window or keepalive probes (`icsk_probes_out`).
+        pub probes: u8,
+        /// Zero.
+        pub pad: [u8; 6],
+    } size 280
+}
+
+wire! {
+    /// What the kernel half remembers of a live socket.
+    pub struct Sock {
+        /// See [`Event::owner`].
+        pub owner: Task,
+        /// See [`Event::born`].
+        pub born: u64,
+        /// When the present state began, ns; 0: before the start.
+        pub state_since: u64,
+        /// When the kernel destroyed it, ns; 0: it lives.
+        pub destroyed: u64,
+        /// Id of the last event that ended it; 0: none.
+        pub cause: u64,
+        /// See [`Event::creator`].
+        pub creator: u32,
+        /// See [`Event::fd`].
+        pub fd: i32,
+        /// State before the present one.
+        pub previous: u8,
+        /// The present state.
+        pub state: u8,
+        /// See [`confidence`].
+        pub confidence: u8,
+        /// 1 while this listener's accept queue is at its limit.
+        pub full: u8,
+        /// 1 once a read returned 0.
+        pub eof_read: u8,
+        /// Zero.
+        pub pad: [u8; 3],
+        /// The listener's `sk_drops` at the last look.
+        pub drops: u32,
+        /// Zero.
+        pub pad2: u32,
+    } size 96
+}
+
+wire! {
+    /// A socket that is in CLOSE_WAIT now.
+    pub struct CloseWait {
+        /// When it entered, ns.
+        pub since: u64,
+        /// Id the entry would have as an event.
+        pub id: u64,
+        /// The connection.
+        pub tuple: Tuple,
+        /// Address family.
+        pub family: u8,
+        /// Zero.
+        pub pad: [u8; 7],
+    } size 64
+}
+
+wire! {
+    /// Key of the listeners: one slot for each of those that share an address (`SO_REUSEPORT`).
+    pub struct ListenerKey {
+        /// Address, v4-mapped; zero: any.
+        pub addr: [u8; 16],
+        /// Network namespace.
+        pub netns: u32,
+        /// Port, host byte order.
+        pub port: u16,
+        /// Which of those that share the address.
+        pub slot: u16,
+    } size 24
+}
+
+/// What an [`Event`] is about.
+pub mod kind {
+    /// A RST went out.
+    pub const RESET_SENT: u8 = 1;
+    /// A RST came in.
+    pub const RESET_RECEIVED: u8 = 2;
+    /// The peer closed and this end has not.
+    pub const CLOSE_WAIT: u8 = 3;
+    /// A connection was lost because the accept queue was full.
+    pub const ACCEPT_OVERFLOW: u8 = 4;
+    /// A call on a socket failed.
+    pub const SOCKET_ERROR: u8 = 5;
+    /// A connection attempt failed.
+    pub const CONNECT_FAILED: u8 = 6;
+    /// The kernel gave a connection up.
+    pub const TIMEOUT: u8 = 7;
+    /// No descriptor was left.
+    pub const FD_EXHAUSTED: u8 = 8;
+    /// A call named a descriptor that is not open, or no socket.
+    pub const FD_INVALID: u8 = 9;
+    /// A change of state.
+    pub const STATE: u8 = 10;
+    /// A segment was sent again.
+    pub const RETRANSMIT: u8 = 11;
+    /// One more than the last kind.
+    pub const COUNT: u8 = 12;
+}
+
+/// Where in the kernel an [`Event`] was seen; index of the per-hook counters.
+pub mod hook {
+    /// `inet_sock_set_state`
+    pub const SET_STATE: u8 = 0;
+    /// `tcp_send_reset`
+    pub const SEND_RESET: u8 = 1;
+    /// `tcp_receive_reset`
+    pub const RECEIVE_RESET: u8 = 2;
+    /// `tcp_destroy_sock`
+    pub const DESTROY_SOCK: u8 = 3;
+    /// `sock_send_length`
+    pub const SEND_LENGTH: u8 = 4;
+    /// `sock_recv_length`
+    pub const RECV_LENGTH: u8 = 5;
+    /// `tcp_retransmit_skb`
+    pub const RETRANSMIT: u8 = 6;
+    /// `consume_skb`
+    pub const CONSUME_SKB: u8 = 7;
+    /// `kfree_skb`
+    pub const KFREE_SKB: u8 = 8;
+    /// `sched_process_fork`
+    pub const FORK: u8 = 9;
+    /// `sched_process_exec`
+    pub const EXEC: u8 = 10;
+    /// `sched_process_exit`
+    pub const EXIT: u8 = 11;
+    /// `sys_exit_accept` and `sys_exit_accept4`
+    pub const ACCEPT_EXIT: u8 = 12;
+    /// `sys_exit_socket`
+    pub const SOCKET_EXIT: u8 = 13;
+    /// `sys_exit_connect`
+    pub const CONNECT_EXIT: u8 = 14;
+    /// `sys_exit_bind` and `sys_exit_listen`
+    pub const BIND_EXIT: u8 = 15;
+    /// `sys_exit`, for every call
+    pub const SYS_EXIT: u8 = 16;
+    /// One more than the last hook.
+    pub const COUNT: u8 = 17;
+}
+
+/// How sure the owner of a socket is.
+pub mod confidence {
+    /// Nobody known.
+    pub const UNKNOWN: u8 = 0;
+    /// Queued child: the listener's owner.
+    pub const INHERITED: u8 = 1;
+    /// Found at the start.
+    pub const SEEDED: u8 = 2;
+    /// Seen using it.
+    pub const EXACT: u8 = 3;
+}
+
+/// On which way into the accept queue a connection was lost.
+pub mod path {
+    /// The SYN was dropped.
+    pub const SYN: u8 = 1;
+    /// The final ACK of the handshake was dropped.
+    pub const ACK: u8 = 2;
+    /// The final ACK that carried a SYN cookie was dropped.
+    pub const COOKIE: u8 = 3;
+}
+
+/// Bits of [`Event::flags`].
+pub mod flag {
+    /// The hook ran for the task in `Event::task`, not in an interrupt that borrowed its CPU.
+    pub const TASK_CONTEXT: u32 = 1;
+    /// That task is exiting.
+    pub const EXITING: u32 = 1 << 1;
+    /// `SO_LINGER` is on with a time of 0.
+    pub const LINGER_ZERO: u32 = 1 << 2;
+    /// More than one reference to the socket's file exists.
+    pub const FILE_SHARED: u32 = 1 << 3;
+    /// The failed call ran into `SO_RCVTIMEO` or `SO_SNDTIMEO`.
+    pub const SOCKET_TIMEOUT: u32 = 1 << 4;
+    /// The failed call was a send, else a receive.
+    pub const SEND: u32 = 1 << 5;
+    /// No process holds the socket any more (`SOCK_DEAD`).
+    pub const ORPHAN: u32 = 1 << 6;
+    /// The RST answers a segment; else this end sent it unasked.
+    pub const ANSWERS: u32 = 1 << 7;
+    /// There was no socket; the tuple was read from the segment.
+    pub const FROM_SEGMENT: u32 = 1 << 8;
+    /// The program has read the end of the stream.
+    pub const EOF_READ: u32 = 1 << 9;
+    /// The segment that provoked the RST was a SYN.
+    pub const SYN: u32 = 1 << 10;
+    /// The socket was never accepted: the listener closed on it.
+    pub const UNACCEPTED: u32 = 1 << 11;
+    /// The reset came through `tcp_abort`: an administrator's doing, not the owner's.
+    pub const ABORTED: u32 = 1 << 12;
+    /// The last byte of the peer's data and its FIN were received.
+    pub const FIN_RECEIVED: u32 = 1 << 13;
+    /// The event matched no filter itself, only its other end did.
+    pub const PEER_MATCHED: u32 = 1 << 14;
+    /// `O_NONBLOCK` is set on the socket's file.
+    pub const NONBLOCK: u32 = 1 << 15;
+    /// SYN cookies are on in the socket's namespace.
+    pub const SYNCOOKIES: u32 = 1 << 16;
+}
+
+/// [`Event::reason`] where the kernel gives none.
+pub const NO_REASON: u32 = u32::MAX;
+
+/// First bit of the CPU number in [`Event::id`]; with 1,024 CPUs an id stays below 2^53, which
+/// every JSON reader keeps exact.
+pub const ID_CPU_SHIFT: u32 = 42;
+
+/// Counters that are neither events nor loss, one per CPU.
+pub mod stat {
+    /// RSTs sent, before any filter.
+    pub const RESETS_SENT: u32 = 0;
+    /// RSTs received by a socket, before any filter.
+    pub const RESETS_RECEIVED: u32 = 1;
+    /// Entries into CLOSE_WAIT that passed the filter.
+    pub const CLOSE_WAITS: u32 = 2;
+    /// Sockets that found no room in the table: their owner stays unknown.
+    pub const SOCKETS_FULL: u32 = 3;
+    /// Listeners that found no room in theirs.
+    pub const LISTENERS_FULL: u32 = 4;
+    /// Connections of traced processes that found no room in the table of flows.
+    pub const FLOWS_FULL: u32 = 5;
+    /// Sockets in CLOSE_WAIT that found no room in theirs.
+    pub const CLOSE_WAITS_FULL: u32 = 6;
+    /// One more than the last counter.
+    pub const COUNT: u32 = 7;
+}

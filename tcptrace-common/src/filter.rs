@@ -1,0 +1,75 @@
+//! Which sockets the kernel half reports: switches fixed at load, values in maps.
+
+use crate::event::wire;
+
+wire! {
+    /// Load-time switches. Zero means off, so that the verifier removes what nobody asked for.
+    pub struct Config {
+        /// Kinds to hand over, one bit each (`1 << kind`).
+        pub kinds: u32,
+        /// Match `PIDS`.
+        pub pid: u8,
+        /// Add the children of matching processes to `PIDS`.
+        pub children: u8,
+        /// Match `COMMS`.
+        pub comm: u8,
+        /// Match `UIDS`.
+        pub uid: u8,
+        /// Match `CGROUPS`.
+        pub cgroup: u8,
+        /// Match `NETNS`.
+        pub netns: u8,
+        /// Match `PORTS` for the local port.
+        pub local_port: u8,
+        /// Match `PORTS` for the peer's port.
+        pub peer_port: u8,
+        /// Match `PORTS` for either port.
+        pub port: u8,
+        /// Match `NETWORKS` for either address.
+        pub addr: u8,
+        /// Match `NETWORKS` for the peer's address.
+        pub peer: u8,
+        /// 4 or 6: only that address family.
+        pub family: u8,
+        /// Write the last user of a socket on every call.
+        pub last_user: u8,
+        /// Only this errno set is handed over: match `ERRNOS`.
+        pub errno: u8,
+        /// Hand over every entry into CLOSE_WAIT at once.
+        pub close_wait_at_once: u8,
+        /// Diagnostics of the kernel half itself go to aya-log.
+        pub verbose: u8,
+        /// Zero.
+        pub pad: [u8; 4],
+    } size 24
+}
+
+wire! {
+    /// Key of `PORTS`.
+    pub struct PortKey {
+        /// See [`role`].
+        pub role: u16,
+        /// Port, host byte order.
+        pub port: u16,
+    } size 4
+}
+
+wire! {
+    /// Data of a `NETWORKS` key: the prefix length counts 8 bits for the role.
+    pub struct NetworkKey {
+        /// See [`role`].
+        pub role: u8,
+        /// Address, v4-mapped.
+        pub addr: [u8; 16],
+    } size 17
+}
+
+/// Which end a port or network filter is about.
+pub mod role {
+    /// Either end.
+    pub const ANY: u8 = 0;
+    /// This end.
+    pub const LOCAL: u8 = 1;
+    /// The other end.
+    pub const PEER: u8 = 2;
+}

@@ -1,0 +1,305 @@
+//! What happened: one variant for each event name of the stream.
+
+use super::names::{Errno, ResetReason, State, Syscall};
+use super::owner::Comm;
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Kind {
+    /// This end sent a RST.
+    ResetSent(ResetSent),
+    /// A RST came in.
+    ResetReceived(ResetReceived),
+    /// The peer closed and this end has not.
+    CloseWaitEntered(CloseWait),
+    /// It stays that way.
+    CloseWaitStuck(CloseWait),
+    /// A connection was lost because the accept queue was full, or the queue was found full at the
+    /// start.
+    AcceptQueueOverflow(Overflow),
+    /// A call on a socket failed.
+    SocketError(CallError),
+    /// A connection attempt failed.
+    ConnectFailed(ConnectFailed),
+    /// The kernel gave a connection up.
+    ConnectionTimeout(Timeout),
+    /// No descriptor was left.
+    FdExhausted(FdExhausted),
+    /// A call named a descriptor that is not open, or that is no socket.
+    FdInvalid(CallError),
+    /// A change of state.
+    StateChanged(StateChange),
+    /// A segment was sent again.
+    Retransmit(Retransmit),
+    /// What is seen on this kernel, and what is not.
+    Coverage(Coverage),
+    /// Events the kernel could not hand over.
+    EventsLost(Loss),
+    /// The counts of a whole run.
+    Summary(Summary),
+}
+
+impl Kind {
+    /// Names of all kinds a user can choose with `--event`, without the prefix `tcptrace.`.
+    pub const SELECTABLE: [&'static str; 12] = [
+        "reset.sent",
+        "reset.received",
+        "close_wait.entered",
+        "close_wait.stuck",
+        "accept_queue.overflow",
+        "socket.error",
+        "connect.failed",
+        "connection.timeout",
+        "fd.exhausted",
+        "fd.invalid",
+        "state.changed",
+        "retransmit",
+    ];
+
+    /// The event's name in the stream.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::ResetSent(_) => "tcptrace.reset.sent",
+            Self::ResetReceived(_) => "tcptrace.reset.received",
+            Self::CloseWaitEntered(_) => "tcptrace.close_wait.entered",
+            Self::CloseWaitStuck(_) => "tcptrace.close_wait.stuck",
+            Self::AcceptQueueOverflow(_) => "tcptrace.accept_queue.overflow",
+            Self::SocketError(_) => "tcptrace.socket.error",
+            Self::ConnectFailed(_) => "tcptrace.connect.failed",
+            Self::ConnectionTimeout(_) => "tcptrace.connection.timeout",
+            Self::FdExhausted(_) => "tcptrace.fd.exhausted",
+            Self::FdInvalid(_) => "tcptrace.fd.invalid",
+            Self::StateChanged(_) => "tcptrace.state.changed",
+            Self::Retransmit(_) => "tcptrace.retransmit",
+            Self::Coverage(_) => "tcptrace.coverage",
+            Self::EventsLost(_) => "tcptrace.events.lost",
+            Self::Summary(_) => "tcptrace.summary",
+        }
+    }
+}
+
+/// This end sent a RST.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResetSent {
+    /// The kernel's own word, where it gives one. It misleads: never print it as the cause.
+    pub reason: Option<ResetReason>,
+    /// Bytes received and never read when the socket was closed.
+    pub unread: u32,
+    /// `SO_LINGER` was on with a time of 0.
+    pub linger_zero: bool,
+    /// The RST answers a segment; else this end sent it unasked.
+    pub answers_segment: bool,
+    /// The segment it answers was a SYN.
+    pub answers_syn: bool,
+    /// There was no socket for the segment it answers.
+    pub no_socket: bool,
+    /// The connection was still waiting for `accept` when its listener closed.
+    pub unaccepted: bool,
+    /// An administrator's `ss -K`, not the program.
+    pub aborted: bool,
+    /// The call that sent it; `None` in an interrupt or at exit.
+    pub syscall: Option<Syscall>,
+}
+
+/// A RST came in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResetReceived {
+    /// What the application will see: ECONNREFUSED in SYN_SENT, EPIPE in CLOSE_WAIT, else
+    /// ECONNRESET; `None` when the socket was closed already.
+    pub errno: Option<Errno>,
+    /// No process holds the socket any more.
+    pub orphan: bool,
+}
+
+/// The peer closed and this end has not.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CloseWait {
+    /// How long so far; for a socket older than the tracer a lower bound.
+    pub age_ms: u64,
+    /// The age is a lower bound.
+    pub at_least: bool,
+    /// Sockets this record stands for: 1, or at the start all of one process and port.
+    pub count: u32,
+    /// Found at the start rather than seen.
+    pub at_start: bool,
+}
+
+/// A connection was lost because the accept queue was full.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Overflow {
+    /// Where it was lost; `None` when the queue was found full at the start.
+    pub path: Option<OverflowPath>,
+    /// Connections waiting for `accept`.
+    pub queue_len: u32,
+    /// The queue's limit; it holds one more.
+    pub queue_max: u32,
+    /// The listener's own count of drops so far.
+    pub drops: u32,
+}
+
+/// On which way into the accept queue a connection was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OverflowPath {
+    /// The SYN was dropped.
+    Syn,
+    /// The final ACK of the handshake was dropped, or answered with a RST under
+    /// `tcp_abort_on_overflow`.
+    Ack,
+    /// The final ACK that carried a SYN cookie was dropped.
+    Cookie,
+}
+
+impl OverflowPath {
+    /// The word in the record.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Syn => "syn",
+            Self::Ack => "ack",
+            Self::Cookie => "cookie",
+        }
+    }
+}
+
+/// A call that failed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CallError {
+    /// The call; `None` under `io_uring` and where the kernel does not tell.
+    pub syscall: Option<Syscall>,
+    /// It was a send; `None` when it was neither send nor receive.
+    pub send: Option<bool>,
+    /// The error it returned.
+    pub errno: Errno,
+    /// Bytes it asked for.
+    pub len: Option<u64>,
+    /// `SO_RCVTIMEO` or `SO_SNDTIMEO` expired.
+    pub timeout: bool,
+    /// The descriptor it named.
+    pub fd: Option<i32>,
+}
+
+/// A connection attempt failed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConnectFailed {
+    /// Why; `None` when the program gave up first.
+    pub errno: Option<Errno>,
+    /// SYNs sent.
+    pub attempts: u32,
+    /// From the call to the failure.
+    pub duration_us: Option<u64>,
+}
+
+/// The kernel gave a connection up.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Timeout {
+    /// The error the application sees.
+    pub errno: Errno,
+    /// Times the last segment was sent again.
+    pub retransmits: u32,
+    /// Probes without an answer.
+    pub probes: u32,
+    /// The peer's receive window; 0: it stopped reading.
+    pub send_window: u32,
+    /// `TCP_USER_TIMEOUT`, when set.
+    pub user_timeout_ms: Option<u32>,
+    /// A keepalive probe found the peer dead: a RST was sent as well.
+    pub keepalive: bool,
+}
+
+/// No descriptor was left.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FdExhausted {
+    /// The call that failed; `None` when found at the start.
+    pub syscall: Option<Syscall>,
+    /// EMFILE: the process's limit; ENFILE: the host's.
+    pub errno: Errno,
+    /// Descriptors open just after.
+    pub open: Option<u64>,
+    /// The limit.
+    pub limit: Option<u64>,
+    /// Milliseconds after the event at which `open` and `limit` were read.
+    pub read_after_ms: Option<u64>,
+}
+
+/// A change of state.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StateChange {
+    /// The state left.
+    pub from: State,
+    /// The state entered.
+    pub to: State,
+    /// Time in the state left; `None` when its begin was not seen.
+    pub duration_us: Option<u64>,
+    /// The error on the socket, when it went to CLOSE with one.
+    pub errno: Option<Errno>,
+}
+
+/// A segment was sent again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retransmit {
+    /// Times in a row.
+    pub attempt: u32,
+}
+
+/// What is seen on this kernel, and what is not.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Coverage {
+    /// The signal.
+    pub signal: Signal,
+    /// The way it is seen, e.g. `raw_tracepoint tcp_send_reset`; `None`: not at all.
+    pub way: Option<String>,
+    /// What that way does not show, or why there is none, and what to do.
+    pub note: Option<String>,
+}
+
+/// A signal: something tcptrace can be asked to see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Signal(pub &'static str);
+
+/// Events the kernel could not hand over.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loss {
+    /// The hook that had them.
+    pub hook: &'static str,
+    /// How many since the last such record.
+    pub count: u64,
+    /// Why: `ring_full`, `sockets_full`, `recursion`.
+    pub reason: &'static str,
+}
+
+/// The counts of a whole run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Summary {
+    /// How long it ran.
+    pub duration_ms: u64,
+    /// Events printed.
+    pub events: u64,
+    /// Events lost.
+    pub lost: u64,
+    /// Entries into CLOSE_WAIT, also those that passed quickly.
+    pub close_waits: u64,
+    /// Events by name and `error.type`, most first.
+    pub kinds: Vec<SummaryRow>,
+    /// Events by process, most first; at most 10.
+    pub processes: Vec<(u32, Comm, u64)>,
+    /// Overflows by listener, most first; at most 10.
+    pub listeners: Vec<(String, u64)>,
+    /// RSTs seen in this network namespace and what the kernel's TcpOutRsts grew by meanwhile;
+    /// `None` under a filter.
+    pub resets: Option<(u64, u64)>,
+    /// Accept-queue overflows seen in this network namespace and what the kernel's
+    /// TcpExtListenOverflows grew by meanwhile; `None` under a filter.
+    pub overflows: Option<(u64, u64)>,
+}
+
+/// Events of one name and outcome.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SummaryRow {
+    /// The event's name.
+    pub name: &'static str,
+    /// Its `error.type`.
+    pub error: Option<String>,
+    /// How many.
+    pub count: u64,
+}

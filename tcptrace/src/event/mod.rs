@@ -1,0 +1,82 @@
+//! The domain: what the kernel did, to which flow, and whose it is. Knows no bytes, no eBPF and no
+//! format.
+
+mod flow;
+mod kind;
+mod names;
+mod owner;
+
+pub use flow::{Flow, SocketId, address};
+pub use kind::{
+    CallError, CloseWait, ConnectFailed, Coverage, FdExhausted, Kind, Loss, Overflow, OverflowPath,
+    ResetReceived, ResetSent, Retransmit, Signal, StateChange, Summary, SummaryRow, Timeout,
+};
+pub use names::{Errno, ResetReason, State, Syscall};
+pub use owner::{Comm, Confidence, Exit, Owner, Process};
+
+/// One thing the kernel did, complete in itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// Unique in this run.
+    pub id: EventId,
+    /// When it happened.
+    pub time: Timestamp,
+    /// The event that caused it, when one is known.
+    pub caused_by: Option<EventId>,
+    /// The socket, where there is one.
+    pub socket: Option<Socket>,
+    /// Whose socket it is; for an event without a socket, whose call it was.
+    pub owner: Owner,
+    /// The process that acted, when it is not the owner: the one that ran `ss -K`, the one that
+    /// closed the listener.
+    pub actor: Option<Process>,
+    /// What happened.
+    pub kind: Kind,
+}
+
+/// Names an event in one run: unique, and below 2^53.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EventId(pub u64);
+
+/// Wall clock, nanoseconds since the Unix epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp(pub u64);
+
+/// A socket at the moment of an event.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Socket {
+    /// Which socket: stays the same over its life and is never given to another.
+    pub id: SocketId,
+    /// Its two ends.
+    pub flow: Flow,
+    /// The state it was in, before anything this event changed.
+    pub state: Option<State>,
+    /// The owner's descriptor for it.
+    pub fd: Option<i32>,
+    /// Inode number of its file, as in `socket:[N]`.
+    pub inode: Option<u64>,
+    /// Bytes received and never read.
+    pub unread: u32,
+    /// Bytes written and not acknowledged.
+    pub unacked: u32,
+    /// Segments sent again in its life.
+    pub retransmits: u32,
+    /// Smoothed round trip, microseconds; `None` before the first sample.
+    pub rtt_us: Option<u32>,
+    /// Milliseconds since data last came from the peer.
+    pub received_ago_ms: Option<u64>,
+    /// Milliseconds since data was last sent.
+    pub sent_ago_ms: Option<u64>,
+    /// The program has read the end of the stream.
+    pub eof_read: bool,
+    /// `O_NONBLOCK` is set on its file.
+    pub nonblocking: bool,
+}
+
+impl Event {
+    /// The event's name in the stream.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.kind.name()
+    }
+}

@@ -1,0 +1,144 @@
+//! Whose socket it is, and how sure we are.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// A process as it was when the event happened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Process {
+    /// Process id (thread group).
+    pub pid: u32,
+    /// Thread that acted; `None` when no thread did.
+    pub tid: Option<u32>,
+    /// Name of the thread group's leader.
+    pub comm: Comm,
+    /// Effective user id.
+    pub uid: u32,
+    /// Path of its executable, when `/proc` still had it.
+    pub exe: Option<Arc<str>>,
+    /// Id of its cgroup v2.
+    pub cgroup: Option<u64>,
+    /// How it is ending, when the event was part of its exit.
+    pub exit: Option<Exit>,
+}
+
+/// How a process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// `exit(code)`
+    Code(i32),
+    /// Killed by this signal.
+    Signal(i32),
+}
+
+/// Whose socket it is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Owner {
+    /// How sure.
+    pub confidence: Confidence,
+    /// The process; `None` exactly when the confidence is [`Confidence::Unknown`].
+    pub process: Option<Process>,
+    /// All processes that hold the socket, when there are several.
+    pub holders: Arc<[u32]>,
+    /// The process that created the socket, when it is not the owner.
+    pub creator: Option<u32>,
+    /// Milliseconds after the event at which `/proc` confirmed or corrected the owner.
+    pub checked_after_ms: Option<u64>,
+}
+
+/// How sure an owner is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Confidence {
+    /// Nobody is known to own it.
+    #[default]
+    Unknown,
+    /// A queued connection: the listener's owner.
+    Inherited,
+    /// Found at the start.
+    Seeded,
+    /// Several processes hold it.
+    Shared,
+    /// Seen using it.
+    Exact,
+}
+
+impl Confidence {
+    /// The word in the record.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Inherited => "inherited",
+            Self::Seeded => "seeded",
+            Self::Shared => "shared",
+            Self::Exact => "exact",
+        }
+    }
+}
+
+/// A command name: at most 15 bytes, chosen by the program, in no particular encoding.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Comm([u8; 16]);
+
+impl Comm {
+    /// From the kernel's zero-padded array.
+    #[must_use]
+    pub fn new(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes before the first zero.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        let end = self.0.iter().position(|&byte| byte == 0).unwrap_or(16);
+        &self.0[..end]
+    }
+}
+
+impl fmt::Display for Comm {
+    /// What is not printable text is escaped, so that a hostile name cannot move a terminal's
+    /// cursor.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for chunk in self.as_bytes().utf8_chunks() {
+            for character in chunk.valid().chars() {
+                if character.is_control() {
+                    write!(f, "{}", character.escape_default())?;
+                } else {
+                    write!(f, "{character}")?;
+                }
+            }
+            for byte in chunk.invalid() {
+                write!(f, "\\x{byte:02x}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Comm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{self}\"")
+    }
+}
+
+impl From<&str> for Comm {
+    /// The first 15 bytes.
+    fn from(name: &str) -> Self {
+        let mut bytes = [0; 16];
+        for (to, from) in bytes.iter_mut().zip(name.bytes().take(15)) {
+            *to = from;
+        }
+        Self(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hostile_name_cannot_move_the_cursor() {
+        let comm = Comm::new(*b"a\x1b[2Jb\xffc\0\0\0\0\0\0\0");
+        assert_eq!(comm.to_string(), "a\\u{1b}[2Jb\\xffc");
+    }
+}

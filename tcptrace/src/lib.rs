@@ -1,0 +1,3 @@
+//! tcptrace: which process, which flow and why, for every TCP socket error on this host.
+
+pub mod event;
