@@ -23,7 +23,7 @@ wire! {
         pub tgid: u32,
         /// Thread id.
         pub tid: u32,
-        /// Effective user id.
+        /// Real user id.
         pub uid: u32,
         /// `PF_*` flags of the task.
         pub flags: u32,
@@ -51,7 +51,7 @@ wire! {
 wire! {
     /// One thing the kernel did. Every record the ring carries has this shape.
     pub struct Event {
-        /// Unique in one run: CPU number in the bits from [`ID_CPU_SHIFT`] up, a count below.
+        /// Unique in one run, see [`ID_CPU_SHIFT`].
         pub id: u64,
         /// `CLOCK_MONOTONIC`, ns.
         pub time: u64,
@@ -161,7 +161,7 @@ wire! {
         pub state: u8,
         /// See [`confidence`].
         pub confidence: u8,
-        /// 1 while this listener's accept queue is at its limit.
+        /// 1 while this listener's accept queue is near its limit.
         pub full: u8,
         /// 1 once a read returned 0.
         pub eof_read: u8,
@@ -179,15 +179,31 @@ wire! {
     pub struct CloseWait {
         /// When it entered, ns.
         pub since: u64,
-        /// Id the entry would have as an event.
+        /// Id of the entry as an event, whether it was handed over or not.
         pub id: u64,
         /// The connection.
         pub tuple: Tuple,
         /// Address family.
         pub family: u8,
+        /// 1: it was in CLOSE_WAIT at the start and `since` is the latest it can have entered.
+        pub older: u8,
         /// Zero.
-        pub pad: [u8; 7],
+        pub pad: [u8; 6],
     } size 64
+}
+
+wire! {
+    /// Key of the connections of traced processes; their other ends look themselves up.
+    pub struct FlowKey {
+        /// See [`Tuple::local`].
+        pub local: [u8; 16],
+        /// See [`Tuple::peer`].
+        pub peer: [u8; 16],
+        /// See [`Tuple::local_port`].
+        pub local_port: u16,
+        /// See [`Tuple::peer_port`].
+        pub peer_port: u16,
+    } size 36
 }
 
 wire! {
@@ -335,9 +351,24 @@ pub mod flag {
 /// [`Event::reason`] where the kernel gives none.
 pub const NO_REASON: u32 = u32::MAX;
 
-/// First bit of the CPU number in [`Event::id`]; with 1,024 CPUs an id stays below 2^53, which
-/// every JSON reader keeps exact.
-pub const ID_CPU_SHIFT: u32 = 42;
+/// First bit of the CPU number in [`Event::id`].
+///
+/// An id is a CPU, a hook and a count of that hook on that CPU: a program never interrupts itself,
+/// so the count needs no atomic operation (which could return its result only from 5.12 on).
+pub const ID_CPU_SHIFT: u32 = 43;
+
+/// First bit of the hook in [`Event::id`]; the count is below.
+pub const ID_HOOK_SHIFT: u32 = 38;
+
+/// Work the kernel half leaves out while a gate is closed.
+pub mod gate {
+    /// Some listener's accept queue is near its limit: look for dropped SYNs.
+    pub const NEARLY_FULL: u32 = 0;
+    /// Somebody accepts without the call `accept`: look for the first use of a socket.
+    pub const FIRST_USES: u32 = 1;
+    /// One more than the last gate.
+    pub const COUNT: u32 = 2;
+}
 
 /// Counters that are neither events nor loss, one per CPU.
 pub mod stat {

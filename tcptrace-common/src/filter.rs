@@ -33,15 +33,15 @@ wire! {
         pub family: u8,
         /// Write the last user of a socket on every call.
         pub last_user: u8,
-        /// Only this errno set is handed over: match `ERRNOS`.
-        pub errno: u8,
         /// Hand over every entry into CLOSE_WAIT at once.
         pub close_wait_at_once: u8,
         /// Diagnostics of the kernel half itself go to aya-log.
         pub verbose: u8,
         /// Zero.
-        pub pad: [u8; 4],
-    } size 24
+        pub pad: [u8; 5],
+        /// Length of a jiffy, ns.
+        pub ns_per_jiffy: u32,
+    } size 28
 }
 
 wire! {
@@ -67,9 +67,33 @@ wire! {
 /// Which end a port or network filter is about.
 pub mod role {
     /// Either end.
-    pub const ANY: u8 = 0;
+    pub const ANY: u16 = 0;
     /// This end.
-    pub const LOCAL: u8 = 1;
+    pub const LOCAL: u16 = 1;
     /// The other end.
-    pub const PEER: u8 = 2;
+    pub const PEER: u16 = 2;
+}
+
+impl Config {
+    /// Nothing asked for.
+    pub const OFF: Self = Self {
+        kinds: 0,
+        pid: 0,
+        children: 0,
+        comm: 0,
+        uid: 0,
+        cgroup: 0,
+        netns: 0,
+        local_port: 0,
+        peer_port: 0,
+        port: 0,
+        addr: 0,
+        peer: 0,
+        family: 0,
+        last_user: 0,
+        close_wait_at_once: 0,
+        verbose: 0,
+        pad: [0; 5],
+        ns_per_jiffy: 0,
+    };
 }

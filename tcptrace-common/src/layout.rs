@@ -92,6 +92,8 @@ layout! {
         snd_una: "tcp_sock" "snd_una",
         write_seq: "tcp_sock" "write_seq",
         lsndtime: "tcp_sock" "lsndtime",
+        /// Jiffies at the last segment received: bounds the age of a CLOSE_WAIT from below.
+        rcv_tstamp: "tcp_sock" "rcv_tstamp",
         srtt_us: "tcp_sock" "srtt_us",
         total_retrans: "tcp_sock" "total_retrans",
         snd_wnd: "tcp_sock" "snd_wnd",
@@ -112,6 +114,12 @@ layout! {
         task_exit_code: "task_struct" "exit_code",
         task_signal: "task_struct" "signal",
         task_files: "task_struct" "files",
+        task_cred: "task_struct" "cred",
+        task_cgroups: "task_struct" "cgroups",
+        cred_uid: "cred" "uid",
+        css_set_cgroup: "css_set" "dfl_cgrp",
+        cgroup_kn: "cgroup" "kn",
+        kernfs_id: "kernfs_node" "id",
         /// x86 only: `TS_COMPAT` marks a 32-bit call.
         task_status: "task_struct" "thread_info.status",
         signal_group_exit_code: "signal_struct" "group_exit_code",

@@ -1,0 +1,107 @@
+//! Which sockets are reported: decided before a record is reserved.
+
+use aya_ebpf::maps::lpm_trie::Key;
+use tcptrace_common::{
+    event::{FlowKey, Task, Tuple},
+    filter::{NetworkKey, PortKey, role},
+};
+
+use crate::{
+    kernel::config,
+    maps::{CGROUPS, COMMS, FLOWS, NETNS, NETWORKS, PIDS, PORTS, UIDS},
+};
+
+/// The verdict of the filters.
+#[derive(Clone, Copy, PartialEq)]
+#[repr(u8)]
+pub(crate) enum Verdict {
+    /// Not asked for.
+    Drop,
+    /// Asked for.
+    Take,
+    /// Asked for because its other end belongs to a traced process.
+    TakeForPeer,
+}
+
+/// A socket with these ends, owned by `owner`.
+#[inline(never)]
+pub(crate) fn socket(tuple: &Tuple, family: u8, owner: &Task) -> Verdict {
+    if !tuple_matches(tuple, family) {
+        return Verdict::Drop;
+    }
+    if !has_owner_filter() || owner_matches(owner) {
+        return Verdict::Take;
+    }
+    let other_end = FlowKey {
+        local: tuple.peer,
+        peer: tuple.local,
+        local_port: tuple.peer_port,
+        peer_port: tuple.local_port,
+    };
+    if FLOWS.get_ptr(other_end).is_some() { Verdict::TakeForPeer } else { Verdict::Drop }
+}
+
+/// A call without a socket, by `owner`.
+#[inline(always)]
+pub(crate) fn task(owner: &Task) -> bool {
+    // What is not a socket has no port and no address to match.
+    let socket_filters = config!(local_port)
+        | config!(peer_port)
+        | config!(port)
+        | config!(addr)
+        | config!(peer)
+        | config!(family)
+        | config!(netns);
+    socket_filters == 0 && (!has_owner_filter() || owner_matches(owner))
+}
+
+/// Some filter asks who owns the socket.
+#[inline(always)]
+pub(crate) fn has_owner_filter() -> bool {
+    config!(pid) | config!(comm) | config!(uid) | config!(cgroup) != 0
+}
+
+/// The filters that ask who owns the socket match.
+#[inline(always)]
+pub(crate) fn owner_matches(owner: &Task) -> bool {
+    if owner.tgid == 0 {
+        return false;
+    }
+    (config!(pid) == 0 || PIDS.get_ptr(owner.tgid).is_some())
+        && (config!(comm) == 0 || COMMS.get_ptr(owner.comm).is_some())
+        && (config!(uid) == 0 || UIDS.get_ptr(owner.uid).is_some())
+        && (config!(cgroup) == 0 || CGROUPS.get_ptr(owner.cgroup).is_some())
+}
+
+#[inline(always)]
+fn tuple_matches(tuple: &Tuple, family: u8) -> bool {
+    (config!(family) == 0 || config!(family) == protocol(tuple, family))
+        && (config!(netns) == 0 || NETNS.get_ptr(tuple.netns).is_some())
+        && (config!(local_port) == 0 || port(role::LOCAL, tuple.local_port))
+        && (config!(peer_port) == 0 || port(role::PEER, tuple.peer_port))
+        && (config!(port) == 0 || port(role::ANY, tuple.local_port) || port(role::ANY, tuple.peer_port))
+        && (config!(peer) == 0 || network(role::PEER, tuple.peer))
+        && (config!(addr) == 0 || network(role::ANY, tuple.local) || network(role::ANY, tuple.peer))
+}
+
+/// 4 or 6: what its packets are.
+#[inline(always)]
+fn protocol(tuple: &Tuple, family: u8) -> u8 {
+    const AF_INET: u8 = 2;
+    if family == AF_INET || is_mapped(&tuple.peer) || is_mapped(&tuple.local) { 4 } else { 6 }
+}
+
+#[inline(always)]
+fn is_mapped(address: &[u8; 16]) -> bool {
+    address[10] == 0xff && address[11] == 0xff && address[0] == 0
+}
+
+#[inline(always)]
+fn port(role: u16, port: u16) -> bool {
+    PORTS.get_ptr(PortKey { role, port }).is_some()
+}
+
+#[inline(always)]
+fn network(role: u16, addr: [u8; 16]) -> bool {
+    NETWORKS.get(Key::new(8 + 128, NetworkKey { role: role as u8, addr })).is_some()
+}

@@ -1,0 +1,104 @@
+//! `consume_skb` and `kfree_skb`: connections lost because an accept queue was full.
+//!
+//! A SYN that finds the queue full is dropped inside `tcp_conn_request`, which has no tracepoint and
+//! gives no drop reason: its caller `tcp_rcv_state_process` consumes the segment as if all were
+//! well. The final ACK of a handshake is dropped with a reason of its own since 6.17.
+//! <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_input.c> (`tcp_conn_request`)
+
+use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
+use tcptrace_common::event::{flag, gate, hook, kind, path};
+
+use crate::{
+    emit::{emit, next_id},
+    filter::{self, Verdict},
+    kernel::{field, layout},
+    listener::{self, Wanted},
+    maps::is_open,
+    owner,
+    segment::Segment,
+    sock::{LISTEN, Socket},
+};
+
+#[raw_tracepoint]
+fn consume_skb(ctx: RawTracePointContext) -> i32 {
+    let location: u64 = ctx.arg(1);
+    if location < layout!(rcv_state_process_start)
+        || location >= layout!(rcv_state_process_end)
+        || !is_open(gate::NEARLY_FULL)
+    {
+        return 0;
+    }
+    syn(ctx.arg(0));
+    0
+}
+
+#[raw_tracepoint]
+fn kfree_skb(ctx: RawTracePointContext) -> i32 {
+    let reason = ctx.arg::<u64>(2) as u32;
+    if reason == layout!(drop_listen_overflow) {
+        dropped(Socket(ctx.arg(3)), ctx.arg(0), hook::KFREE_SKB, path::ACK);
+    } else if reason == layout!(drop_no_socket) {
+        let listener = Socket(ctx.arg(3));
+        // A SYN cookie that came back to a full queue; every other segment without a socket has
+        // no listener either.
+        if listener.0 != 0 && listener.state() == LISTEN && is_full(listener) {
+            dropped(listener, ctx.arg(0), hook::KFREE_SKB, path::COOKIE);
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn syn(skb: u64) {
+    let Some(segment) = Segment::of(skb) else { return };
+    if !segment.is_syn() {
+        return;
+    }
+    let mut tuple = owner::NOWHERE;
+    segment.tuple(&mut tuple);
+    let Some(listener) = listener::find(&tuple, segment.family(), Wanted::Dropper) else { return };
+    if is_syn_queue_drop(listener) {
+        return;
+    }
+    dropped(listener, skb, hook::CONSUME_SKB, path::SYN);
+}
+
+#[inline(always)]
+fn is_full(listener: Socket) -> bool {
+    let (len, max) = listener.accept_queue();
+    len > max
+}
+
+/// Without SYN cookies a full SYN queue drops the SYN before the accept queue is looked at.
+#[inline(always)]
+fn is_syn_queue_drop(listener: Socket) -> bool {
+    let net = field!(listener.0, skc_net: u64);
+    let (_, max) = listener.accept_queue();
+    field!(net, net_syncookies: u8) == 0 && field!(listener.0, syn_queue_len: u32) > max
+}
+
+#[inline(always)]
+fn dropped(listener: Socket, skb: u64, hook: u8, path: u8) {
+    let known = owner::of(listener);
+    let owner = known.as_ref().map_or(owner::NOBODY, |known| known.owner);
+    let mut tuple = owner::NOWHERE;
+    let segment = Segment::of(skb);
+    if let Some(segment) = segment {
+        segment.tuple(&mut tuple);
+    }
+    tuple.netns = listener.netns();
+    let verdict = filter::socket(&tuple, listener.family(), &owner);
+    if verdict == Verdict::Drop {
+        return;
+    }
+    let id = next_id(hook);
+    emit(id, kind::ACCEPT_OVERFLOW, hook, |event| {
+        listener.record(event, known.as_deref());
+        event.tuple = tuple;
+        event.path = path;
+        event.cause = 0;
+        if verdict == Verdict::TakeForPeer {
+            event.flags |= flag::PEER_MATCHED;
+        }
+    });
+}

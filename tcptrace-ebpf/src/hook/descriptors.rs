@@ -1,0 +1,214 @@
+//! Exits of system calls: descriptors that ran out, accepted sockets, and errors that reach a
+//! program without any event on a socket.
+
+use aya_ebpf::{
+    helpers::bpf_probe_read_user,
+    macros::{raw_tracepoint, tracepoint},
+    programs::{RawTracePointContext, TracePointContext},
+};
+use tcptrace_common::event::{Task, Tuple, confidence, flag, hook, kind};
+
+use crate::{
+    emit::{emit, is_wanted, next_id},
+    filter::{self, Verdict},
+    owner,
+    sock::{Socket, mapped},
+    task::{self, Call},
+};
+
+const EBADF: i64 = 9;
+const ENFILE: i64 = 23;
+const EMFILE: i64 = 24;
+const ENOTSOCK: i64 = 88;
+const EADDRINUSE: i64 = 98;
+const EADDRNOTAVAIL: i64 = 99;
+const ENETUNREACH: i64 = 101;
+const EHOSTUNREACH: i64 = 113;
+const EACCES: i64 = 13;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+
+/// Offset of the result in every `sys_exit_*` record: it follows the common fields and the number.
+const RESULT: usize = 16;
+
+#[tracepoint]
+fn sys_exit_accept(ctx: TracePointContext) -> i32 {
+    accepted(result(&ctx));
+    0
+}
+
+#[tracepoint]
+fn sys_exit_accept4(ctx: TracePointContext) -> i32 {
+    accepted(result(&ctx));
+    0
+}
+
+#[tracepoint]
+fn sys_exit_socket(ctx: TracePointContext) -> i32 {
+    let result = result(&ctx);
+    if result == -EMFILE || result == -ENFILE {
+        exhausted(None, -result, hook::SOCKET_EXIT);
+    }
+    0
+}
+
+#[tracepoint]
+fn sys_exit_connect(ctx: TracePointContext) -> i32 {
+    let result = result(&ctx);
+    if result == -ENETUNREACH || result == -EHOSTUNREACH || result == -EADDRNOTAVAIL {
+        unconnected(-result);
+    }
+    0
+}
+
+#[tracepoint]
+fn sys_exit_bind(ctx: TracePointContext) -> i32 {
+    let result = result(&ctx);
+    if result == -EADDRINUSE || result == -EADDRNOTAVAIL || result == -EACCES {
+        unbound(-result);
+    }
+    0
+}
+
+#[tracepoint]
+fn sys_exit_listen(ctx: TracePointContext) -> i32 {
+    let result = result(&ctx);
+    if result == -EADDRINUSE {
+        unbound(-result);
+    }
+    0
+}
+
+/// Every call of the host: opt-in.
+#[raw_tracepoint]
+fn sys_exit(ctx: RawTracePointContext) -> i32 {
+    let result = ctx.arg::<u64>(1) as i64;
+    if result == -EBADF || result == -ENOTSOCK {
+        invalid(-result);
+    }
+    0
+}
+
+#[inline(always)]
+fn result(ctx: &TracePointContext) -> i64 {
+    // SAFETY: the record of a syscall's exit is 24 bytes long.
+    unsafe { ctx.read_at(RESULT) }.unwrap_or_default()
+}
+
+/// `accept` returned. The descriptor is taken before the queue is looked at, so one that is
+/// refused for want of a descriptor leaves the connection where it is.
+/// <https://github.com/torvalds/linux/blob/v6.18/net/socket.c> (`__sys_accept4_file`)
+#[inline(always)]
+fn accepted(result: i64) {
+    if result >= 0 {
+        if let Some(socket) = task::socket(result as u32) {
+            owner::accepted(socket, result as i32);
+        }
+    } else if result == -EMFILE || result == -ENFILE {
+        exhausted(task::socket(Call::current().arg0() as u32), -result, hook::ACCEPT_EXIT);
+    }
+}
+
+#[inline(always)]
+fn exhausted(listener: Option<Socket>, error: i64, hook: u8) {
+    if is_wanted(kind::FD_EXHAUSTED) {
+        without_event(kind::FD_EXHAUSTED, hook, listener, error, None);
+    }
+}
+
+/// `connect` failed before any SYN; what failed later was a change of state.
+#[inline(always)]
+fn unconnected(error: i64) {
+    let call = Call::current();
+    let Some(socket) = task::socket(call.arg0() as u32) else { return };
+    if owner::of(socket).is_some() || !is_wanted(kind::CONNECT_FAILED) {
+        return;
+    }
+    let (address, port) = sockaddr(call.arg1());
+    let mut tuple = owner::NOWHERE;
+    socket.tuple(&mut tuple);
+    (tuple.peer, tuple.peer_port) = (address, port);
+    without_event(kind::CONNECT_FAILED, hook::CONNECT_EXIT, Some(socket), error, Some(tuple));
+}
+
+/// `bind` or `listen` failed.
+#[inline(always)]
+fn unbound(error: i64) {
+    let call = Call::current();
+    let Some(socket) = task::socket(call.arg0() as u32) else { return };
+    if !is_wanted(kind::SOCKET_ERROR) {
+        return;
+    }
+    let mut tuple = owner::NOWHERE;
+    socket.tuple(&mut tuple);
+    if tuple.local_port == 0 {
+        (tuple.local, tuple.local_port) = sockaddr(call.arg1());
+    }
+    without_event(kind::SOCKET_ERROR, hook::BIND_EXIT, Some(socket), error, Some(tuple));
+}
+
+#[inline(always)]
+fn invalid(error: i64) {
+    if is_wanted(kind::FD_INVALID) {
+        without_event(kind::FD_INVALID, hook::SYS_EXIT, None, error, None);
+    }
+}
+
+/// Reports the running task's failed call on `socket`, with the ends it named if the socket has
+/// none of its own.
+#[inline(always)]
+fn without_event(kind: u8, hook: u8, socket: Option<Socket>, error: i64, ends: Option<Tuple>) {
+    let mut caller: Task = owner::NOBODY;
+    task::describe(&mut caller);
+    let mut tuple = owner::NOWHERE;
+    let mut family = 0;
+    if let Some(socket) = socket {
+        family = socket.family();
+        socket.tuple(&mut tuple);
+    }
+    if let Some(ends) = ends {
+        tuple = ends;
+    }
+    let verdict = match socket {
+        Some(_) => filter::socket(&tuple, family, &caller),
+        None if filter::task(&caller) => Verdict::Take,
+        None => Verdict::Drop,
+    };
+    if verdict == Verdict::Drop {
+        return;
+    }
+    let id = next_id(hook);
+    emit(id, kind, hook, |event| {
+        if let Some(socket) = socket {
+            socket.record(event, None);
+        }
+        task::record(event, socket.unwrap_or(Socket(0)));
+        event.tuple = tuple;
+        event.owner = event.task;
+        event.confidence = confidence::EXACT;
+        event.errno = error as i32;
+        let call = Call::current();
+        if event.fd < 0 {
+            event.fd = call.arg0() as i32;
+        }
+        event.len = call.arg2();
+        event.backlog = call.arg1() as u32;
+        event.flags |= if verdict == Verdict::TakeForPeer { flag::PEER_MATCHED } else { 0 };
+    });
+}
+
+/// Address and port of a `struct sockaddr` in the program's memory.
+#[inline(always)]
+fn sockaddr(address: u64) -> ([u8; 16], u16) {
+    match user::<u16>(address, 0) {
+        AF_INET => (mapped(user(address, 4)), u16::from_be(user(address, 2))),
+        AF_INET6 => (user(address, 8), u16::from_be(user(address, 2))),
+        _ => ([0; 16], 0),
+    }
+}
+
+#[inline(always)]
+fn user<T: Copy + Default>(address: u64, offset: u64) -> T {
+    // SAFETY: the helper checks the address and fails on one that cannot be read.
+    unsafe { bpf_probe_read_user((address + offset) as *const T) }.unwrap_or_default()
+}

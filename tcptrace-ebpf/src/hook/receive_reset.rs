@@ -1,0 +1,48 @@
+//! `tcp_receive_reset`: a RST came in for a socket, and was accepted.
+//!
+//! Fires before the state changes, in the network's interrupt or while the owner's own call works
+//! off what queued up meanwhile: the running task is not asked.
+//! <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_input.c> (`tcp_reset`)
+
+use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
+use tcptrace_common::event::{flag, hook, kind, stat};
+
+use crate::{
+    emit::{emit, is_wanted, next_id},
+    filter::{self, Verdict},
+    maps::{STATS, count},
+    owner,
+    sock::Socket,
+};
+
+#[raw_tracepoint]
+fn tcp_receive_reset(ctx: RawTracePointContext) -> i32 {
+    received(Socket(ctx.arg(0)));
+    0
+}
+
+#[inline(always)]
+fn received(socket: Socket) {
+    count(&STATS, stat::RESETS_RECEIVED);
+    if !is_wanted(kind::RESET_RECEIVED) {
+        return;
+    }
+    let mut known = owner::of(socket);
+    let owner = known.as_ref().map_or(owner::NOBODY, |known| known.owner);
+    let mut tuple = owner::NOWHERE;
+    socket.tuple(&mut tuple);
+    let verdict = filter::socket(&tuple, socket.family(), &owner);
+    if verdict == Verdict::Drop {
+        return;
+    }
+    let id = next_id(hook::RECEIVE_RESET);
+    emit(id, kind::RESET_RECEIVED, hook::RECEIVE_RESET, |event| {
+        socket.record(event, known.as_deref());
+        if verdict == Verdict::TakeForPeer {
+            event.flags |= flag::PEER_MATCHED;
+        }
+    });
+    if let Some(known) = &mut known {
+        known.cause = id;
+    }
+}

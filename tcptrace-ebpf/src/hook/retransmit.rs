@@ -1,0 +1,44 @@
+//! `tcp_retransmit_skb`: a segment was sent again. Opt-in.
+//!
+//! Since 6.17 it has a result and fires for failed attempts too, which no peer can see.
+//! <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_output.c> (`tcp_retransmit_skb`)
+
+use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
+use tcptrace_common::event::{flag, hook, kind};
+
+use crate::{
+    emit::{emit, next_id},
+    filter::{self, Verdict},
+    kernel::layout,
+    owner,
+    sock::Socket,
+};
+
+#[raw_tracepoint]
+fn tcp_retransmit_skb(ctx: RawTracePointContext) -> i32 {
+    if layout!(retransmit_err) == 2 && ctx.arg::<u64>(2) as i32 != 0 {
+        return 0;
+    }
+    sent_again(Socket(ctx.arg(0)));
+    0
+}
+
+#[inline(always)]
+fn sent_again(socket: Socket) {
+    let known = owner::of(socket);
+    let owner = known.as_ref().map_or(owner::NOBODY, |known| known.owner);
+    let mut tuple = owner::NOWHERE;
+    socket.tuple(&mut tuple);
+    let verdict = filter::socket(&tuple, socket.family(), &owner);
+    if verdict == Verdict::Drop {
+        return;
+    }
+    let id = next_id(hook::RETRANSMIT);
+    emit(id, kind::RETRANSMIT, hook::RETRANSMIT, |event| {
+        socket.record(event, known.as_deref());
+        event.errno = 0;
+        if verdict == Verdict::TakeForPeer {
+            event.flags |= flag::PEER_MATCHED;
+        }
+    });
+}

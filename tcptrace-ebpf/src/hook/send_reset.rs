@@ -1,0 +1,135 @@
+//! `tcp_send_reset`: this host sent a RST.
+//!
+//! Since 6.10 it fires for every RST, with a socket that may be NULL, TIME_WAIT or LISTEN; before,
+//! only for full sockets. An active reset (no segment to answer) fires after the transmission, so
+//! on loopback the other end's `tcp_receive_reset` comes first.
+//! <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_output.c> (`tcp_send_active_reset`)
+
+use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
+use tcptrace_common::event::{NO_REASON, Sock, flag, hook, kind, stat};
+
+use crate::{
+    emit::{emit, is_wanted, next_id},
+    filter::{self, Verdict},
+    kernel::layout,
+    maps::{CLOSING, STATS, count},
+    owner,
+    segment::Segment,
+    sock::{CLOSE, LISTEN, Socket, TIME_WAIT},
+    task::{self, PF_KTHREAD},
+};
+
+#[raw_tracepoint]
+fn tcp_send_reset(ctx: RawTracePointContext) -> i32 {
+    // The position is 2 or the argument is not there; another one would be another kernel.
+    let reason =
+        if layout!(send_reset_reason) == 2 { ctx.arg::<u64>(2) as u32 } else { NO_REASON };
+    sent(Socket(ctx.arg(0)), ctx.arg(1), reason);
+    0
+}
+
+#[inline(always)]
+fn sent(socket: Socket, skb: u64, reason: u32) {
+    count(&STATS, stat::RESETS_SENT);
+    if !is_wanted(kind::RESET_SENT) {
+        return;
+    }
+    let state = if socket.0 == 0 { 0 } else { socket.state() };
+    if socket.is_full() && state != LISTEN {
+        connected(socket, skb, reason, state);
+    } else {
+        unconnected(socket, state, skb, reason);
+    }
+}
+
+/// From a connection, or what was one until a moment ago.
+#[inline(always)]
+fn connected(socket: Socket, skb: u64, reason: u32, state: u8) {
+    let by_task = socket.is_locked() && task::flags() & PF_KTHREAD == 0;
+    // A closing program leaves the state CLOSE before the RST goes out; `ss -K` resets first.
+    // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp.c (__tcp_close, tcp_abort)
+    let aborted = by_task && skb == 0 && state != CLOSE;
+    if by_task && !aborted && skb == 0 {
+        owner::learn(socket, task::Call::current().descriptor_of(socket));
+    }
+    let unaccepted = skb == 0 && !socket.has_socket() && is_closing_listener(socket);
+    let id = next_id(hook::SEND_RESET);
+    let mut known = owner::last_of(socket);
+    let owner = known.as_ref().map_or(owner::NOBODY, |known| known.owner);
+    let mut tuple = owner::NOWHERE;
+    socket.tuple(&mut tuple);
+    let verdict = filter::socket(&tuple, socket.family(), &owner);
+    if verdict == Verdict::Drop {
+        return;
+    }
+    emit(id, kind::RESET_SENT, hook::SEND_RESET, |event| {
+        socket.record(event, known.as_deref());
+        if by_task || unaccepted {
+            task::record(event, socket);
+        }
+        if state == CLOSE {
+            // Remembered: `record` took the state before from the same place.
+            event.state = event.other_state;
+            event.other_state = CLOSE;
+        }
+        event.reason = reason;
+        let segment = Segment::of(skb);
+        event.flags |= if aborted { flag::ABORTED } else { 0 }
+            | if unaccepted { flag::UNACCEPTED } else { 0 }
+            | if skb != 0 { flag::ANSWERS } else { 0 }
+            | if segment.is_some_and(Segment::is_syn) { flag::SYN } else { 0 }
+            | if verdict == Verdict::TakeForPeer { flag::PEER_MATCHED } else { 0 };
+    });
+    if let Some(known) = &mut known {
+        known.cause = id;
+    }
+}
+
+/// From no socket, a TIME_WAIT one or a listener: the ends are the segment's.
+#[inline(always)]
+fn unconnected(socket: Socket, state: u8, skb: u64, reason: u32) {
+    let segment = Segment::of(skb);
+    let mut tuple = owner::NOWHERE;
+    let mut family = 0;
+    if let Some(segment) = segment {
+        segment.tuple(&mut tuple);
+        family = segment.family();
+    } else if socket.0 != 0 {
+        socket.tuple(&mut tuple);
+        family = socket.family();
+    }
+    if socket.0 != 0 {
+        tuple.netns = socket.netns();
+    }
+    let known: Option<&Sock> =
+        if state == LISTEN { owner::of(socket).map(|known| &*known) } else { None };
+    let owner = known.map_or(owner::NOBODY, |known| known.owner);
+    let verdict = filter::socket(&tuple, family, &owner);
+    if verdict == Verdict::Drop {
+        return;
+    }
+    let id = next_id(hook::SEND_RESET);
+    emit(id, kind::RESET_SENT, hook::SEND_RESET, |event| {
+        if state == LISTEN {
+            socket.record(event, known);
+            event.cause = 0;
+        }
+        event.state = state;
+        event.other_state = 0;
+        event.tuple = tuple;
+        event.family = family;
+        event.reason = reason;
+        event.flags |= flag::ANSWERS
+            | if socket.0 == 0 || state == TIME_WAIT { flag::FROM_SEGMENT } else { 0 }
+            | if segment.is_some_and(Segment::is_syn) { flag::SYN } else { 0 }
+            | if verdict == Verdict::TakeForPeer { flag::PEER_MATCHED } else { 0 };
+    });
+}
+
+/// The running task is closing the listener this child is queued at.
+#[inline(always)]
+fn is_closing_listener(child: Socket) -> bool {
+    let closing = CLOSING.get_ptr(task::pid_tgid());
+    // SAFETY: the element stays readable; one reused meanwhile names another port.
+    closing.is_some_and(|port| unsafe { *port } == child.local_port())
+}

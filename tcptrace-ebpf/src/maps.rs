@@ -1,0 +1,113 @@
+//! The maps: what the kernel half remembers, and what it shares with the agent.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+};
+use tcptrace_common::{
+    event::{CloseWait, FlowKey, ListenerKey, Sock, gate, hook, stat},
+    filter::{NetworkKey, PortKey},
+};
+
+/// Records on their way to the agent; the agent sets the size.
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 24, 0);
+
+/// Records that found no room in [`EVENTS`], by hook.
+#[map]
+pub(crate) static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(hook::COUNT as u32, 0);
+
+/// Count part of the event ids, by hook.
+#[map]
+pub(crate) static SEQUENCE: PerCpuArray<u64> = PerCpuArray::with_max_entries(hook::COUNT as u32, 0);
+
+/// The counters of [`stat`].
+#[map]
+pub(crate) static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(stat::COUNT, 0);
+
+/// Live sockets by address. Not an LRU: past its capacity a socket's owner is unknown, never
+/// somebody else's.
+#[map]
+pub(crate) static SOCKS: HashMap<u64, Sock> = HashMap::with_max_entries(1 << 17, 0);
+
+/// Sockets destroyed last, a ring per CPU: their entries stay in [`SOCKS`] until the ring comes
+/// round, because a RST can go out after the end.
+#[map]
+pub(crate) static DESTROYED: PerCpuArray<u64> = PerCpuArray::with_max_entries(RING_OF_DEAD + 1, 0);
+
+/// Entries a CPU keeps of destroyed sockets; [`DESTROYED`] has one more, the position.
+pub(crate) const RING_OF_DEAD: u32 = 64;
+
+/// Listening sockets by address, port and namespace.
+#[map]
+pub(crate) static LISTENERS: HashMap<ListenerKey, u64> = HashMap::with_max_entries(1 << 14, 0);
+
+/// Tasks that are closing a listener, and its port: the queued children are reset meanwhile.
+#[map]
+pub(crate) static CLOSING: LruHashMap<u64, u16> = LruHashMap::with_max_entries(1024, 0);
+
+/// The gates of [`gate`]: work nobody needs while they are closed. This half opens them, the agent
+/// closes them.
+#[map]
+pub(crate) static GATES: Array<u32> = Array::with_max_entries(gate::COUNT, 0);
+
+/// Sockets in CLOSE_WAIT now.
+#[map]
+pub(crate) static CLOSE_WAITS: HashMap<u64, CloseWait> = HashMap::with_max_entries(1 << 16, 0);
+
+/// Connections of processes the filter matches; 0, or when the socket was destroyed.
+#[map]
+pub(crate) static FLOWS: HashMap<FlowKey, u64> = HashMap::with_max_entries(1 << 16, 0);
+
+/// Processes to trace.
+#[map]
+pub(crate) static PIDS: HashMap<u32, u8> = HashMap::with_max_entries(1 << 14, 0);
+
+/// Command names to trace.
+#[map]
+pub(crate) static COMMS: HashMap<[u8; 16], u8> = HashMap::with_max_entries(256, 0);
+
+/// Users to trace.
+#[map]
+pub(crate) static UIDS: HashMap<u32, u8> = HashMap::with_max_entries(256, 0);
+
+/// Ids of the cgroups to trace.
+#[map]
+pub(crate) static CGROUPS: HashMap<u64, u8> = HashMap::with_max_entries(1 << 14, 0);
+
+/// Network namespaces to trace.
+#[map]
+pub(crate) static NETNS: HashMap<u32, u8> = HashMap::with_max_entries(256, 0);
+
+/// Ports to trace.
+#[map]
+pub(crate) static PORTS: HashMap<PortKey, u8> = HashMap::with_max_entries(4096, 0);
+
+/// Networks to trace. `BPF_F_NO_PREALLOC` is the only kind of trie there is.
+#[map]
+pub(crate) static NETWORKS: LpmTrie<NetworkKey, u8> = LpmTrie::with_max_entries(1024, 1);
+
+/// A gate is open.
+#[inline(always)]
+pub(crate) fn is_open(gate: u32) -> bool {
+    GATES.get(gate).is_some_and(|&open| open != 0)
+}
+
+/// Opens a gate.
+#[inline(always)]
+pub(crate) fn open_gate(gate: u32) {
+    if let Some(open) = GATES.get_ptr_mut(gate) {
+        // SAFETY: an aligned element; every writer of this half writes the same.
+        unsafe { open.write_volatile(1) };
+    }
+}
+
+/// Adds one to a per-CPU counter.
+#[inline(always)]
+pub(crate) fn count(counters: &PerCpuArray<u64>, index: u32) {
+    if let Some(counter) = counters.get_ptr_mut(index) {
+        // SAFETY: the pointer is this CPU's own element. A hook that interrupts another adds to
+        // another element, or, for a counter both share, may rarely lose one.
+        unsafe { *counter += 1 };
+    }
+}

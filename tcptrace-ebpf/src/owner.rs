@@ -1,0 +1,200 @@
+//! Whose socket it is: learned where a task acts, remembered by the socket's address.
+//!
+//! Every life of a `struct sock` begins at one of three changes of state and ends at
+//! `tcp_destroy_sock`. The first overwrites the entry and the last marks it, so an address used
+//! again never inherits an owner.
+//!
+//! A function that needs room is not inlined: the 512 bytes of stack are for one chain of calls.
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    helpers::bpf_ktime_get_ns,
+};
+use tcptrace_common::event::{FlowKey, Sock, Task, Tuple, confidence, gate, stat};
+
+use crate::{
+    filter,
+    maps::{DESTROYED, FLOWS, RING_OF_DEAD, SOCKS, STATS, count, open_gate},
+    sock::Socket,
+    task::{self, PF_KTHREAD},
+};
+
+/// What is remembered of a socket, and still holds.
+#[inline(always)]
+pub(crate) fn of(socket: Socket) -> Option<&'static mut Sock> {
+    last_of(socket).filter(|known| known.destroyed == 0)
+}
+
+/// What is remembered of a socket that may have just been destroyed.
+#[inline(always)]
+pub(crate) fn last_of(socket: Socket) -> Option<&'static mut Sock> {
+    // SAFETY: the map's elements are preallocated, so the pointer stays readable; concurrent
+    // writers of one socket's entry are excluded by the socket's own lock.
+    SOCKS.get_ptr_mut(socket.0).map(|known| unsafe { &mut *known })
+}
+
+/// A socket's life begins in `state`, owned by `owner`.
+#[inline(never)]
+pub(crate) fn birth(socket: Socket, state: u8, owner: &Task, confidence: u8, fd: i32) {
+    // SAFETY: the helper takes nothing.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let known = Sock {
+        owner: *owner,
+        born: now,
+        state_since: now,
+        destroyed: 0,
+        cause: 0,
+        creator: 0,
+        fd,
+        previous: 0,
+        state,
+        confidence,
+        full: 0,
+        eof_read: 0,
+        pad: [0; 3],
+        drops: 0,
+        pad2: 0,
+    };
+    if SOCKS.insert(socket.0, known, u64::from(BPF_ANY)).is_err() {
+        count(&STATS, stat::SOCKETS_FULL);
+    }
+}
+
+/// Remembers a socket older than the tracer, unless a hook already knows it.
+#[inline(never)]
+pub(crate) fn seed(socket: Socket, owner: &Task, fd: i32) {
+    let known = Sock {
+        owner: *owner,
+        born: 1,
+        state_since: 0,
+        destroyed: 0,
+        cause: 0,
+        creator: 0,
+        fd,
+        previous: 0,
+        state: socket.state(),
+        confidence: confidence::SEEDED,
+        full: 0,
+        eof_read: 0,
+        pad: [0; 3],
+        drops: socket.drops(),
+        pad2: 0,
+    };
+    // An entry that is there means a hook, or another holder, was first. -E2BIG: no room.
+    if let Err(-7) = SOCKS.insert(socket.0, known, u64::from(BPF_NOEXIST)) {
+        count(&STATS, stat::SOCKETS_FULL);
+    }
+}
+
+/// The running task got the socket from `accept`: from now on it is the owner.
+#[inline(always)]
+pub(crate) fn accepted(socket: Socket, fd: i32) {
+    take(socket, fd);
+}
+
+/// The running task uses the socket: from now on it is the owner.
+#[inline(always)]
+pub(crate) fn learn(socket: Socket, fd: i32) {
+    if of(socket).is_some_and(|known| known.confidence == confidence::INHERITED) {
+        // Somebody accepts without the call, by io_uring: look for first uses from now on.
+        open_gate(gate::FIRST_USES);
+    }
+    take(socket, fd);
+}
+
+#[inline(never)]
+fn take(socket: Socket, fd: i32) {
+    let mut user = NOBODY;
+    task::describe(&mut user);
+    if user.flags & PF_KTHREAD != 0 {
+        // A kernel thread finishes what a process began, e.g. the last `fput`.
+        return;
+    }
+    let Some(known) = of(socket) else {
+        birth(socket, socket.state(), &user, confidence::EXACT, fd);
+        publish(socket, &user);
+        return;
+    };
+    let owner = known.owner.tgid;
+    if owner != user.tgid {
+        if known.creator == 0 && known.confidence >= confidence::SEEDED {
+            known.creator = owner;
+        }
+        // The descriptor was the other process's.
+        known.fd = fd;
+    } else if fd >= 0 {
+        known.fd = fd;
+    }
+    known.owner = user;
+    known.confidence = confidence::EXACT;
+    publish(socket, &user);
+}
+
+/// The other end of a traced process's connection is traced too: makes this end known to it.
+#[inline(always)]
+pub(crate) fn publish(socket: Socket, owner: &Task) {
+    if filter::has_owner_filter() && filter::owner_matches(owner) {
+        publish_flow(socket);
+    }
+}
+
+#[inline(never)]
+fn publish_flow(socket: Socket) {
+    let key = flow_key(socket);
+    if key.peer_port == 0 || key.local_port == 0 {
+        return;
+    }
+    if FLOWS.insert(key, 0, u64::from(BPF_ANY)).is_err() {
+        count(&STATS, stat::FLOWS_FULL);
+    }
+}
+
+/// The socket is destroyed. The entry stays until this CPU has destroyed [`RING_OF_DEAD`] more:
+/// the RST for data that came after the close goes out after the end.
+/// <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_input.c> (`tcp_rcv_state_process`)
+#[inline(never)]
+pub(crate) fn death(socket: Socket) {
+    // SAFETY: the helper takes nothing.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if let Some(known) = of(socket) {
+        known.destroyed = now;
+    }
+    if filter::has_owner_filter()
+        && let Some(flow) = FLOWS.get_ptr_mut(flow_key(socket))
+    {
+        // SAFETY: the element stays readable, see `last_of`.
+        unsafe { *flow = now };
+    }
+    let Some(position) = DESTROYED.get_ptr_mut(RING_OF_DEAD) else { return };
+    // SAFETY: this CPU's own element.
+    let slot = unsafe {
+        *position = (*position + 1) % u64::from(RING_OF_DEAD);
+        *position
+    };
+    let Some(grave) = DESTROYED.get_ptr_mut(slot as u32) else { return };
+    // SAFETY: this CPU's own element.
+    let oldest = unsafe { core::mem::replace(&mut *grave, socket.0) };
+    if oldest != 0 && last_of(Socket(oldest)).is_some_and(|known| known.destroyed != 0) {
+        // Failing means that somebody else removed it.
+        let _ = SOCKS.remove(oldest);
+    }
+}
+
+/// Nobody.
+pub(crate) const NOBODY: Task = Task { cgroup: 0, tgid: 0, tid: 0, uid: 0, flags: 0, comm: [0; 16] };
+
+#[inline(always)]
+fn flow_key(socket: Socket) -> FlowKey {
+    let mut tuple = NOWHERE;
+    socket.tuple(&mut tuple);
+    FlowKey {
+        local: tuple.local,
+        peer: tuple.peer,
+        local_port: tuple.local_port,
+        peer_port: tuple.peer_port,
+    }
+}
+
+/// No connection.
+pub(crate) const NOWHERE: Tuple =
+    Tuple { local: [0; 16], peer: [0; 16], local_port: 0, peer_port: 0, netns: 0 };

@@ -1,0 +1,299 @@
+//! Reading a socket: the one place that knows what a `struct sock` may be asked, and when.
+
+use aya_ebpf::helpers::bpf_jiffies64;
+use tcptrace_common::event::{Event, Sock, Tuple, flag};
+
+use crate::kernel::{field, layout};
+
+/// <https://github.com/torvalds/linux/blob/v6.18/include/net/tcp_states.h>
+pub(crate) const ESTABLISHED: u8 = 1;
+pub(crate) const SYN_SENT: u8 = 2;
+pub(crate) const SYN_RECV: u8 = 3;
+pub(crate) const TIME_WAIT: u8 = 6;
+pub(crate) const CLOSE: u8 = 7;
+pub(crate) const CLOSE_WAIT: u8 = 8;
+pub(crate) const LISTEN: u8 = 10;
+const NEW_SYN_RECV: u8 = 12;
+
+const IPPROTO_TCP: u16 = 6;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+/// `sk_shutdown`: the peer's FIN was received, or the program asked for it.
+const RCV_SHUTDOWN: u8 = 1;
+/// Bits of `skc_flags`.
+/// <https://github.com/torvalds/linux/blob/v6.18/include/net/sock.h>
+const SOCK_DEAD: u64 = 1;
+const SOCK_DONE: u64 = 1 << 1;
+const SOCK_LINGER: u64 = 1 << 4;
+const O_NONBLOCK: u32 = 0o4000;
+const S_IFMT: u16 = 0o170_000;
+const S_IFSOCK: u16 = 0o140_000;
+
+/// A `struct sock`, which in hooks that say so may be NULL, a TIME_WAIT or a request socket.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) struct Socket(pub(crate) u64);
+
+impl Socket {
+    /// The TCP socket behind a `struct file`. The file is one when its inode is a socket's and the
+    /// `struct socket` it names points back at it.
+    #[inline(always)]
+    pub(crate) fn of_file(file: u64) -> Option<Self> {
+        let mode = field!(field!(file, file_inode: u64), inode_mode: u16);
+        if file == 0 || mode & S_IFMT != S_IFSOCK {
+            return None;
+        }
+        let socket = field!(file, file_private_data: u64);
+        if socket == 0 || field!(socket, socket_file: u64) != file {
+            return None;
+        }
+        let sk = Self(field!(socket, socket_sk: u64));
+        (sk.0 != 0 && sk.is_inet() && sk.is_tcp()).then_some(sk)
+    }
+
+    /// Its state now. Valid for every kind of socket.
+    #[inline(always)]
+    pub(crate) fn state(self) -> u8 {
+        field!(self.0, skc_state: u8)
+    }
+
+    /// A full socket, neither TIME_WAIT nor request: everything beyond `sock_common` may be read.
+    #[inline(always)]
+    pub(crate) fn is_full(self) -> bool {
+        let state = self.state();
+        self.0 != 0 && state != TIME_WAIT && state != NEW_SYN_RECV
+    }
+
+    /// Its protocol is TCP.
+    #[inline(always)]
+    pub(crate) fn is_tcp(self) -> bool {
+        field!(self.0, sk_protocol: u16) == IPPROTO_TCP
+    }
+
+    /// 2 or 10.
+    #[inline(always)]
+    pub(crate) fn family(self) -> u8 {
+        field!(self.0, skc_family: u16) as u8
+    }
+
+    #[inline(always)]
+    fn is_inet(self) -> bool {
+        let family = field!(self.0, skc_family: u16);
+        family == AF_INET || family == AF_INET6
+    }
+
+    /// A task holds the socket's lock, so a hook that runs for the socket now runs for that task:
+    /// the network's interrupt never touches a locked socket, it queues for the task instead.
+    /// <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_ipv4.c> (`tcp_v4_rcv`)
+    #[inline(always)]
+    pub(crate) fn is_locked(self) -> bool {
+        field!(self.0, sk_lock_owned: u32) != 0
+    }
+
+    /// Its `struct file`; 0 before `accept` and after the last `close`.
+    #[inline(always)]
+    pub(crate) fn file(self) -> u64 {
+        let socket = field!(self.0, sk_socket: u64);
+        if socket == 0 { 0 } else { field!(socket, socket_file: u64) }
+    }
+
+    /// A process holds it, or did until this call.
+    #[inline(always)]
+    pub(crate) fn has_socket(self) -> bool {
+        field!(self.0, sk_socket: u64) != 0
+    }
+
+    /// It was never connected: a listener, or a socket nobody used.
+    #[inline(always)]
+    pub(crate) fn has_no_peer(self) -> bool {
+        field!(self.0, skc_dport: u16) == 0
+    }
+
+    /// The error it holds for its program.
+    #[inline(always)]
+    pub(crate) fn error(self) -> i32 {
+        field!(self.0, sk_err: i32)
+    }
+
+    /// Network namespace.
+    #[inline(always)]
+    pub(crate) fn netns(self) -> u32 {
+        netns(field!(self.0, skc_net: u64))
+    }
+
+    /// Its port, host byte order. `skc_num` is zero already when a socket that was not bound by
+    /// its program closes; `inet_sport` stays.
+    #[inline(always)]
+    pub(crate) fn local_port(self) -> u16 {
+        u16::from_be(field!(self.0, inet_sport: u16))
+    }
+
+    /// Its ends. Valid for every kind of socket.
+    #[inline(never)]
+    pub(crate) fn tuple(self, tuple: &mut Tuple) {
+        let state = self.state();
+        tuple.netns = self.netns();
+        if field!(self.0, skc_family: u16) == AF_INET6 {
+            tuple.local = field!(self.0, skc_v6_rcv_saddr: [u8; 16]);
+            tuple.peer = field!(self.0, skc_v6_daddr: [u8; 16]);
+        } else {
+            tuple.local = mapped(field!(self.0, skc_rcv_saddr: u32));
+            tuple.peer = mapped(field!(self.0, skc_daddr: u32));
+        }
+        tuple.peer_port = u16::from_be(field!(self.0, skc_dport: u16));
+        tuple.local_port = if state == TIME_WAIT || state == NEW_SYN_RECV {
+            field!(self.0, skc_num: u16)
+        } else {
+            self.local_port()
+        };
+    }
+
+    /// Connections waiting for `accept`, and the limit.
+    #[inline(always)]
+    pub(crate) fn accept_queue(self) -> (u32, u32) {
+        (field!(self.0, sk_ack_backlog: u32), field!(self.0, sk_max_ack_backlog: u32))
+    }
+
+    /// Segments a listener dropped.
+    #[inline(always)]
+    pub(crate) fn drops(self) -> u32 {
+        field!(self.0, sk_drops: u32)
+    }
+
+    /// Jiffies since the last segment from the peer.
+    #[inline(always)]
+    pub(crate) fn silence(self) -> u32 {
+        jiffies().wrapping_sub(field!(self.0, rcv_tstamp: u32))
+    }
+
+    /// Bytes received and never read. The receive queue is empty already when a closed socket is
+    /// looked at, the sequence numbers still tell; a FIN received counts one.
+    #[inline(always)]
+    fn unread(self, fin_received: bool) -> u32 {
+        let bytes = field!(self.0, rcv_nxt: u32).wrapping_sub(field!(self.0, copied_seq: u32));
+        let bytes = if fin_received { bytes.wrapping_sub(1) } else { bytes };
+        // A connection that never exchanged data can read as minus one.
+        if bytes > 1 << 30 { 0 } else { bytes }
+    }
+
+    /// Records the socket as it is now; what is remembered of it says how it came there.
+    #[inline(never)]
+    pub(crate) fn record(self, event: &mut Event, known: Option<&Sock>) {
+        let state = self.state();
+        event.sk = self.0;
+        event.family = self.family();
+        event.state = state;
+        self.tuple(&mut event.tuple);
+        if let Some(known) = known {
+            event.owner = known.owner;
+            event.creator = known.creator;
+            event.confidence = known.confidence;
+            event.born = known.born;
+            event.cause = known.cause;
+            event.fd = known.fd;
+            event.state_since = known.state_since;
+            event.other_state = known.previous;
+            if known.eof_read != 0 {
+                event.flags |= flag::EOF_READ;
+            }
+        }
+        if state == TIME_WAIT || state == NEW_SYN_RECV {
+            return;
+        }
+        let shutdown = field!(self.0, sk_shutdown: u8);
+        let flags = field!(self.0, skc_flags: u64);
+        event.shutdown = shutdown;
+        event.errno = self.error();
+        if flags & SOCK_DEAD != 0 {
+            event.flags |= flag::ORPHAN;
+        }
+        if flags & SOCK_LINGER != 0 && field!(self.0, sk_lingertime: u64) == 0 {
+            event.flags |= flag::LINGER_ZERO;
+        }
+        if state == LISTEN {
+            (event.queue_len, event.queue_max) = self.accept_queue();
+            event.drops = self.drops();
+            event.syn_queue_len = field!(self.0, syn_queue_len: u32);
+        } else {
+            self.record_stream(event, shutdown, flags);
+        }
+        self.record_file(event);
+    }
+
+    #[inline(always)]
+    fn record_stream(self, event: &mut Event, shutdown: u8, flags: u64) {
+        // SOCK_DONE is set when a FIN is received and nowhere else; RCV_SHUTDOWN also by a program.
+        // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_input.c (tcp_fin)
+        let fin_received = shutdown & RCV_SHUTDOWN != 0 && flags & SOCK_DONE != 0;
+        if fin_received {
+            event.flags |= flag::FIN_RECEIVED;
+        }
+        event.unread = self.unread(fin_received);
+        let unacked = field!(self.0, write_seq: u32).wrapping_sub(field!(self.0, snd_una: u32));
+        event.unacked = if unacked > 1 << 30 { 0 } else { unacked };
+        event.srtt = field!(self.0, srtt_us: u32);
+        event.retransmits = field!(self.0, total_retrans: u32);
+        event.send_window = field!(self.0, snd_wnd: u32);
+        event.user_timeout = field!(self.0, icsk_user_timeout: u32);
+        event.backoff = field!(self.0, icsk_retransmits: u8);
+        event.probes = field!(self.0, icsk_probes_out: u8);
+        let now = jiffies();
+        event.received_ago = ago(now, field!(self.0, lrcvtime: u32));
+        event.sent_ago = ago(now, field!(self.0, lsndtime: u32));
+    }
+
+    #[inline(always)]
+    fn record_file(self, event: &mut Event) {
+        let file = self.file();
+        if file == 0 {
+            return;
+        }
+        event.inode = field!(field!(file, file_inode: u64), inode_ino: u64);
+        if field!(file, file_refs: u64) > u64::from(layout!(file_refs_one)) {
+            event.flags |= flag::FILE_SHARED;
+        }
+        if field!(file, file_flags: u32) & O_NONBLOCK != 0 {
+            event.flags |= flag::NONBLOCK;
+        }
+    }
+
+    /// `O_NONBLOCK` is set on its file.
+    #[inline(always)]
+    pub(crate) fn is_nonblocking(self) -> bool {
+        let file = self.file();
+        file != 0 && field!(file, file_flags: u32) & O_NONBLOCK != 0
+    }
+}
+
+/// Number of a `struct net`; 0: none.
+#[inline(always)]
+pub(crate) fn netns(net: u64) -> u32 {
+    if net == 0 { 0 } else { field!(net, net_inum: u32) }
+}
+
+/// An IPv4 address as the wire has it.
+#[inline(always)]
+pub(crate) fn mapped(address: u32) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    if address != 0 {
+        bytes[10] = 0xff;
+        bytes[11] = 0xff;
+        let [a, b, c, d] = address.to_ne_bytes();
+        bytes[12] = a;
+        bytes[13] = b;
+        bytes[14] = c;
+        bytes[15] = d;
+    }
+    bytes
+}
+
+#[inline(always)]
+fn ago(now: u32, then: u32) -> u32 {
+    // Zero: never.
+    if then == 0 { u32::MAX } else { now.wrapping_sub(then) }
+}
+
+#[inline(always)]
+fn jiffies() -> u32 {
+    // SAFETY: the helper takes nothing.
+    unsafe { bpf_jiffies64() as u32 }
+}

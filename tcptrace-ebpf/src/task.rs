@@ -1,0 +1,179 @@
+//! The running task: who it is, which call it is in, what a descriptor of its names.
+
+use aya_ebpf::helpers::{
+    bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_task,
+    bpf_get_current_task_btf, bpf_get_current_uid_gid, bpf_task_pt_regs,
+};
+use tcptrace_common::{
+    event::{Event, Task, flag},
+    layout::ABSENT,
+};
+
+use crate::{
+    kernel::{field, layout, read},
+    sock::Socket,
+};
+
+/// <https://github.com/torvalds/linux/blob/v6.18/include/linux/sched.h>
+pub(crate) const PF_EXITING: u32 = 0x4;
+pub(crate) const PF_KTHREAD: u32 = 0x0020_0000;
+const PF_IO_WORKER: u32 = 0x10;
+/// A 32-bit call, whose numbers differ.
+/// <https://github.com/torvalds/linux/blob/v6.18/arch/x86/include/asm/thread_info.h>
+const TS_COMPAT: u32 = 2;
+
+/// Thread group and thread id of the running task, as the kernel's helpers key them.
+#[inline(always)]
+pub(crate) fn pid_tgid() -> u64 {
+    bpf_get_current_pid_tgid()
+}
+
+/// `PF_*` flags of the running task.
+#[inline(always)]
+pub(crate) fn flags() -> u32 {
+    field!(current(), task_flags: u32)
+}
+
+/// Describes the running task.
+#[inline(never)]
+pub(crate) fn describe(task: &mut Task) {
+    let current = current();
+    let id = bpf_get_current_pid_tgid();
+    task.tgid = (id >> 32) as u32;
+    task.tid = id as u32;
+    task.uid = bpf_get_current_uid_gid() as u32;
+    // SAFETY: the helper takes nothing.
+    task.cgroup = unsafe { bpf_get_current_cgroup_id() };
+    task.flags = field!(current, task_flags: u32);
+    task.comm = field!(field!(current, task_group_leader: u64), task_comm: [u8; 16]);
+}
+
+/// Describes a task that is not running, from its `struct task_struct`.
+#[inline(never)]
+pub(crate) fn describe_other(other: u64, task: &mut Task) {
+    task.tgid = field!(other, task_tgid: u32);
+    task.tid = task.tgid;
+    task.uid = field!(field!(other, task_cred: u64), cred_uid: u32);
+    let cgroup = field!(field!(other, task_cgroups: u64), css_set_cgroup: u64);
+    task.cgroup = field!(field!(cgroup, cgroup_kn: u64), kernfs_id: u64);
+    task.flags = field!(other, task_flags: u32);
+    task.comm = field!(field!(other, task_group_leader: u64), task_comm: [u8; 16]);
+}
+
+/// Records who is running and in which call, for a hook that runs for that task and `socket`,
+/// which may be NULL.
+#[inline(never)]
+pub(crate) fn record(event: &mut Event, socket: Socket) {
+    describe(&mut event.task);
+    event.flags |= flag::TASK_CONTEXT;
+    if event.task.flags & PF_EXITING != 0 {
+        event.flags |= flag::EXITING;
+        let current = current();
+        let signal = field!(current, task_signal: u64);
+        let group = field!(signal, signal_group_exit_code: i32);
+        event.exit_code = if group != 0 { group } else { field!(current, task_exit_code: i32) };
+        return;
+    }
+    let call = Call::current();
+    event.syscall = call.number();
+    if socket.0 != 0 {
+        let fd = call.descriptor_of(socket);
+        if fd >= 0 {
+            event.fd = fd;
+        }
+    }
+}
+
+/// The call the running task is in, from the registers it entered the kernel with.
+#[derive(Clone, Copy)]
+pub(crate) struct Call {
+    /// Address of the saved registers; 0: there are none to trust.
+    regs: u64,
+}
+
+impl Call {
+    /// The running task's call. Only for hooks that run for that task: in an interrupt the
+    /// registers are a stranger's.
+    #[inline(always)]
+    pub(crate) fn current() -> Self {
+        if layout!(has_task_pt_regs) != 1 {
+            return Self { regs: 0 };
+        }
+        let current = current();
+        let compat = layout!(task_status) != ABSENT
+            && field!(current, task_status: u32) & TS_COMPAT != 0;
+        // An io_uring worker never entered the kernel through a call of its own.
+        if compat || field!(current, task_flags: u32) & (PF_KTHREAD | PF_IO_WORKER) != 0 {
+            return Self { regs: 0 };
+        }
+        // SAFETY: the helper takes nothing and returns the running task.
+        let task = unsafe { bpf_get_current_task_btf() };
+        // SAFETY: the argument is the running task.
+        let regs = unsafe { bpf_task_pt_regs(task) } as u64;
+        Self { regs }
+    }
+
+    /// The call's number, else -1.
+    #[inline(always)]
+    pub(crate) fn number(self) -> i32 {
+        if self.regs == 0 { -1 } else { field!(self.regs, regs_syscall: i32) }
+    }
+
+    /// First argument.
+    #[inline(always)]
+    pub(crate) fn arg0(self) -> u64 {
+        if self.regs == 0 { u64::MAX } else { field!(self.regs, regs_arg0: u64) }
+    }
+
+    /// Second argument.
+    #[inline(always)]
+    pub(crate) fn arg1(self) -> u64 {
+        if self.regs == 0 { 0 } else { field!(self.regs, regs_arg1: u64) }
+    }
+
+    /// Third argument.
+    #[inline(always)]
+    pub(crate) fn arg2(self) -> u64 {
+        if self.regs == 0 { 0 } else { field!(self.regs, regs_arg2: u64) }
+    }
+
+    /// The first argument as a descriptor, if it names this socket; else -1. While `close` runs
+    /// the table no longer holds it, so there the argument itself is the answer.
+    #[inline(always)]
+    pub(crate) fn descriptor_of(self, socket: Socket) -> i32 {
+        if self.regs == 0 {
+            return -1;
+        }
+        let fd = self.arg0();
+        if self.number() as u32 == layout!(nr_close) {
+            return fd as i32;
+        }
+        if fd < 1 << 20 && file(fd as u32) == socket.file() && socket.file() != 0 {
+            fd as i32
+        } else {
+            -1
+        }
+    }
+}
+
+/// The open file a descriptor of the running task names; 0: none.
+#[inline(never)]
+pub(crate) fn file(fd: u32) -> u64 {
+    let table = field!(field!(current(), task_files: u64), files_fdt: u64);
+    if table == 0 || fd >= field!(table, fdt_max_fds: u32) {
+        return 0;
+    }
+    read(field!(table, fdt_fd: u64), fd * 8)
+}
+
+/// The TCP socket a descriptor of the running task names.
+#[inline(always)]
+pub(crate) fn socket(fd: u32) -> Option<Socket> {
+    Socket::of_file(file(fd))
+}
+
+#[inline(always)]
+fn current() -> u64 {
+    // SAFETY: the helper takes nothing.
+    unsafe { bpf_get_current_task() }
+}
