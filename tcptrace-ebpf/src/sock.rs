@@ -248,7 +248,8 @@ impl Socket {
             return;
         }
         event.inode = field!(field!(file, file_inode: u64), inode_ino: u64);
-        if field!(file, file_refs: u64) > u64::from(layout!(file_refs_one)) {
+        // While the last reference is put the count is negative.
+        if field!(file, file_refs: i64) > i64::from(layout!(file_refs_one)) {
             event.flags |= flag::FILE_SHARED;
         }
         if field!(file, file_flags: u32) & O_NONBLOCK != 0 {
