@@ -1,0 +1,285 @@
+//! Fills in the load-time constants of the kernel half from the running kernel's types.
+
+use std::ops::Range;
+
+use tcptrace_common::layout::{ABSENT, Layout, OFFSETS};
+
+use super::btf::{Argument, Btf};
+
+/// The layout of one kernel.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// What the kernel half is loaded with.
+    pub layout: Layout,
+    /// Names of the fields of [`Layout`] this kernel lacks.
+    pub missing: Vec<&'static str>,
+    /// `enum sk_rst_reason` without the prefix `SK_RST_REASON_`; empty before 6.10.
+    pub reset_reasons: Vec<(u32, String)>,
+}
+
+impl Resolved {
+    /// The layout of a kernel that shows no types: nothing is known.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self {
+            layout: Layout::ABSENT,
+            missing: missing(&Layout::ABSENT),
+            reset_reasons: Vec::new(),
+        }
+    }
+}
+
+/// Looks every offset, argument position and enum value up. `rcv_state_process` is the address range
+/// of `tcp_rcv_state_process`, where it is known.
+#[must_use]
+pub fn resolve(btf: &Btf, rcv_state_process: Option<Range<u64>>) -> Resolved {
+    let mut layout = Layout::ABSENT;
+    for offset in OFFSETS {
+        let found = btf.offset(offset.strukt, offset.path).unwrap_or(ABSENT);
+        bytemuck::bytes_of_mut(&mut layout)[offset.at..][..4].copy_from_slice(&found.to_ne_bytes());
+    }
+    if let Some(range) = rcv_state_process {
+        layout.rcv_state_process_start = range.start;
+        layout.rcv_state_process_end = range.end;
+    }
+
+    let argument = |tracepoint, ty| btf.argument(tracepoint, ty).unwrap_or(ABSENT);
+    layout.send_reset_reason = argument("tcp_send_reset", Argument::Enum("sk_rst_reason"));
+    layout.kfree_skb_reason = argument("kfree_skb", Argument::Enum("skb_drop_reason"));
+    layout.kfree_skb_rx_sk = argument("kfree_skb", Argument::Struct("sock"));
+    layout.consume_skb_location = argument("consume_skb", Argument::VoidPointer);
+    layout.retransmit_err = argument("tcp_retransmit_skb", Argument::Int);
+
+    let value = |name| {
+        btf.enum_value(name)
+            .and_then(|value| u32::try_from(value).ok())
+    };
+    layout.drop_listen_overflow = value("SKB_DROP_REASON_TCP_LISTEN_OVERFLOW").unwrap_or(ABSENT);
+    layout.drop_no_socket = value("SKB_DROP_REASON_NO_SOCKET").unwrap_or(ABSENT);
+    layout.has_task_pt_regs = value("BPF_FUNC_task_pt_regs").is_some().into();
+
+    // f_count holds the number of references, file_ref_t one less:
+    // https://github.com/torvalds/linux/blob/v6.12/include/linux/fs.h
+    // https://github.com/torvalds/linux/blob/v6.18/include/linux/file_ref.h
+    layout.file_refs_one = btf.offset("file", "f_count").is_some().into();
+    layout.nr_close = u32::try_from(libc::SYS_close).unwrap_or(ABSENT);
+
+    let reset_reasons = btf
+        .enum_variants("sk_rst_reason")
+        .filter_map(|(value, name)| {
+            let name = name
+                .strip_prefix("SK_RST_REASON_")
+                .filter(|&name| name != "MAX")?;
+            Some((u32::try_from(value).ok()?, name.to_owned()))
+        })
+        .collect();
+    Resolved {
+        layout,
+        missing: missing(&layout),
+        reset_reasons,
+    }
+}
+
+/// Names of the fields that hold nothing.
+fn missing(layout: &Layout) -> Vec<&'static str> {
+    let offsets = OFFSETS
+        .iter()
+        .filter(|offset| bytemuck::bytes_of(layout)[offset.at..][..4] == ABSENT.to_ne_bytes())
+        .map(|offset| offset.name);
+    let values = [
+        ("send_reset_reason", layout.send_reset_reason == ABSENT),
+        ("kfree_skb_reason", layout.kfree_skb_reason == ABSENT),
+        ("kfree_skb_rx_sk", layout.kfree_skb_rx_sk == ABSENT),
+        (
+            "consume_skb_location",
+            layout.consume_skb_location == ABSENT,
+        ),
+        ("retransmit_err", layout.retransmit_err == ABSENT),
+        (
+            "drop_listen_overflow",
+            layout.drop_listen_overflow == ABSENT,
+        ),
+        ("drop_no_socket", layout.drop_no_socket == ABSENT),
+        (
+            "rcv_state_process_start",
+            layout.rcv_state_process_start == u64::MAX,
+        ),
+        ("has_task_pt_regs", layout.has_task_pt_regs != 1),
+    ];
+    let values = values
+        .into_iter()
+        .filter(|&(_, absent)| absent)
+        .map(|(name, _)| name);
+    offsets.chain(values).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::btf::writer::Writer;
+    use super::*;
+
+    /// A kernel like 6.1: no reset reasons, no receiving socket, `f_count`.
+    fn old_kernel() -> Writer {
+        let mut w = Writer::new();
+        let int = w.int("int");
+        w.strukt("sock", &[("sk_err", int, 4352)]);
+        w.strukt("file", &[("f_count", int, 448), ("f_flags", int, 512)]);
+        let skb = w.strukt("sk_buff", &[("head", int, 1600)]);
+        let sock = w.strukt("sock", &[]);
+        let (skb, sock, void) = (w.pointer(skb), w.pointer(sock), w.pointer(0));
+        let reason = w.enumeration("skb_drop_reason", &[("SKB_DROP_REASON_NO_SOCKET", 2)]);
+        w.tracepoint("kfree_skb", &[skb, void, reason]);
+        w.tracepoint("consume_skb", &[skb]);
+        w.tracepoint("tcp_send_reset", &[sock, skb]);
+        w.tracepoint("tcp_retransmit_skb", &[sock, skb]);
+        w.enumeration("bpf_func_id", &[("BPF_FUNC_task_pt_regs", 175)]);
+        w
+    }
+
+    fn resolved(writer: &Writer) -> Resolved {
+        resolve(
+            &Btf::parse(writer.finish()).expect("the writer writes BTF"),
+            None,
+        )
+    }
+
+    #[test]
+    fn what_the_kernel_has_is_filled_in_and_the_rest_named() {
+        let Resolved {
+            layout,
+            missing,
+            reset_reasons,
+        } = resolved(&old_kernel());
+        assert_eq!(
+            (layout.sk_err, layout.skb_head, layout.file_flags),
+            (544, 200, 64)
+        );
+        assert_eq!((layout.file_refs, layout.file_refs_one), (56, 1));
+        assert_eq!((layout.kfree_skb_reason, layout.drop_no_socket), (2, 2));
+        assert_eq!((layout.has_task_pt_regs, layout.sk_protocol), (1, ABSENT));
+        for name in [
+            "sk_protocol",
+            "kfree_skb_rx_sk",
+            "consume_skb_location",
+            "retransmit_err",
+        ] {
+            assert!(missing.contains(&name), "{name} is not in {missing:?}");
+        }
+        for name in [
+            "send_reset_reason",
+            "drop_listen_overflow",
+            "rcv_state_process_start",
+        ] {
+            assert!(missing.contains(&name), "{name} is not in {missing:?}");
+        }
+        for name in [
+            "sk_err",
+            "kfree_skb_reason",
+            "drop_no_socket",
+            "has_task_pt_regs",
+        ] {
+            assert!(!missing.contains(&name), "{name} is in {missing:?}");
+        }
+        assert_eq!(reset_reasons, []);
+    }
+
+    #[test]
+    fn what_newer_kernels_added_is_found() {
+        let mut w = Writer::new();
+        let int = w.int("int");
+        w.strukt("file", &[("f_ref", int, 1408)]);
+        let (skb, sock) = (w.strukt("sk_buff", &[]), w.strukt("sock", &[]));
+        let (skb, sock, void) = (w.pointer(skb), w.pointer(sock), w.pointer(0));
+        let reason = w.enumeration(
+            "sk_rst_reason",
+            &[("SK_RST_REASON_NO_SOCKET", 1), ("SK_RST_REASON_MAX", 2)],
+        );
+        let drop = w.enumeration(
+            "skb_drop_reason",
+            &[("SKB_DROP_REASON_TCP_LISTEN_OVERFLOW", 40)],
+        );
+        w.tracepoint("kfree_skb", &[skb, void, drop, sock]);
+        w.tracepoint("consume_skb", &[skb, void]);
+        w.tracepoint("tcp_send_reset", &[sock, skb, reason]);
+        w.tracepoint("tcp_retransmit_skb", &[sock, skb, int]);
+
+        let Resolved {
+            layout,
+            missing,
+            reset_reasons,
+        } = resolved(&w);
+        assert_eq!((layout.file_refs, layout.file_refs_one), (176, 0));
+        assert_eq!((layout.kfree_skb_reason, layout.kfree_skb_rx_sk), (2, 3));
+        assert_eq!(
+            (layout.consume_skb_location, layout.send_reset_reason),
+            (1, 2)
+        );
+        assert_eq!(
+            (layout.retransmit_err, layout.drop_listen_overflow),
+            (2, 40)
+        );
+        assert!(missing.contains(&"has_task_pt_regs"));
+        assert!(missing.contains(&"drop_no_socket"));
+        assert_eq!(reset_reasons, [(1, "NO_SOCKET".to_owned())]);
+    }
+
+    #[test]
+    fn a_kernel_that_shows_nothing_misses_everything() {
+        let Resolved {
+            layout, missing, ..
+        } = Resolved::unknown();
+        assert_eq!(layout.sk_err, ABSENT);
+        assert!(OFFSETS.iter().all(|offset| missing.contains(&offset.name)));
+        assert!(missing.contains(&"rcv_state_process_start"));
+        assert!(missing.contains(&"has_task_pt_regs"));
+    }
+
+    /// The first members of `sock_common` have kept their places since 5.10; everything else has to
+    /// make sense beside them.
+    #[test]
+    fn the_running_kernel_makes_sense() {
+        let Ok(btf) = Btf::from_kernel() else {
+            assert!(!std::path::Path::new(super::super::btf::KERNEL_BTF).exists());
+            return;
+        };
+        let Resolved {
+            layout,
+            missing,
+            reset_reasons,
+        } = resolve(&btf, Some(0x10..0x20));
+        assert_eq!((layout.skc_daddr, layout.skc_rcv_saddr), (0, 4));
+        assert_eq!((layout.skc_dport, layout.skc_num), (12, 14));
+        assert_eq!((layout.skc_family, layout.skc_state), (16, 18));
+        assert_eq!(layout.skc_v6_rcv_saddr, layout.skc_v6_daddr + 16);
+        assert_eq!(layout.sk_max_ack_backlog, layout.sk_ack_backlog + 4);
+        assert_eq!(layout.task_tgid, layout.task_pid + 4);
+        assert!(
+            layout.skc_v6_rcv_saddr < layout.sk_err,
+            "a sock begins with its sock_common"
+        );
+        assert!(
+            layout.sk_err < layout.inet_sport,
+            "an inet_sock begins with its sock"
+        );
+        assert!(
+            layout.inet_sport < layout.icsk_retransmits,
+            "then come connection and tcp_sock"
+        );
+        assert!(layout.icsk_retransmits < layout.rcv_nxt);
+        assert_eq!(
+            (layout.rcv_state_process_start, layout.rcv_state_process_end),
+            (0x10, 0x20)
+        );
+        for name in [
+            "skc_net",
+            "sk_socket",
+            "net_inum",
+            "task_comm",
+            "file_refs",
+            "regs_arg0",
+        ] {
+            assert!(!missing.contains(&name), "the running kernel lacks {name}");
+        }
+        assert_eq!(layout.send_reset_reason == ABSENT, reset_reasons.is_empty());
+    }
+}

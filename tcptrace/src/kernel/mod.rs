@@ -1,0 +1,4 @@
+//! What this kernel offers: where it keeps each field, which hooks it has, and what that lets us see.
+
+pub mod btf;
+pub mod layout;
