@@ -215,8 +215,10 @@ wire! {
         pub netns: u32,
         /// Port, host byte order.
         pub port: u16,
+        /// Address family of the socket: 2 or 10.
+        pub family: u8,
         /// Which of those that share the address.
-        pub slot: u16,
+        pub slot: u8,
     } size 24
 }
 

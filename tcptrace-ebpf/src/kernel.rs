@@ -1,6 +1,8 @@
 //! Reading kernel memory through the load-time layout.
 
-use aya_ebpf::helpers::bpf_probe_read_kernel;
+use core::mem::MaybeUninit;
+
+use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user};
 use tcptrace_common::{filter::Config, layout::ABSENT, layout::Layout};
 
 /// Where this kernel keeps each field; the agent overwrites it before the load.
@@ -38,13 +40,29 @@ macro_rules! field {
 
 pub(crate) use {config, field, layout};
 
-/// What is at `base + offset`, else zero.
+/// What is at `base + offset` in the kernel's memory, else zero.
 #[inline(always)]
 pub(crate) fn read<T: Copy + Default>(base: u64, offset: u32) -> T {
     if offset == ABSENT {
         return T::default();
     }
-    let address = (base + u64::from(offset)) as *const T;
-    // SAFETY: the helper checks the address and fails on one that cannot be read.
-    unsafe { bpf_probe_read_kernel(address) }.unwrap_or_default()
+    let mut value = MaybeUninit::<T>::uninit();
+    let address = (base + u64::from(offset)) as *const _;
+    // The result is not looked at: a branch on each read would double the verifier's work, and a
+    // read that fails leaves zeroes.
+    // https://github.com/torvalds/linux/blob/v6.18/kernel/trace/bpf_trace.c (bpf_probe_read_kernel_common)
+    // SAFETY: the helper checks the address, and writes all of `value` in any case.
+    unsafe { bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, address) };
+    // SAFETY: it was written, and integers and arrays of them have no invalid value.
+    unsafe { value.assume_init() }
+}
+
+/// What is at `address` in the program's memory, else zero.
+#[inline(always)]
+pub(crate) fn read_user<T: Copy + Default>(address: u64) -> T {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: the helper checks the address, and writes all of `value` in any case.
+    unsafe { bpf_probe_read_user(value.as_mut_ptr().cast(), size_of::<T>() as u32, address as *const _) };
+    // SAFETY: it was written, and integers and arrays of them have no invalid value.
+    unsafe { value.assume_init() }
 }

@@ -10,9 +10,13 @@ use crate::{
 };
 
 /// Listeners that can share one address; more are not told apart.
-const SLOTS: u16 = 64;
+const SLOTS: u8 = 32;
+/// Slots looked at for the parent of a child. Of a larger group it could not be told anyway; that
+/// there are several at all is what leaves a hole in front of a lone listener.
+const PARENT_SLOTS: u8 = 4;
 /// How near is near: CPUs that may each add a connection between the look and the next drop.
 const MARGIN: u32 = 64;
+const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
 /// A socket begins to listen.
@@ -71,33 +75,64 @@ fn is_nearly_full(listener: Socket) -> bool {
     len + MARGIN >= max
 }
 
-/// What is looked for among the listeners of one address.
-#[derive(Clone, Copy, PartialEq)]
-#[repr(u8)]
-pub(crate) enum Wanted {
-    /// The one a child came from, known only when there is one candidate.
-    Parent,
-    /// The one that just dropped a SYN: its queue is full, and of several such the one whose count
-    /// of drops has moved.
-    Dropper,
-}
-
-/// The listener that serves this local address.
+/// The listener a child was born to, unless several share the address: then it cannot be told
+/// before somebody accepts the child.
 #[inline(always)]
-pub(crate) fn find(tuple: &Tuple, family: u8, wanted: Wanted) -> Option<Socket> {
-    let mut key =
-        ListenerKey { addr: tuple.local, netns: tuple.netns, port: tuple.local_port, slot: 0 };
-    let mut found = search(&mut key, family, wanted);
+pub(crate) fn parent(tuple: &Tuple, family: u8) -> Option<Socket> {
+    let mut key = key(tuple, family);
+    let mut found = only(&mut key);
     if found == 0 {
         key.addr = [0; 16];
-        found = search(&mut key, family, wanted);
+        found = only(&mut key);
+    }
+    (found != 0 && found != SEVERAL).then_some(Socket(found))
+}
+
+/// The listener that just dropped a SYN for this local address.
+#[inline(always)]
+pub(crate) fn dropper(tuple: &Tuple, family: u8) -> Option<Socket> {
+    let mut key = key(tuple, family);
+    let mut found = full(&mut key);
+    if found == 0 {
+        key.addr = [0; 16];
+        found = full(&mut key);
+    }
+    // An IPv6 listener takes IPv4 too, when no IPv4 one is there.
+    if found == 0 && family == AF_INET {
+        key.family = AF_INET6;
+        found = full(&mut key);
     }
     (found != 0).then_some(Socket(found))
 }
 
-/// Address of the socket found; 0: none, or several of which one cannot be told.
+/// [`only`] found more than one.
+const SEVERAL: u64 = u64::MAX;
+
+/// Address of the one listener at this key; 0: none.
 #[inline(never)]
-fn search(key: &mut ListenerKey, family: u8, wanted: Wanted) -> u64 {
+fn only(key: &mut ListenerKey) -> u64 {
+    let mut found = 0;
+    for slot in 0..PARENT_SLOTS {
+        key.slot = slot;
+        let Some(&there) = get(key) else { return found };
+        if there == 0 {
+            continue;
+        }
+        watch(Socket(there));
+        if found != 0 {
+            // Those behind are not looked at one by one: their queues are watched from now on.
+            open_gate(gate::NEARLY_FULL);
+            return SEVERAL;
+        }
+        found = there;
+    }
+    found
+}
+
+/// Address of the listener at this key that is full, and of several such the one whose count of
+/// drops has moved; 0: none.
+#[inline(never)]
+fn full(key: &mut ListenerKey) -> u64 {
     let mut found = 0;
     for slot in 0..SLOTS {
         key.slot = slot;
@@ -106,32 +141,26 @@ fn search(key: &mut ListenerKey, family: u8, wanted: Wanted) -> u64 {
         if there == 0 || listener.state() != LISTEN {
             continue;
         }
-        // An IPv6 listener takes IPv4 too, an IPv4 one never IPv6.
-        if family == AF_INET6 && listener.family() != AF_INET6 {
+        let (len, max) = listener.accept_queue();
+        if len <= max {
             continue;
         }
-        match wanted {
-            Wanted::Parent => {
-                watch(listener);
-                found = if found == 0 { there } else { u64::MAX };
-            }
-            Wanted::Dropper => {
-                let (len, max) = listener.accept_queue();
-                if len <= max {
-                    continue;
-                }
-                found = there;
-                let drops = listener.drops();
-                if let Some(known) = owner::of(listener)
-                    && known.drops != drops
-                {
-                    known.drops = drops;
-                    break;
-                }
-            }
+        found = there;
+        if has_dropped(listener) {
+            break;
         }
     }
-    if found == u64::MAX { 0 } else { found }
+    found
+}
+
+/// Its count of drops moved since the last look.
+#[inline(never)]
+fn has_dropped(listener: Socket) -> bool {
+    let drops = listener.drops();
+    let Some(known) = owner::of(listener) else { return false };
+    let moved = known.drops != drops;
+    known.drops = drops;
+    moved
 }
 
 #[inline(always)]
@@ -144,5 +173,11 @@ fn get(key: &ListenerKey) -> Option<&'static u64> {
 fn key_of(listener: Socket) -> ListenerKey {
     let mut tuple = owner::NOWHERE;
     listener.tuple(&mut tuple);
-    ListenerKey { addr: tuple.local, netns: tuple.netns, port: tuple.local_port, slot: 0 }
+    key(&tuple, listener.family())
+}
+
+#[inline(always)]
+fn key(tuple: &Tuple, family: u8) -> ListenerKey {
+    let Tuple { local: addr, netns, local_port: port, .. } = *tuple;
+    ListenerKey { addr, netns, port, family, slot: 0 }
 }

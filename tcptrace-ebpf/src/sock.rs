@@ -9,9 +9,11 @@ use crate::kernel::{field, layout};
 pub(crate) const ESTABLISHED: u8 = 1;
 pub(crate) const SYN_SENT: u8 = 2;
 pub(crate) const SYN_RECV: u8 = 3;
+pub(crate) const FIN_WAIT1: u8 = 4;
 pub(crate) const TIME_WAIT: u8 = 6;
 pub(crate) const CLOSE: u8 = 7;
 pub(crate) const CLOSE_WAIT: u8 = 8;
+pub(crate) const LAST_ACK: u8 = 9;
 pub(crate) const LISTEN: u8 = 10;
 const NEW_SYN_RECV: u8 = 12;
 
@@ -81,9 +83,7 @@ impl Socket {
         family == AF_INET || family == AF_INET6
     }
 
-    /// A task holds the socket's lock, so a hook that runs for the socket now runs for that task:
-    /// the network's interrupt never touches a locked socket, it queues for the task instead.
-    /// <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_ipv4.c> (`tcp_v4_rcv`)
+    /// A task holds the socket's lock.
     #[inline(always)]
     pub(crate) fn is_locked(self) -> bool {
         field!(self.0, sk_lock_owned: u32) != 0

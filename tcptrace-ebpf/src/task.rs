@@ -28,10 +28,13 @@ pub(crate) fn pid_tgid() -> u64 {
     bpf_get_current_pid_tgid()
 }
 
-/// `PF_*` flags of the running task.
+/// The hook runs for a process that acts on the socket. A lock that is held says so: the network's
+/// interrupt never touches a locked socket, it queues for the task instead. A kernel thread only
+/// finishes what a process began.
+/// <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_ipv4.c> (`tcp_v4_rcv`)
 #[inline(always)]
-pub(crate) fn flags() -> u32 {
-    field!(current(), task_flags: u32)
+pub(crate) fn acts_on(socket: Socket) -> bool {
+    socket.is_locked() && field!(current(), task_flags: u32) & PF_KTHREAD == 0
 }
 
 /// Describes the running task.

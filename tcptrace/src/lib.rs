@@ -1,4 +1,5 @@
-//! tcptrace: which process, which flow and why, for every TCP socket error on this host.
-
+//! tcptrace
+pub mod decode;
 pub mod event;
 pub mod kernel;
+pub mod source;

@@ -12,7 +12,7 @@ use crate::{
     emit::{emit, next_id},
     filter::{self, Verdict},
     kernel::{field, layout},
-    listener::{self, Wanted},
+    listener,
     maps::is_open,
     owner,
     segment::Segment,
@@ -56,7 +56,7 @@ fn syn(skb: u64) {
     }
     let mut tuple = owner::NOWHERE;
     segment.tuple(&mut tuple);
-    let Some(listener) = listener::find(&tuple, segment.family(), Wanted::Dropper) else { return };
+    let Some(listener) = listener::dropper(&tuple, segment.family()) else { return };
     if is_syn_queue_drop(listener) {
         return;
     }

@@ -2,7 +2,6 @@
 //! program without any event on a socket.
 
 use aya_ebpf::{
-    helpers::bpf_probe_read_user,
     macros::{raw_tracepoint, tracepoint},
     programs::{RawTracePointContext, TracePointContext},
 };
@@ -11,6 +10,7 @@ use tcptrace_common::event::{Task, Tuple, confidence, flag, hook, kind};
 use crate::{
     emit::{emit, is_wanted, next_id},
     filter::{self, Verdict},
+    kernel::read_user,
     owner,
     sock::{Socket, mapped},
     task::{self, Call},
@@ -198,17 +198,13 @@ fn without_event(kind: u8, hook: u8, socket: Option<Socket>, error: i64, ends: O
 }
 
 /// Address and port of a `struct sockaddr` in the program's memory.
+/// <https://github.com/torvalds/linux/blob/v6.18/include/uapi/linux/in6.h>
 #[inline(always)]
 fn sockaddr(address: u64) -> ([u8; 16], u16) {
-    match user::<u16>(address, 0) {
-        AF_INET => (mapped(user(address, 4)), u16::from_be(user(address, 2))),
-        AF_INET6 => (user(address, 8), u16::from_be(user(address, 2))),
+    let port = u16::from_be(read_user(address + 2));
+    match read_user::<u16>(address) {
+        AF_INET => (mapped(read_user(address + 4)), port),
+        AF_INET6 => (read_user(address + 8), port),
         _ => ([0; 16], 0),
     }
-}
-
-#[inline(always)]
-fn user<T: Copy + Default>(address: u64, offset: u64) -> T {
-    // SAFETY: the helper checks the address and fails on one that cannot be read.
-    unsafe { bpf_probe_read_user((address + offset) as *const T) }.unwrap_or_default()
 }

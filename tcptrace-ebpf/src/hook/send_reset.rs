@@ -16,7 +16,7 @@ use crate::{
     owner,
     segment::Segment,
     sock::{CLOSE, LISTEN, Socket, TIME_WAIT},
-    task::{self, PF_KTHREAD},
+    task,
 };
 
 #[raw_tracepoint]
@@ -45,7 +45,7 @@ fn sent(socket: Socket, skb: u64, reason: u32) {
 /// From a connection, or what was one until a moment ago.
 #[inline(always)]
 fn connected(socket: Socket, skb: u64, reason: u32, state: u8) {
-    let by_task = socket.is_locked() && task::flags() & PF_KTHREAD == 0;
+    let by_task = task::acts_on(socket);
     // A closing program leaves the state CLOSE before the RST goes out; `ss -K` resets first.
     // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp.c (__tcp_close, tcp_abort)
     let aborted = by_task && skb == 0 && state != CLOSE;

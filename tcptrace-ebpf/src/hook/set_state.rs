@@ -4,7 +4,7 @@
 //! <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/af_inet.c> (`inet_sk_set_state`)
 
 use aya_ebpf::{
-    bindings::BPF_ANY, helpers::bpf_ktime_get_ns, macros::raw_tracepoint,
+    EbpfContext as _, bindings::BPF_ANY, helpers::bpf_ktime_get_ns, macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
 use tcptrace_common::event::{CloseWait, confidence, flag, hook, kind, stat};
@@ -13,11 +13,13 @@ use crate::{
     emit::{emit, is_wanted, next_id},
     filter::{self, Verdict},
     kernel::config,
-    listener::{self, Wanted},
+    listener,
     maps::{CLOSE_WAITS, CLOSING, STATS, count},
     owner,
-    sock::{CLOSE, CLOSE_WAIT, ESTABLISHED, LISTEN, SYN_RECV, SYN_SENT, Socket},
-    task::{self, Call, PF_KTHREAD},
+    sock::{
+        CLOSE, CLOSE_WAIT, ESTABLISHED, FIN_WAIT1, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT, Socket,
+    },
+    task::{self, Call},
 };
 
 const EPIPE: i32 = 32;
@@ -27,19 +29,38 @@ const ECONNRESET: i32 = 104;
 
 #[raw_tracepoint]
 fn inet_sock_set_state(ctx: RawTracePointContext) -> i32 {
-    changed(Socket(ctx.arg(0)), ctx.arg::<u64>(1) as u8, ctx.arg::<u64>(2) as u8);
+    // MPTCP and SCTP sockets come by here too.
+    if Change::of(&ctx).socket.is_tcp() {
+        remember(Change::of(&ctx));
+        report(Change::of(&ctx));
+        advance(Change::of(&ctx));
+    }
     0
 }
 
-#[inline(always)]
-fn changed(socket: Socket, old: u8, new: u8) {
-    // MPTCP and SCTP sockets come by here too.
-    if !socket.is_tcp() {
-        return;
+/// A socket leaves a state for another.
+#[derive(Clone, Copy)]
+struct Change {
+    socket: Socket,
+    old: u8,
+    new: u8,
+}
+
+impl Change {
+    /// The tracepoint's arguments. Each step reads them anew: what one step has found out about a
+    /// state would otherwise make the verifier walk all later steps once for every such finding.
+    #[inline(always)]
+    fn of(ctx: &RawTracePointContext) -> Self {
+        let args = ctx.as_ptr().cast::<u64>();
+        // SAFETY: the context of this tracepoint has three arguments.
+        let arg = |n| unsafe { args.add(n).read_volatile() };
+        Self { socket: Socket(arg(0)), old: arg(1) as u8, new: arg(2) as u8 }
     }
-    // A lock that is held says that the task runs for the socket. A child is born locked by
-    // nobody, in the network's interrupt.
-    let by_task = socket.is_locked() && task::flags() & PF_KTHREAD == 0;
+}
+
+/// Who owns the socket, and who listens where.
+#[inline(always)]
+fn remember(Change { socket, old, new }: Change) {
     match (old, new) {
         (CLOSE, SYN_SENT | LISTEN) => {
             begin(socket, new);
@@ -48,16 +69,21 @@ fn changed(socket: Socket, old: u8, new: u8) {
             }
         }
         (LISTEN, SYN_RECV) => child(socket),
-        // Only the program's own shutdown and close lead there.
-        (_, 4 | 9) if by_task => owner::learn(socket, Call::current().descriptor_of(socket)),
         (LISTEN, CLOSE) => {
             listener::remove(socket);
-            // Full when nobody but the children of this listener could miss it.
+            // The table is an LRU: there is always room.
             let _ = CLOSING.insert(task::pid_tgid(), socket.local_port(), u64::from(BPF_ANY));
+        }
+        // Only the program's own shutdown and close lead there.
+        (_, FIN_WAIT1 | LAST_ACK) if task::acts_on(socket) => {
+            owner::learn(socket, Call::current().descriptor_of(socket));
         }
         _ => {}
     }
-    report(socket, old, new, by_task);
+}
+
+#[inline(always)]
+fn advance(Change { socket, old, new }: Change) {
     if let Some(known) = owner::of(socket) {
         // SAFETY: the helper takes nothing.
         known.state_since = unsafe { bpf_ktime_get_ns() };
@@ -85,7 +111,7 @@ fn begin(socket: Socket, state: u8) {
 fn child(socket: Socket) {
     let mut tuple = owner::NOWHERE;
     socket.tuple(&mut tuple);
-    let parent = listener::find(&tuple, socket.family(), Wanted::Parent);
+    let parent = listener::parent(&tuple, socket.family());
     let (heir, sure) = match parent.and_then(owner::of) {
         Some(parent) => (parent.owner, confidence::INHERITED),
         None => (owner::NOBODY, confidence::UNKNOWN),
@@ -94,45 +120,48 @@ fn child(socket: Socket) {
 }
 
 #[inline(always)]
-fn report(socket: Socket, old: u8, new: u8, by_task: bool) {
-    if old == CLOSE_WAIT {
+fn report(change: Change) {
+    if change.old == CLOSE_WAIT {
         // Not there when it did not pass the filter.
-        let _ = CLOSE_WAITS.remove(socket.0);
+        let _ = CLOSE_WAITS.remove(change.socket.0);
     }
     if is_wanted(kind::STATE) {
-        let id = next_id(hook::SET_STATE);
-        event(id, kind::STATE, socket, old, new, by_task, 0);
+        event(next_id(hook::SET_STATE), kind::STATE, change);
     }
-    let error = socket.error();
-    if new == CLOSE_WAIT && is_wanted(kind::CLOSE_WAIT) {
-        close_wait(socket, old, new);
-    } else if new == CLOSE && old == SYN_SENT && is_wanted(kind::CONNECT_FAILED) {
-        // No port was left: the state is taken back before a SYN went out.
-        // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_ipv4.c (tcp_v4_connect)
-        let no_port = error == 0 && socket.local_port() == 0;
-        let error = if no_port { EADDRNOTAVAIL } else { error };
-        let id = next_id(hook::SET_STATE);
-        event(id, kind::CONNECT_FAILED, socket, old, new, by_task, error);
-    } else if new == CLOSE
-        && old != SYN_SENT
-        && old != LISTEN
-        && old != CLOSE
-        && !matches!(error, 0 | EPIPE | ECONNABORTED | ECONNRESET)
-        && is_wanted(kind::TIMEOUT)
-    {
-        let id = next_id(hook::SET_STATE);
-        event(id, kind::TIMEOUT, socket, old, new, by_task, error);
-        if let Some(known) = owner::of(socket) {
-            known.cause = id;
+    if change.new == CLOSE_WAIT {
+        if is_wanted(kind::CLOSE_WAIT) {
+            close_wait(change);
+        }
+    } else if change.new == CLOSE {
+        let kind = match change.old {
+            SYN_SENT => kind::CONNECT_FAILED,
+            CLOSE | LISTEN => return,
+            _ if is_timeout(change.socket.error()) => kind::TIMEOUT,
+            _ => return,
+        };
+        if is_wanted(kind) {
+            let id = next_id(hook::SET_STATE);
+            event(id, kind, change);
+            if let Some(known) = owner::of(change.socket) {
+                known.cause = id;
+            }
         }
     }
 }
 
+/// The kernel gave up: no RST came, and nobody closed or aborted the socket. ETIMEDOUT, or the
+/// error an ICMP message left before.
 #[inline(always)]
-fn close_wait(socket: Socket, old: u8, new: u8) {
+fn is_timeout(error: i32) -> bool {
+    !matches!(error, 0 | EPIPE | ECONNABORTED | ECONNRESET)
+}
+
+#[inline(always)]
+fn close_wait(change: Change) {
+    let socket = change.socket;
     let id = next_id(hook::SET_STATE);
     if config!(close_wait_at_once) != 0 {
-        event(id, kind::CLOSE_WAIT, socket, old, new, false, 0);
+        event(id, kind::CLOSE_WAIT, change);
     }
     let mut entry = CloseWait {
         // SAFETY: the helper takes nothing.
@@ -155,7 +184,7 @@ fn close_wait(socket: Socket, old: u8, new: u8) {
 }
 
 #[inline(always)]
-fn event(id: u64, kind: u8, socket: Socket, old: u8, new: u8, by_task: bool, error: i32) {
+fn event(id: u64, kind: u8, Change { socket, old, new }: Change) {
     let known = owner::of(socket);
     let owner = known.as_ref().map_or(owner::NOBODY, |known| known.owner);
     let mut tuple = owner::NOWHERE;
@@ -166,18 +195,20 @@ fn event(id: u64, kind: u8, socket: Socket, old: u8, new: u8, by_task: bool, err
     }
     emit(id, kind, hook::SET_STATE, |event| {
         socket.record(event, known.as_deref());
-        if by_task {
-            task::record(event, socket);
-        }
         event.state = old;
         event.other_state = new;
-        if kind == kind::STATE {
-            event.errno = if new == CLOSE { event.errno } else { 0 };
-        } else {
-            event.errno = error;
+        if new != CLOSE {
+            event.errno = 0;
+        } else if old == SYN_SENT && event.errno == 0 && event.tuple.local_port == 0 {
+            // No port was left: the state is taken back before a SYN went out.
+            // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_ipv4.c (tcp_v4_connect)
+            event.errno = EADDRNOTAVAIL;
         }
         if verdict == Verdict::TakeForPeer {
             event.flags |= flag::PEER_MATCHED;
+        }
+        if task::acts_on(socket) {
+            task::record(event, socket);
         }
     });
 }

@@ -1,0 +1,360 @@
+//! Loading the kernel half and talking to its maps. With `source::ring` the only room that names
+//! aya.
+
+use std::fs;
+use std::io::Read as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::Path;
+use std::thread;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf};
+use aya::programs::{Iter, RawTracePoint, TracePoint};
+use aya::{Btf, Ebpf, EbpfLoader, Pod};
+use bytemuck::{AnyBitPattern, bytes_of, pod_read_unaligned};
+use ipnet::IpNet;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use tcptrace_common::event::{self as wire, gate, hook, stat};
+use tcptrace_common::filter::{Config, NetworkKey, PortKey};
+use tcptrace_common::layout::Layout;
+
+use super::plan::Way;
+
+/// The kernel half as the build script compiled it; empty in a build that cannot trace.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcptrace-ebpf"));
+
+/// What the kernel half is loaded with.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// Where this kernel keeps each field.
+    pub layout: Layout,
+    /// What the user asked for.
+    pub config: Config,
+    /// Size of the ring, bytes; a power of two and a multiple of the page size.
+    pub ring_bytes: u32,
+    /// Sockets whose owner is remembered.
+    pub max_sockets: u32,
+}
+
+/// The values behind the switches of a [`Config`].
+#[derive(Clone, Debug, Default)]
+pub struct FilterValues {
+    /// `--pid`
+    pub pids: Vec<u32>,
+    /// `--comm`
+    pub comms: Vec<[u8; 16]>,
+    /// `--uid`
+    pub uids: Vec<u32>,
+    /// `--cgroup`: v2 ids
+    pub cgroups: Vec<u64>,
+    /// `--netns`: inode numbers
+    pub netns: Vec<u32>,
+    /// Ports, by [`tcptrace_common::filter::role`].
+    pub ports: Vec<(u16, u16)>,
+    /// Networks, by [`tcptrace_common::filter::role`].
+    pub networks: Vec<(u16, IpNet)>,
+}
+
+/// The loaded kernel half. Dropping it detaches everything.
+#[derive(Debug)]
+pub struct Kernel {
+    ebpf: Ebpf,
+}
+
+impl Kernel {
+    /// Creates the maps. No program is loaded yet.
+    ///
+    /// # Errors
+    /// This build has no kernel half, or the kernel refuses the maps.
+    pub fn load(setup: &Setup) -> Result<Self> {
+        ensure!(
+            !OBJECT.is_empty(),
+            "this tcptrace was built without its kernel half; build it with `cargo xtask build`"
+        );
+        let ebpf = EbpfLoader::new()
+            // Nothing in the object is relocated against the kernel's types: offsets come as
+            // constants. Parsing the types once more would cost a third of the start.
+            .btf(None)
+            .override_global("LAYOUT", bytes_of(&setup.layout), true)
+            .override_global("CONFIG", bytes_of(&setup.config), true)
+            .map_max_entries("EVENTS", setup.ring_bytes)
+            .map_max_entries("SOCKS", setup.max_sockets)
+            .load(OBJECT)
+            .context("cannot create the maps of the kernel half")?;
+        Ok(Self { ebpf })
+    }
+
+    /// Writes the values the filters match.
+    ///
+    /// # Errors
+    /// There are more than the map holds.
+    pub fn set_filters(&mut self, values: &FilterValues) -> Result<()> {
+        let all = |keys: &[u32]| keys.iter().map(|key| key.to_ne_bytes()).collect::<Vec<_>>();
+        self.fill("PIDS", &all(&values.pids))?;
+        self.fill("UIDS", &all(&values.uids))?;
+        self.fill("NETNS", &all(&values.netns))?;
+        self.fill("COMMS", &values.comms)?;
+        let cgroups: Vec<_> = values.cgroups.iter().map(|id| id.to_ne_bytes()).collect();
+        self.fill("CGROUPS", &cgroups)?;
+        let ports: Vec<[u8; size_of::<PortKey>()]> =
+            values.ports.iter().map(|&(role, port)| array(&PortKey { role, port })).collect();
+        self.fill("PORTS", &ports)?;
+        let map = self.ebpf.map_mut("NETWORKS").context("the object has no map NETWORKS")?;
+        let mut networks: LpmTrie<_, [u8; size_of::<NetworkKey>()], u8> = LpmTrie::try_from(map)?;
+        for &(role, network) in &values.networks {
+            let (addr, prefix) = mapped(network);
+            let role = u8::try_from(role).context("a role is 0, 1 or 2")?;
+            let key = Key::new(8 + prefix, array(&NetworkKey { role, addr }));
+            networks.insert(&key, 1, 0).with_context(|| format!("too many networks: {network}"))?;
+        }
+        Ok(())
+    }
+
+    /// Loads and attaches one program; an iterator is run to its end as well.
+    ///
+    /// # Errors
+    /// What the kernel refused, with the verifier's last words.
+    pub fn attach(&mut self, way: Way, program: &str) -> Result<()> {
+        let object = self.ebpf.program_mut(program);
+        let object = object.with_context(|| format!("the object has no program {program}"))?;
+        match way {
+            Way::RawTracepoint(tracepoint) => {
+                let object: &mut RawTracePoint = object.try_into()?;
+                object.load()?;
+                object.attach(tracepoint)?;
+            }
+            Way::Tracepoint { category, name } => {
+                let object: &mut TracePoint = object.try_into()?;
+                object.load()?;
+                with_tracefs(|| Ok(drop(object.attach(category, name)?)))?;
+            }
+            Way::Iterator(iterator) => {
+                let object: &mut Iter = object.try_into()?;
+                object.load(iterator, &Btf::from_sys_fs()?)?;
+                let link = object.attach()?;
+                let mut run = object.take_link(link)?.into_file()?;
+                // It writes nothing: reading runs it over everything there is.
+                let mut nothing = [0; 64];
+                while run.read(&mut nothing)? != 0 {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The ring, once.
+    ///
+    /// # Errors
+    /// It was taken before.
+    pub fn take_ring(&mut self) -> Result<RingBuf<MapData>> {
+        let map = self.ebpf.take_map("EVENTS").context("the ring was taken before")?;
+        Ok(RingBuf::try_from(map)?)
+    }
+
+    /// The kernel half's own diagnostics, through aya-log, to the `log` crate's logger.
+    ///
+    /// # Errors
+    /// The object has no log map.
+    pub fn take_log(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>> {
+        Ok(aya_log::EbpfLogger::init(&mut self.ebpf)?)
+    }
+
+    /// Records that could not be handed over so far, by hook.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn lost(&self) -> Result<[u64; hook::COUNT as usize]> {
+        self.sums("LOST")
+    }
+
+    /// The counters of [`stat`].
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn stats(&self) -> Result<[u64; stat::COUNT as usize]> {
+        self.sums("STATS")
+    }
+
+    /// Runs each program missed because it would have interrupted itself.
+    #[must_use]
+    pub fn recursion_misses(&self) -> Vec<(String, u64)> {
+        let programs = self.ebpf.programs().filter_map(|(name, program)| {
+            let fd = program.fd().ok()?.as_fd().as_raw_fd();
+            let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+            let missed = info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?;
+            Some((name.to_owned(), missed.trim().parse().ok()?))
+        });
+        programs.filter(|&(_, missed)| missed > 0).collect()
+    }
+
+    /// Sockets in CLOSE_WAIT now, by address.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn close_waits(&self) -> Result<Vec<(u64, wire::CloseWait)>> {
+        self.entries::<{ size_of::<wire::CloseWait>() }, _>("CLOSE_WAITS")
+    }
+
+    /// What is remembered of a socket.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn sock(&self, address: u64) -> Result<Option<wire::Sock>> {
+        let map = self.ebpf.map("SOCKS").context("the object has no map SOCKS")?;
+        let socks: HashMap<_, u64, [u8; size_of::<wire::Sock>()]> = HashMap::try_from(map)?;
+        match socks.get(&address, 0) {
+            Ok(bytes) => Ok(Some(pod_read_unaligned(&bytes))),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Closes the gate of the dropped SYNs when no listener is near its limit any more.
+    ///
+    /// # Errors
+    /// A map cannot be read or written.
+    pub fn tend_gate(&mut self) -> Result<()> {
+        if self.gate(gate::NEARLY_FULL)? == 0 {
+            return Ok(());
+        }
+        // Closed first and opened again if need be, so that a listener that fills up meanwhile is
+        // not overlooked.
+        self.set_gate(gate::NEARLY_FULL, 0)?;
+        let map = self.ebpf.map("LISTENERS").context("the object has no map LISTENERS")?;
+        let listeners: HashMap<_, [u8; size_of::<wire::ListenerKey>()], u64> =
+            HashMap::try_from(map)?;
+        let sockets: Vec<u64> = listeners.iter().filter_map(|it| it.ok().map(|it| it.1)).collect();
+        for socket in sockets.into_iter().filter(|&socket| socket != 0) {
+            if self.sock(socket)?.is_some_and(|known| known.full != 0) {
+                return self.set_gate(gate::NEARLY_FULL, 1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the gate of first uses: nothing else tells who accepted a connection.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn watch_first_uses(&mut self) -> Result<()> {
+        self.set_gate(gate::FIRST_USES, 1)
+    }
+
+    /// The processes traced now.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn pids(&self) -> Result<Vec<u32>> {
+        let map = self.ebpf.map("PIDS").context("the object has no map PIDS")?;
+        let pids: HashMap<_, u32, u8> = HashMap::try_from(map)?;
+        Ok(pids.keys().filter_map(Result::ok).collect())
+    }
+
+    /// A traced process is gone, and its number may be given to another.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn forget_pid(&mut self, pid: u32) -> Result<()> {
+        let map = self.ebpf.map_mut("PIDS").context("the object has no map PIDS")?;
+        let mut pids: HashMap<_, u32, u8> = HashMap::try_from(map)?;
+        match pids.remove(&pid) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Forgets the connections of traced processes that ended before `monotonic`, ns.
+    ///
+    /// # Errors
+    /// The map cannot be read or written.
+    pub fn sweep_flows(&mut self, monotonic: u64) -> Result<()> {
+        const KEY: usize = size_of::<wire::FlowKey>();
+        let map = self.ebpf.map_mut("FLOWS").context("the object has no map FLOWS")?;
+        let mut flows: HashMap<_, [u8; KEY], u64> = HashMap::try_from(map)?;
+        let ended = |ended: u64| ended != 0 && ended < monotonic;
+        let old: Vec<_> =
+            flows.iter().filter_map(Result::ok).filter(|flow| ended(flow.1)).collect();
+        for (flow, _) in old {
+            // Gone already: nothing is left to do.
+            let _ = flows.remove(&flow);
+        }
+        Ok(())
+    }
+
+    fn fill<K: Pod>(&mut self, name: &str, keys: &[K]) -> Result<()> {
+        let map = self.ebpf.map_mut(name).with_context(|| format!("the object has no map {name}"))?;
+        let mut map: HashMap<_, K, u8> = HashMap::try_from(map)?;
+        for key in keys {
+            map.insert(key, 1, 0).with_context(|| format!("too many values for {name}"))?;
+        }
+        Ok(())
+    }
+
+    fn gate(&self, index: u32) -> Result<u32> {
+        let map = self.ebpf.map("GATES").context("the object has no map GATES")?;
+        Ok(Array::<_, u32>::try_from(map)?.get(&index, 0)?)
+    }
+
+    fn set_gate(&mut self, index: u32, open: u32) -> Result<()> {
+        let map = self.ebpf.map_mut("GATES").context("the object has no map GATES")?;
+        Ok(Array::<_, u32>::try_from(map)?.set(index, open, 0)?)
+    }
+
+    fn sums<const N: usize>(&self, name: &str) -> Result<[u64; N]> {
+        let map = self.ebpf.map(name).with_context(|| format!("the object has no map {name}"))?;
+        let map: PerCpuArray<_, u64> = PerCpuArray::try_from(map)?;
+        let mut sums = [0; N];
+        for (sum, index) in sums.iter_mut().zip(0..) {
+            *sum = map.get(&index, 0)?.iter().sum();
+        }
+        Ok(sums)
+    }
+
+    fn entries<const N: usize, V: AnyBitPattern>(&self, name: &str) -> Result<Vec<(u64, V)>> {
+        let map = self.ebpf.map(name).with_context(|| format!("the object has no map {name}"))?;
+        let map: HashMap<_, u64, [u8; N]> = HashMap::try_from(map)?;
+        let read = map.iter().filter_map(Result::ok);
+        Ok(read.map(|(key, value)| (key, pod_read_unaligned(&value))).collect())
+    }
+}
+
+/// Runs `attach` where tracefs can be seen. On a host that has not mounted it, that is a thread
+/// with a mount namespace of its own: nobody else sees the mount, and it ends with the thread.
+fn with_tracefs(attach: impl FnOnce() -> Result<()> + Send) -> Result<()> {
+    const TRACEFS: &str = "/sys/kernel/tracing";
+    let mounted = [TRACEFS, "/sys/kernel/debug/tracing"];
+    if mounted.iter().any(|at| Path::new(at).join("events").exists()) {
+        return attach();
+    }
+    let private = || {
+        let nothing = None::<&str>;
+        unshare(CloneFlags::CLONE_NEWNS).context("no mount namespace of its own")?;
+        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_SLAVE, nothing)?;
+        mount(Some("tracefs"), TRACEFS, Some("tracefs"), MsFlags::empty(), nothing)?;
+        attach()
+    };
+    thread::scope(|scope| match scope.spawn(private).join() {
+        Ok(result) => result.with_context(|| {
+            format!("tracefs is not mounted and could not be mounted privately at {TRACEFS}")
+        }),
+        Err(_) => bail!("the thread that mounts tracefs panicked"),
+    })
+}
+
+/// A network as the kernel half has addresses: IPv4 v4-mapped.
+fn mapped(network: IpNet) -> ([u8; 16], u32) {
+    match network {
+        IpNet::V4(network) => (
+            network.network().to_ipv6_mapped().octets(),
+            u32::from(network.prefix_len()) + 96,
+        ),
+        IpNet::V6(network) => (network.network().octets(), u32::from(network.prefix_len())),
+    }
+}
+
+fn array<T: bytemuck::NoUninit, const N: usize>(value: &T) -> [u8; N] {
+    let mut bytes = [0; N];
+    bytes.copy_from_slice(bytes_of(value));
+    bytes
+}
