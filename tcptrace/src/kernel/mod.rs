@@ -1,4 +1,8 @@
 //! What this kernel offers: where it keeps each field, which hooks it has, and what that lets us see.
 
 pub mod btf;
+pub mod doctor;
+pub mod facts;
 pub mod layout;
+pub mod plan;
+pub mod symbols;
