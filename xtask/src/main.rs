@@ -7,6 +7,8 @@ mod setup;
 mod test;
 mod tidy;
 
+use std::process::ExitCode;
+
 use clap::Parser;
 
 /// What a developer of tcptrace types.
@@ -31,15 +33,19 @@ enum Task {
     Tidy,
 }
 
-fn main() -> anyhow::Result<()> {
-    match Task::parse() {
+fn main() -> ExitCode {
+    let outcome = match Task::parse() {
         Task::Setup => setup::run(),
         Task::Build => build::run(),
         Task::Demo => demo::run(),
         Task::Test { full, filter } => test::run(full, filter.as_deref()),
-        Task::Tidy => {
-            setup::run()?;
-            tidy::run()
+        Task::Tidy => tidy::run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
         }
     }
 }

@@ -1,12 +1,12 @@
 //! Starting other programs: cargo without what `cargo run` left in the environment, root where it
 //! is needed, and errors that name the command.
 
-use std::env;
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, pipe};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::{env, iter};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -50,8 +50,8 @@ pub(crate) fn as_root(program: impl AsRef<OsStr>) -> Command {
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command
         .status()
-        .with_context(|| format!("cannot start {command:?}"))?;
-    ensure!(status.success(), "{command:?}: {status}");
+        .with_context(|| format!("cannot start {}", shown(command)))?;
+    ensure!(status.success(), "{}: {status}", shown(command));
     Ok(())
 }
 
@@ -61,7 +61,7 @@ pub(crate) fn run_and_keep(command: &mut Command) -> Result<Vec<String>> {
     command.stdout(writer.try_clone()?).stderr(writer);
     let mut child = command
         .spawn()
-        .with_context(|| format!("cannot start {command:?}"))?;
+        .with_context(|| format!("cannot start {}", shown(command)))?;
     // The command keeps our ends of the pipe open; without this the reader waits for ever.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut lines = Vec::new();
@@ -71,8 +71,19 @@ pub(crate) fn run_and_keep(command: &mut Command) -> Result<Vec<String>> {
         lines.push(line);
     }
     let status = child.wait()?;
-    ensure!(status.success(), "{command:?}: {status}");
+    ensure!(status.success(), "{}: {status}", shown(command));
     Ok(lines)
+}
+
+/// The command as a person would type it.
+fn shown(command: &Command) -> String {
+    let program = Path::new(command.get_program());
+    let name = program.file_name().unwrap_or(program.as_os_str());
+    let words: Vec<_> = iter::once(name)
+        .chain(command.get_args())
+        .map(OsStr::to_string_lossy)
+        .collect();
+    words.join(" ")
 }
 
 /// What the command writes to stdout, if it runs and succeeds.

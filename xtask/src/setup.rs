@@ -11,7 +11,7 @@ use std::thread::sleep;
 use std::time::Duration;
 use std::{env, fs};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Error, Result, anyhow, bail};
 
 use crate::process::{answer, as_root, cargo, find, run as run_command};
 
@@ -57,7 +57,7 @@ pub(crate) fn run() -> Result<()> {
         link_debian_toolchain()?;
         install_linker_for_debian()?;
     } else if !has_object && !nightly_is_ready() {
-        install_nightly().context(manual())?;
+        install_nightly().map_err(|error| by_hand(&error))?;
     }
     Ok(())
 }
@@ -222,12 +222,12 @@ const NIGHTLY: [&str; 7] = [
     "rust-src",
 ];
 
-fn manual() -> String {
-    format!(
-        "this system has no compiler for the kernel half, and setup could not install one. By \
-         hand:\n    rustup {}\n    cargo install cargo-binstall --locked\n    \
+fn by_hand(error: &Error) -> Error {
+    anyhow!(
+        "no compiler for the kernel half, and setup could not install one ({error:#}). By hand:\n    \
+         rustup {}\n    cargo install cargo-binstall --locked\n    \
          cargo binstall bpf-linker@{BPF_LINKER}\n\
-         or set TCPTRACE_BPF_OBJECT to the object of a release",
+         or set TCPTRACE_BPF_OBJECT to the object of a release.",
         NIGHTLY.join(" ")
     )
 }

@@ -78,12 +78,13 @@ fn clippy_kernel_half() -> Command {
     command
 }
 
+/// Builds the documentation, in which `DOCS_RS` leaves out the kernel half as docs.rs does.
 fn documentation() -> Command {
     let mut command = cargo("doc");
     command
         .args(["--workspace", "--exclude", "tcptrace-ebpf", "--no-deps"])
         .env("RUSTDOCFLAGS", "--deny warnings")
-        .env("AYA_BUILD_SKIP", "1");
+        .env("DOCS_RS", "1");
     command
 }
 
@@ -147,17 +148,19 @@ impl Outcome {
     /// Reads what `cargo test` writes: a line for each test program, and one for its result.
     fn of_tests(output: &[String]) -> Self {
         let mut outcome = Self::default();
-        let mut program = "";
+        let mut program = String::new();
         for line in output.iter().map(|line| line.trim()) {
-            if let Some(name) = line
-                .strip_prefix("Running ")
-                .or(line.strip_prefix("Doc-tests "))
-            {
-                program = name.split(" (").next().unwrap_or(name);
+            if let Some(description) = line.strip_prefix("Running ") {
+                program = program_name(description);
+            } else if let Some(package) = line.strip_prefix("Doc-tests ") {
+                program = format!("{package} (documentation)");
             } else if let Some(result) = line.strip_prefix("test result: ") {
-                outcome.passed += count(result, "passed");
-                outcome.ignored += count(result, "ignored");
-                outcome.lines.push(format!("{program}: {result}"));
+                let (passed, ignored) = (count(result, "passed"), count(result, "ignored"));
+                outcome.passed += passed;
+                outcome.ignored += ignored;
+                if passed + ignored > 0 {
+                    outcome.lines.push(format!("{program}: {result}"));
+                }
             }
         }
         outcome
@@ -167,6 +170,14 @@ impl Outcome {
         ensure!(self.passed > 0, "no test ran");
         Ok(self)
     }
+}
+
+/// `tcptrace, src/lib.rs` for `unittests src/lib.rs (target/debug/deps/tcptrace-651c)`.
+fn program_name(description: &str) -> String {
+    let (source, path) = description.split_once(" (").unwrap_or((description, ""));
+    let file = path.rsplit('/').next().unwrap_or(path);
+    let name = file.split('-').next().unwrap_or(file);
+    format!("{name}, {}", source.trim_start_matches("unittests "))
 }
 
 /// The number before a word: 12 for "passed" in `ok. 12 passed; 0 failed`.
@@ -266,15 +277,18 @@ mod tests {
     #[test]
     fn results_of_several_programs_add_up() {
         let outcome = outcome_of(
-            "     Running unittests src/lib.rs (target/debug/deps/a-1)\n\
+            "     Running unittests src/lib.rs (target/debug/deps/tcptrace-651c)\n\
              test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; \
              finished in 0.11s\n\
              \x20  Doc-tests tcptrace\n\
-             test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n",
+             test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n\
+             \x20    Running tests/empty.rs (target/debug/deps/empty-0d64)\n\
+             test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n",
         );
         assert_eq!((outcome.passed, outcome.ignored), (13, 1));
-        assert!(outcome.lines[0].starts_with("unittests src/lib.rs: ok. 12 passed"));
-        assert!(outcome.lines[1].starts_with("tcptrace: ok. 1 passed"));
+        assert_eq!(outcome.lines.len(), 2);
+        assert!(outcome.lines[0].starts_with("tcptrace, src/lib.rs: ok. 12 passed"));
+        assert!(outcome.lines[1].starts_with("tcptrace (documentation): ok. 1 passed"));
     }
 
     #[test]
