@@ -1,2 +1,51 @@
-//! placeholder
-fn main() {}
+//! `cargo xtask`: everything a developer types.
+
+mod build;
+mod demo;
+mod process;
+mod setup;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// What a developer of tcptrace types.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Task {
+    /// Install what building and testing need, where it is missing.
+    Setup,
+    /// Build target/release/tcptrace.
+    Build,
+    /// Build, then provoke failures in a private network namespace and show what tcptrace says.
+    Demo,
+    /// Run every check: format, lints, documentation, unit tests, live tests, selftest.
+    Test {
+        /// Run the long live tests too, and record the run in docs/test-full.md.
+        #[arg(long, conflicts_with = "filter")]
+        full: bool,
+        /// Run only the unit and live tests whose name contains this, without the other checks.
+        filter: Option<String>,
+    },
+    /// Check what no other tool checks in the source files.
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Task::parse() {
+        Task::Setup => setup::run(),
+        Task::Build => build::run(),
+        Task::Demo => demo::run(),
+        Task::Test { full, filter } => test::run(full, filter.as_deref()),
+        Task::Tidy => tidy::run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! `cargo xtask setup`: installs what building and testing need, and only what is missing.
+//!
+//! The kernel half needs a compiler with `core` for BPF, and bpf-linker against the LLVM of that
+//! compiler. Debian 12 packages such a compiler; elsewhere it is rustup's nightly with the source
+//! of `core`. The build script finds whichever is there.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
+use std::{env, fs};
+
+use anyhow::{Error, Result, anyhow, bail};
+
+use crate::process::{answer, as_root, cargo, find, run as run_command};
+
+/// Debian 12's compiler with `core` for BPF, and the LLVM it is built on.
+const DEBIAN_COMPILER: [&str; 4] = [
+    "rustc-web",
+    "cargo-web",
+    "libstd-rust-web-dev-bpf",
+    "llvm-22-dev",
+];
+/// What rustup brings where it is used, and Debian packages apart from the compiler.
+const DEBIAN_LINTS: [&str; 2] = ["rust-web-clippy", "rustfmt-web"];
+const DEBIAN_LLVM: &str = "/usr/lib/llvm-22";
+/// The name under which the build script asks rustup for Debian's compiler.
+const DEBIAN_TOOLCHAIN: &str = "bpf-debian";
+/// The programs live tests start, and the packages that hold them.
+const TEST_PROGRAMS: [(&str, &str); 3] = [
+    ("ip", "iproute2"),
+    ("nginx", "nginx-light"),
+    ("curl", "curl"),
+];
+const BPF_LINKER: &str = "0.13.0";
+
+pub(crate) fn run() -> Result<()> {
+    let mut missing: Vec<&str> = TEST_PROGRAMS
+        .iter()
+        .filter(|(program, _)| find(program).is_none())
+        .map(|(_, package)| *package)
+        .collect();
+    let has_object = env::var_os("TCPTRACE_BPF_OBJECT").is_some();
+    let compiler_is_debians = !has_object && !nightly_is_ready() && is_debian_12();
+    if compiler_is_debians {
+        missing.extend(uninstalled(&DEBIAN_COMPILER));
+        if !has_rustup() {
+            missing.extend(uninstalled(&DEBIAN_LINTS));
+        }
+    }
+    install_packages(&missing)?;
+    if has_rustup() {
+        add_lints()?;
+    }
+    if compiler_is_debians {
+        link_debian_toolchain()?;
+        install_linker_for_debian()?;
+    } else if !has_object && !nightly_is_ready() {
+        install_nightly().map_err(|error| by_hand(&error))?;
+    }
+    Ok(())
+}
+
+/// Whether rustup's nightly can build the kernel half as it is.
+fn nightly_is_ready() -> bool {
+    let sysroot = answer(
+        Command::new("rustup")
+            .args(["run", "nightly", "rustc", "--print=sysroot"])
+            .env("RUSTUP_AUTO_INSTALL", "0"),
+    );
+    sysroot.is_some_and(|sysroot| {
+        let source = "lib/rustlib/src/rust/library/core";
+        Path::new(sysroot.trim_end()).join(source).is_dir()
+    }) && linker_runs()
+}
+
+fn linker_runs() -> bool {
+    find("bpf-linker").is_some_and(|linker| answer(Command::new(linker).arg("--version")).is_some())
+}
+
+fn has_rustup() -> bool {
+    find("rustup").is_some()
+}
+
+fn is_debian_12() -> bool {
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let says = |line| release.lines().any(|it| it == line);
+    says("ID=debian") && says("VERSION_ID=\"12\"")
+}
+
+/// Those of the packages that dpkg does not have.
+fn uninstalled(packages: &[&'static str]) -> Vec<&'static str> {
+    // dpkg-query fails when it does not know one of them, and still lists the others.
+    let output = Command::new("dpkg-query")
+        .args(["--show", "--showformat=${Package} ${db:Status-Status}\n"])
+        .args(packages)
+        .output();
+    let listed = output.map(|output| output.stdout).unwrap_or_default();
+    let listed = String::from_utf8_lossy(&listed);
+    let installed: HashSet<&str> = listed
+        .lines()
+        .filter_map(|line| line.strip_suffix(" installed"))
+        .collect();
+    let is_missing = |package: &&str| !installed.contains(package);
+    packages.iter().copied().filter(is_missing).collect()
+}
+
+fn install_packages(packages: &[&str]) -> Result<()> {
+    const ATTEMPTS: u64 = 3;
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let wanted = packages.join(" ");
+    if find("apt-get").is_none() {
+        bail!(
+            "the tests start programs that are not installed. Install what this system calls \
+             these Debian packages, then run this again: {wanted}"
+        );
+    }
+    say(&format!("apt-get install {wanted}"));
+    let simulation = ["install", "--simulate", "--quiet", "--quiet"];
+    let mut lists_are_current = answer(apt_get(&simulation).args(packages)).is_some();
+    for attempt in 1..=ATTEMPTS {
+        if !lists_are_current && run_command(&mut apt_get(&["update", "--quiet"])).is_err() {
+            // One broken source of many need not be the one that holds these packages.
+            say("apt-get update had errors; trying to install all the same");
+        }
+        let install = ["install", "--yes", "--quiet", "--no-install-recommends"];
+        match run_command(apt_get(&install).args(packages)) {
+            Ok(()) => break,
+            Err(error) if attempt == ATTEMPTS => return Err(error),
+            Err(_) => sleep(Duration::from_secs(5 * attempt)),
+        }
+        lists_are_current = false;
+    }
+    if packages.contains(&"nginx-light") && Path::new("/run/systemd/system").exists() {
+        // The tests start their own; the package would start one at the next boot.
+        run_command(as_root("systemctl").args(["--quiet", "disable", "nginx"]))?;
+    }
+    Ok(())
+}
+
+/// apt-get as root, asking nothing, with packages kept from starting the daemons they bring
+/// (`SYSTEMD_OFFLINE` for systemd, `RUNLEVEL` for init scripts).
+fn apt_get(arguments: &[&str]) -> Command {
+    let mut command = as_root("env");
+    command
+        .args([
+            "DEBIAN_FRONTEND=noninteractive",
+            "SYSTEMD_OFFLINE=1",
+            "RUNLEVEL=1",
+        ])
+        .args([
+            "apt-get",
+            "-oAcquire::Retries=3",
+            "-oDPkg::Lock::Timeout=300",
+        ])
+        .args(arguments);
+    command
+}
+
+/// Adds the formatter and the linter to a minimal rustup installation.
+fn add_lints() -> Result<()> {
+    for (subcommand, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
+        if answer(cargo(subcommand).arg("--version")).is_none() {
+            say(&format!("rustup component add {component}"));
+            run_command(Command::new("rustup").args(["component", "add", component]))?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes Debian's compiler one that rustup can be asked for; without rustup it is the only one.
+fn link_debian_toolchain() -> Result<()> {
+    let Some(toolchains) = answer(Command::new("rustup").args(["toolchain", "list"])) else {
+        return Ok(());
+    };
+    let is_linked = |line: &str| line.split_whitespace().next() == Some(DEBIAN_TOOLCHAIN);
+    if toolchains.lines().any(is_linked) {
+        return Ok(());
+    }
+    say(&format!("rustup toolchain link {DEBIAN_TOOLCHAIN} /usr"));
+    run_command(Command::new("rustup").args(["toolchain", "link", DEBIAN_TOOLCHAIN, "/usr"]))
+}
+
+fn install_linker_for_debian() -> Result<()> {
+    if linker_runs() {
+        return Ok(());
+    }
+    say("cargo install bpf-linker, about a minute");
+    run_command(
+        cargo("install")
+            .args(["bpf-linker", "--version", BPF_LINKER, "--locked", "--force"])
+            .args(["--no-default-features", "--features", "llvm-22"])
+            .env("LLVM_PREFIX", DEBIAN_LLVM),
+    )
+}
+
+fn install_nightly() -> Result<()> {
+    say("rustup toolchain install nightly, with the source of core");
+    run_command(Command::new("rustup").args(NIGHTLY))?;
+    if linker_runs() {
+        return Ok(());
+    }
+    if answer(cargo("binstall").arg("-V")).is_none() {
+        say("cargo install cargo-binstall, a few minutes");
+        run_command(cargo("install").args(["cargo-binstall", "--locked"]))?;
+    }
+    say("cargo binstall bpf-linker");
+    let linker = format!("bpf-linker@{BPF_LINKER}");
+    run_command(cargo("binstall").args(["--no-confirm", &linker]))
+}
+
+const NIGHTLY: [&str; 7] = [
+    "toolchain",
+    "install",
+    "nightly",
+    "--profile",
+    "minimal",
+    "--component",
+    "rust-src",
+];
+
+fn by_hand(error: &Error) -> Error {
+    anyhow!(
+        "no compiler for the kernel half, and setup could not install one ({error:#}). By hand:\n    \
+         rustup {}\n    cargo install cargo-binstall --locked\n    \
+         cargo binstall bpf-linker@{BPF_LINKER}\n\
+         or set TCPTRACE_BPF_OBJECT to the object of a release.",
+        NIGHTLY.join(" ")
+    )
+}
+
+fn say(what: &str) {
+    println!("setup: {what}");
+}
