@@ -87,6 +87,12 @@ impl Comm {
         Self(bytes)
     }
 
+    /// The kernel's array.
+    #[must_use]
+    pub fn as_array(&self) -> &[u8; 16] {
+        &self.0
+    }
+
     /// The bytes before the first zero.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {

@@ -1,6 +1,7 @@
 //! Loading the kernel half and talking to its maps. With `source::ring` the only room that names
 //! aya.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -20,7 +21,8 @@ use tcptrace_common::event::{self as wire, gate, hook, stat};
 use tcptrace_common::filter::{Config, NetworkKey, PortKey};
 use tcptrace_common::layout::Layout;
 
-use super::plan::Way;
+use super::doctor::Attempt;
+use super::plan::{Plan, Way};
 
 /// The kernel half as the build script compiled it; empty in a build that cannot trace.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcptrace-ebpf"));
@@ -112,27 +114,55 @@ impl Kernel {
         Ok(())
     }
 
-    /// Loads and attaches one program; an iterator is run to its end as well.
-    ///
-    /// # Errors
-    /// What the kernel refused, with the verifier's last words.
-    pub fn attach(&mut self, way: Way, program: &str) -> Result<()> {
+    /// Tries to see what the plan asks for: for each signal the first way whose programs all attach.
+    /// A program that serves several signals is attached once and reported for each.
+    pub fn attach(&mut self, plan: &Plan) -> Vec<Attempt> {
+        let mut outcomes: BTreeMap<&'static str, Result<(), String>> = BTreeMap::new();
+        let mut attempts = Vec::new();
+        for planned in &plan.signals {
+            for candidate in &planned.candidates {
+                let rung = candidate.rung;
+                let mut all = true;
+                for &program in rung.programs {
+                    let outcome = outcomes.entry(program).or_insert_with(|| {
+                        self.attach_program(rung.way, program).map_err(|error| reason(&error))
+                    });
+                    all &= outcome.is_ok();
+                    attempts.push(Attempt {
+                        signal: planned.signal,
+                        way: rung.to_string(),
+                        program,
+                        outcome: outcome.clone(),
+                    });
+                }
+                if all {
+                    break;
+                }
+            }
+        }
+        attempts
+    }
+
+    fn attach_program(&mut self, way: Way, program: &'static str) -> Result<()> {
         let object = self.ebpf.program_mut(program);
         let object = object.with_context(|| format!("the object has no program {program}"))?;
         match way {
-            Way::RawTracepoint(tracepoint) => {
+            Way::RawTracepoint => {
                 let object: &mut RawTracePoint = object.try_into()?;
                 object.load()?;
-                object.attach(tracepoint)?;
+                object.attach(program)?;
             }
-            Way::Tracepoint { category, name } => {
+            Way::Tracepoint(category) => {
                 let object: &mut TracePoint = object.try_into()?;
                 object.load()?;
-                with_tracefs(|| Ok(drop(object.attach(category, name)?)))?;
+                with_tracefs(|| {
+                    object.attach(category, program)?;
+                    Ok(())
+                })?;
             }
-            Way::Iterator(iterator) => {
+            Way::Iterator => {
                 let object: &mut Iter = object.try_into()?;
-                object.load(iterator, &Btf::from_sys_fs()?)?;
+                object.load(program, &Btf::from_sys_fs()?)?;
                 let link = object.attach()?;
                 let mut run = object.take_link(link)?.into_file()?;
                 // It writes nothing: reading runs it over everything there is.
@@ -316,6 +346,17 @@ impl Kernel {
         let map: HashMap<_, u64, [u8; N]> = HashMap::try_from(map)?;
         let read = map.iter().filter_map(Result::ok);
         Ok(read.map(|(key, value)| (key, pod_read_unaligned(&value))).collect())
+    }
+}
+
+/// An error and what lies behind it, on one line: of a verifier's log the last line says why.
+fn reason(error: &anyhow::Error) -> String {
+    let chain: Vec<_> = error.chain().map(ToString::to_string).collect();
+    let text = chain.join(": ");
+    let mut lines = text.lines().filter(|line| !line.trim().is_empty());
+    match (lines.next(), lines.next_back()) {
+        (Some(first), Some(last)) => format!("{first} … {last}"),
+        (first, _) => first.unwrap_or_default().to_owned(),
     }
 }
 

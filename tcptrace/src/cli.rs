@@ -1,0 +1,310 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+
+use crate::config::Selection;
+use crate::event::Errno;
+use crate::kernel::plan::Way;
+
+/// Which process, which flow and why, for every TCP socket error on this host.
+///
+/// Without a command it traces: one line for each reset, failed call, full queue, leaked CLOSE_WAIT
+/// and descriptor that ran out, with the process it belongs to.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tcptrace",
+    version,
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true
+)]
+pub struct Cli {
+    /// What to do instead of tracing.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to trace.
+    #[command(flatten)]
+    pub trace: Trace,
+}
+
+/// What tcptrace does besides tracing.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Say what this kernel and these privileges offer, and how to mend what is missing.
+    #[command(visible_alias = "check")]
+    Doctor {
+        /// Columns for a person, or one JSON document.
+        #[arg(short, long, value_enum, default_value_t = ReportFormat::Text)]
+        output: ReportFormat,
+        /// Take a way of attaching out of the plan.
+        #[arg(long, value_name = "WAY", value_parser = Way::NAMES)]
+        without: Vec<String>,
+    },
+    /// Provoke real failures in a private network namespace and say which were seen and named.
+    Selftest(Selftest),
+    /// Print the JSON Schema of the records.
+    Schema,
+}
+
+/// How to prove this kernel.
+#[derive(Debug, Args)]
+pub struct Selftest {
+    /// A table for a person, or one JSON document.
+    #[arg(short, long, value_enum, default_value_t = ReportFormat::Text)]
+    pub output: ReportFormat,
+    /// Provoke only these failures.
+    #[arg(value_name = "FAILURE")]
+    pub only: Vec<String>,
+    /// Show what tcptrace printed for each failure.
+    #[arg(long)]
+    pub stories: bool,
+    /// Play one part of a failure; for the selftest itself.
+    #[arg(long, hide = true, num_args = 1.., allow_hyphen_values = true)]
+    pub act: Vec<String>,
+}
+
+/// How a report is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// For a person.
+    #[value(alias = "columns")]
+    Text,
+    /// One JSON document.
+    Json,
+}
+
+/// How events are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// One line an event, for a person.
+    Columns,
+    /// JSON Lines in the OpenTelemetry log shape.
+    Json,
+    /// The same, spread over lines.
+    Jsonpretty,
+}
+
+/// When to use colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ColorChoice {
+    /// On a terminal, unless NO_COLOR is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// How to trace.
+#[derive(Args, Debug)]
+pub struct Trace {
+    /// Only sockets of this process, and their other ends on this host.
+    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..), help_heading = FILTER)]
+    pub pid: Vec<u32>,
+    /// Follow the children of the processes traced.
+    #[arg(long, help_heading = FILTER)]
+    pub children: bool,
+    /// Only sockets of processes with this command name (its first 15 bytes).
+    #[arg(long, value_name = "NAME", help_heading = FILTER)]
+    pub comm: Vec<String>,
+    /// Only sockets of this user, by number or name.
+    #[arg(long, value_name = "USER", value_parser = user, help_heading = FILTER)]
+    pub uid: Vec<u32>,
+    /// Only connections with this port at either end.
+    #[arg(long, value_name = "PORT", value_parser = port(), help_heading = FILTER)]
+    pub port: Vec<u16>,
+    /// Only connections with this port at this end.
+    #[arg(short = 'L', long, value_name = "PORT", value_parser = port(), help_heading = FILTER)]
+    pub local_port: Vec<u16>,
+    /// Only connections with this port at the other end.
+    #[arg(short = 'D', long, value_name = "PORT", value_parser = port(), help_heading = FILTER)]
+    pub peer_port: Vec<u16>,
+    /// Only connections with an address in this network at either end.
+    #[arg(long, value_name = "CIDR", value_parser = network, help_heading = FILTER)]
+    pub addr: Vec<IpNet>,
+    /// Only connections whose other end is in this network.
+    #[arg(long, value_name = "CIDR", value_parser = network, help_heading = FILTER)]
+    pub peer: Vec<IpNet>,
+    /// Only this network namespace: an inode number, a pid, a path or a name in /run/netns.
+    #[arg(long, value_name = "NETNS", help_heading = FILTER)]
+    pub netns: Vec<String>,
+    /// Only processes in this cgroup (v2) or below it.
+    #[arg(long, value_name = "PATH", help_heading = FILTER)]
+    pub cgroup: Vec<String>,
+    /// Only IPv4 traffic.
+    #[arg(short = '4', long, conflicts_with = "ipv6", help_heading = FILTER)]
+    pub ipv4: bool,
+    /// Only IPv6 traffic.
+    #[arg(short = '6', long, help_heading = FILTER)]
+    pub ipv6: bool,
+
+    /// Events to print, by name or first word; `+NAME` adds to the usual ones, `all` is all.
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        help_heading = WHAT,
+        long_help = Selection::help()
+    )]
+    pub event: Vec<String>,
+    /// Print only failures with these errors, and what caused them.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = errno, help_heading = WHAT)]
+    pub errno: Vec<Errno>,
+    /// How long a connection may stay in CLOSE_WAIT before it is shown; 0 shows every entry.
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration, help_heading = WHAT)]
+    pub close_wait_after: Duration,
+    /// Name the last user of a socket instead of the last one seen accepting, closing or failing.
+    /// Costs a table look-up on every send and receive of the host.
+    #[arg(long, help_heading = WHAT)]
+    pub last_user: bool,
+
+    /// How to write events to standard output.
+    #[arg(short, long, value_enum, default_value_t = Output::Columns, help_heading = OUTPUT)]
+    pub output: Output,
+    /// Write JSON Lines to this file as well. SIGHUP opens it anew.
+    #[arg(long, value_name = "PATH", help_heading = OUTPUT)]
+    pub output_file: Option<PathBuf>,
+    /// Move the output file aside when it reaches this size, e.g. 100MiB.
+    #[arg(long, value_name = "SIZE", value_parser = size, requires = "output_file", help_heading = OUTPUT)]
+    pub rotate_size: Option<u64>,
+    /// Files to keep that were moved aside.
+    #[arg(long, value_name = "COUNT", default_value_t = 5, requires = "rotate_size", help_heading = OUTPUT)]
+    pub rotate_keep: u32,
+    /// Say nothing on standard error but errors.
+    #[arg(long, conflicts_with = "verbose", help_heading = OUTPUT)]
+    pub quiet: bool,
+    /// Show the kernel half's own diagnostics.
+    #[arg(short, long, help_heading = OUTPUT)]
+    pub verbose: bool,
+    /// When to use colour.
+    #[arg(long, value_enum, default_value_t = ColorChoice::Auto, help_heading = OUTPUT)]
+    pub color: ColorChoice,
+    /// Leave out the names of the columns.
+    #[arg(long, help_heading = OUTPUT)]
+    pub no_header: bool,
+
+    /// End after this long, e.g. 30s or 5m.
+    #[arg(short, long, value_name = "TIME", value_parser = duration, help_heading = END)]
+    pub duration: Option<Duration>,
+    /// End after this many events.
+    #[arg(short, long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..), help_heading = END)]
+    pub count: Option<u64>,
+    /// Exit with status 5 if any event was lost.
+    #[arg(long, help_heading = END)]
+    pub strict: bool,
+
+    /// Size of the buffer between the kernel and tcptrace.
+    #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = size, help_heading = KERNEL)]
+    pub ring_buffer: u64,
+    /// Sockets whose owner is remembered; about 160 bytes of kernel memory each.
+    #[arg(long, value_name = "COUNT", default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(1024..=16_777_216), help_heading = KERNEL)]
+    pub max_sockets: u32,
+    /// Take a way of attaching out of the plan.
+    #[arg(long, value_name = "WAY", value_parser = Way::NAMES, help_heading = KERNEL)]
+    pub without: Vec<String>,
+
+    /// Trace this command and its children; its exit status becomes tcptrace's.
+    #[arg(last = true, value_name = "CMD", conflicts_with = "pid")]
+    pub cmd: Vec<OsString>,
+}
+
+const FILTER: &str = "Which sockets";
+const WHAT: &str = "Which events";
+const OUTPUT: &str = "Where to";
+const END: &str = "Until when";
+const KERNEL: &str = "In the kernel";
+
+fn port() -> clap::builder::RangedI64ValueParser<u16> {
+    clap::value_parser!(u16).range(1..)
+}
+
+/// A network, or an address that stands for itself.
+fn network(text: &str) -> Result<IpNet, String> {
+    text.parse::<IpNet>().map(|network| network.trunc()).or_else(|_| {
+        text.parse::<std::net::IpAddr>().map(IpNet::from).map_err(|_| {
+            "not a network such as 10.0.0.0/8 or 2001:db8::/32, nor an address".to_owned()
+        })
+    })
+}
+
+fn user(text: &str) -> Result<u32, String> {
+    if let Ok(uid) = text.parse() {
+        return Ok(uid);
+    }
+    match nix::unistd::User::from_name(text) {
+        Ok(Some(user)) => Ok(user.uid.as_raw()),
+        Ok(None) => Err("no user of that name on this host; give the number".to_owned()),
+        Err(error) => Err(format!("users cannot be looked up ({error}); give the number")),
+    }
+}
+
+fn errno(text: &str) -> Result<Errno, String> {
+    Errno::from_name(text)
+        .ok_or_else(|| "not the name of an error such as EPIPE or ECONNRESET".to_owned())
+}
+
+/// `90s`, `5m`, `1h 30m`, or a number of seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse::<f64>() {
+        return Duration::try_from_secs_f64(seconds)
+            .map_err(|_| "not a time that can be waited for".to_owned());
+    }
+    let duration: jiff::SignedDuration =
+        text.parse().map_err(|_| "not a time such as 500ms, 30s or 5m".to_owned())?;
+    duration.try_into().map_err(|_| "a time before now cannot be waited for".to_owned())
+}
+
+/// `16MiB`, `64KiB`, `1GiB` (or `16M`, `64K`, `1G`), or a number of bytes.
+fn size(text: &str) -> Result<u64, String> {
+    let wrong = || "not a size such as 64KiB, 16MiB or 1GiB".to_owned();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).filter(|&size| size > 0).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_and_times_read_as_people_write_them() {
+        assert_eq!(size("16KiB"), Ok(16 << 10));
+        assert_eq!(size("1G"), Ok(1 << 30));
+        assert_eq!(size("4096"), Ok(4096));
+        for wrong in ["", "0", "MiB", "1.5M", "12X", "99999999999999G"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(duration("2"), Ok(Duration::from_secs(2)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("1h 30m"), Ok(Duration::from_secs(5400)));
+        for wrong in ["-1", "-5s", "soon", "inf"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_lone_address_is_a_network_of_one() {
+        assert_eq!(network("10.1.2.3/8").map(|n| n.to_string()), Ok("10.0.0.0/8".to_owned()));
+        assert_eq!(network("::1").map(|n| n.to_string()), Ok("::1/128".to_owned()));
+        assert!(network("10.0.0.0/33").is_err());
+    }
+}

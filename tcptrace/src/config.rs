@@ -1,0 +1,295 @@
+//! What the command line asks for, checked and put into the terms of the kernel half.
+
+use std::fmt::Write as _;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::time::{ClockId, clock_getres};
+use tcptrace_common::event::kind;
+use tcptrace_common::filter::{Config, role};
+
+use crate::cli::Trace;
+use crate::event::{Comm, Errno, Event, Kind};
+use crate::host::{cgroup::Cgroups, netns, process};
+use crate::kernel::load::FilterValues;
+
+/// Which events are printed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selection {
+    /// One flag for each of [`Kind::SELECTABLE`].
+    chosen: [bool; Kind::SELECTABLE.len()],
+    /// Names the user asked for by name: without them tracing makes no sense.
+    required: Vec<&'static str>,
+    errnos: Vec<Errno>,
+}
+
+/// Kinds that are printed only when asked for: normal life, or what slows every call of the host.
+const OPT_IN: [&str; 4] = ["close_wait.entered", "fd.invalid", "state.changed", "retransmit"];
+
+impl Selection {
+    /// Reads the lists of `--event` and `--errno`.
+    ///
+    /// # Errors
+    /// A name that is none.
+    pub fn parse(events: &[String], errnos: &[Errno]) -> Result<Self> {
+        let usual = Kind::SELECTABLE.map(|name| !OPT_IN.contains(&name));
+        let only_adds = events.iter().all(|item| item.starts_with('+'));
+        let mut chosen = if only_adds { usual } else { [false; Kind::SELECTABLE.len()] };
+        let mut required = Vec::new();
+        for item in events {
+            let name = item.strip_prefix('+').unwrap_or(item);
+            let name = name.strip_prefix("tcptrace.").unwrap_or(name);
+            let mut known = name == "all";
+            for (chosen, kind) in chosen.iter_mut().zip(Kind::SELECTABLE) {
+                let first_word = kind.split_once('.').map_or(kind, |(word, _)| word);
+                if name == kind || name == first_word || name == "all" {
+                    *chosen = true;
+                    known = true;
+                    if name != "all" {
+                        required.push(kind);
+                    }
+                }
+            }
+            ensure!(known, "--event: there is no event {name:?}; {}", Self::help());
+        }
+        Ok(Self { chosen, required, errnos: errnos.to_vec() })
+    }
+
+    /// The names that can be chosen.
+    #[must_use]
+    pub fn help() -> String {
+        let mut help = String::from("the events are");
+        for (nth, name) in Kind::SELECTABLE.iter().enumerate() {
+            let comma = if nth == 0 { "" } else { "," };
+            let mark = if OPT_IN.contains(name) { " (on request)" } else { "" };
+            // Writing to a String does not fail.
+            let _ = write!(help, "{comma} {name}{mark}");
+        }
+        help
+    }
+
+    /// Whether an event is printed for its own sake.
+    #[must_use]
+    pub fn prints(&self, event: &Event) -> bool {
+        let name = event.name().strip_prefix("tcptrace.").unwrap_or_default();
+        let Some(index) = Kind::SELECTABLE.iter().position(|&kind| kind == name) else {
+            // Coverage, loss and the summary are about the stream itself.
+            return true;
+        };
+        self.chosen[index]
+            && (self.errnos.is_empty()
+                || errno(event).is_some_and(|errno| self.errnos.contains(&errno)))
+    }
+
+    /// Some event of this name, without the prefix, may be printed.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        Kind::SELECTABLE.iter().zip(self.chosen).any(|(&kind, chosen)| chosen && kind == name)
+    }
+
+    /// Some event the kernel half hands over is not printed for its own sake.
+    #[must_use]
+    pub fn keeps_evidence(&self) -> bool {
+        !self.errnos.is_empty() || !self.has("reset.sent") || !self.has("reset.received")
+    }
+
+    /// The kinds the kernel half hands over, `1 << kind` each: those printed, and the evidence of
+    /// those printed.
+    #[must_use]
+    pub fn kinds(&self) -> u32 {
+        let mut mask = 0;
+        let mut add = |name, kinds: &[u8]| {
+            if self.has(name) {
+                mask |= kinds.iter().fold(0, |mask, kind| mask | 1 << kind);
+            }
+        };
+        add("reset.sent", &[kind::RESET_SENT]);
+        add("reset.received", &[kind::RESET_RECEIVED]);
+        add("close_wait.entered", &[kind::CLOSE_WAIT]);
+        add("close_wait.stuck", &[kind::CLOSE_WAIT]);
+        add("accept_queue.overflow", &[kind::ACCEPT_OVERFLOW]);
+        let causes = [kind::RESET_SENT, kind::RESET_RECEIVED, kind::TIMEOUT];
+        add("socket.error", &causes);
+        add("socket.error", &[kind::SOCKET_ERROR]);
+        add("connect.failed", &[kind::CONNECT_FAILED, kind::RESET_RECEIVED]);
+        add("connection.timeout", &[kind::TIMEOUT, kind::RESET_SENT]);
+        add("fd.exhausted", &[kind::FD_EXHAUSTED]);
+        add("fd.invalid", &[kind::FD_INVALID]);
+        add("state.changed", &[kind::STATE]);
+        add("retransmit", &[kind::RETRANSMIT]);
+        mask
+    }
+
+    /// The kinds asked for by name, in the same form.
+    #[must_use]
+    pub fn required(&self) -> u32 {
+        let mut only = Self { chosen: [false; Kind::SELECTABLE.len()], ..self.clone() };
+        let own = |name: &str| match name {
+            "fd.invalid" => 1 << kind::FD_INVALID,
+            "state.changed" => 1 << kind::STATE,
+            "retransmit" => 1 << kind::RETRANSMIT,
+            _ => u32::MAX,
+        };
+        self.required.iter().fold(0, |mask, name| {
+            only.chosen = Kind::SELECTABLE.map(|kind| kind == *name);
+            mask | only.kinds() & own(name)
+        })
+    }
+}
+
+/// The error a program sees, where the event tells one.
+fn errno(event: &Event) -> Option<Errno> {
+    match &event.kind {
+        Kind::ResetReceived(reset) => reset.errno,
+        Kind::SocketError(call) | Kind::FdInvalid(call) => Some(call.errno),
+        Kind::ConnectFailed(failed) => failed.errno,
+        Kind::ConnectionTimeout(timeout) => Some(timeout.errno),
+        Kind::FdExhausted(fds) => Some(fds.errno),
+        Kind::StateChanged(change) => change.errno,
+        _ => None,
+    }
+}
+
+/// The filters in the kernel half's terms.
+#[derive(Debug)]
+pub struct Filters {
+    /// Its switches.
+    pub config: Config,
+    /// Its values.
+    pub values: FilterValues,
+}
+
+impl Filters {
+    /// Resolves what names a thing of this host: pids, namespaces, cgroups.
+    ///
+    /// # Errors
+    /// There is no such thing.
+    pub fn of(trace: &Trace, selection: &Selection) -> Result<Self> {
+        for &pid in &trace.pid {
+            if !process::alive(pid) {
+                bail!("--pid: there is no process {pid}; `pgrep -l NAME` finds the number");
+            }
+        }
+        ensure!(
+            !trace.children || !trace.pid.is_empty() || !trace.cmd.is_empty(),
+            "--children follows the children of --pid PID: name one"
+        );
+        let netns = trace.netns.iter().map(|name| netns::resolve(name).context("--netns"));
+        let ports = |list: &[u16], role| list.iter().map(move |&port| (role, port)).collect::<Vec<_>>();
+        let networks = |list: &[ipnet::IpNet], role| {
+            list.iter().map(move |&network| (role, network)).collect::<Vec<_>>()
+        };
+        let values = FilterValues {
+            pids: trace.pid.clone(),
+            comms: trace.comm.iter().map(|name| *Comm::from(name.as_str()).as_array()).collect(),
+            uids: trace.uid.clone(),
+            cgroups: cgroups(&trace.cgroup)?,
+            netns: netns.collect::<Result<_>>()?,
+            ports: [
+                ports(&trace.port, role::ANY),
+                ports(&trace.local_port, role::LOCAL),
+                ports(&trace.peer_port, role::PEER),
+            ]
+            .concat(),
+            networks: [networks(&trace.addr, role::ANY), networks(&trace.peer, role::PEER)].concat(),
+        };
+        let on = |given: bool| u8::from(given);
+        let config = Config {
+            kinds: selection.kinds(),
+            pid: on(!trace.pid.is_empty() || !trace.cmd.is_empty()),
+            children: on(trace.children || !trace.cmd.is_empty()),
+            comm: on(!trace.comm.is_empty()),
+            uid: on(!trace.uid.is_empty()),
+            cgroup: on(!trace.cgroup.is_empty()),
+            netns: on(!trace.netns.is_empty()),
+            local_port: on(!trace.local_port.is_empty()),
+            peer_port: on(!trace.peer_port.is_empty()),
+            port: on(!trace.port.is_empty()),
+            addr: on(!trace.addr.is_empty()),
+            peer: on(!trace.peer.is_empty()),
+            family: if trace.ipv4 {
+                4
+            } else if trace.ipv6 {
+                6
+            } else {
+                0
+            },
+            last_user: on(trace.last_user),
+            close_wait_at_once: on(
+                trace.close_wait_after.is_zero() || selection.has("close_wait.entered")
+            ),
+            verbose: on(trace.verbose),
+            pad: [0; 5],
+            ns_per_jiffy: ns_per_jiffy()?,
+        };
+        Ok(Self { config, values })
+    }
+
+    /// Nothing is filtered out: what is counted can be compared with the kernel's own counters.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        let Config { kinds, children: _, last_user, close_wait_at_once, verbose, ns_per_jiffy, .. } =
+            self.config;
+        let open =
+            Config { kinds, last_user, close_wait_at_once, verbose, ns_per_jiffy, ..Config::OFF };
+        bytemuck::bytes_of(&open) == bytemuck::bytes_of(&self.config)
+    }
+}
+
+/// Ids of the cgroups named, and of all below them now.
+///
+/// # Errors
+/// There is no cgroup v2, or none of a name.
+pub fn cgroups(names: &[String]) -> Result<Vec<u64>> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let cgroups = Cgroups::open().context("--cgroup")?;
+    let ids = names.iter().map(|name| cgroups.resolve(name).context("--cgroup"));
+    Ok(ids.collect::<Result<Vec<_>>>()?.concat())
+}
+
+/// The coarse clock ticks once a jiffy.
+/// <https://github.com/torvalds/linux/blob/v6.18/kernel/time/posix-timers.c>
+fn ns_per_jiffy() -> Result<u32> {
+    let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).context("the clock has no tick")?;
+    u32::try_from(tick.tv_nsec()).context("the clock's tick is longer than four seconds")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn selection(events: &[&str]) -> Result<Selection> {
+        Selection::parse(&events.iter().map(|&event| event.to_owned()).collect::<Vec<_>>(), &[])
+    }
+
+    #[test]
+    fn first_words_names_and_additions_choose() {
+        let usual = selection(&[]).expect("no list");
+        assert!(usual.has("reset.sent") && !usual.has("state.changed"));
+        let resets = selection(&["reset"]).expect("a first word");
+        assert!(resets.has("reset.sent") && resets.has("reset.received"));
+        assert!(!resets.has("socket.error"));
+        let added = selection(&["+state"]).expect("an addition");
+        assert!(added.has("reset.sent") && added.has("state.changed"));
+        assert!(selection(&["all"]).expect("all").has("fd.invalid"));
+        assert!(selection(&["tcptrace.retransmit"]).expect("a full name").has("retransmit"));
+        let error = selection(&["resets"]).expect_err("no such event").to_string();
+        assert!(error.contains("\"resets\"") && error.contains("reset.sent"), "{error}");
+    }
+
+    #[test]
+    fn the_evidence_of_what_is_printed_is_handed_over() {
+        let errors = selection(&["socket.error"]).expect("a name");
+        assert_ne!(errors.kinds() & 1 << kind::RESET_RECEIVED, 0);
+        assert_eq!(errors.kinds() & 1 << kind::STATE, 0);
+        assert!(errors.keeps_evidence());
+    }
+
+    #[test]
+    fn what_is_named_is_required() {
+        let added = selection(&["+fd.invalid"]).expect("an addition");
+        assert_eq!(added.required(), 1 << kind::FD_INVALID);
+        assert_eq!(selection(&[]).expect("no list").required(), 0);
+    }
+}
