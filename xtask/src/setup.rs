@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 use std::{env, fs};
@@ -142,7 +142,7 @@ fn install_packages(packages: &[&str]) -> Result<()> {
 }
 
 /// apt-get as root, asking nothing, with packages kept from starting the daemons they bring
-/// (`SYSTEMD_OFFLINE` for systemd, `RUNLEVEL` for init scripts).
+/// (`SYSTEMD_OFFLINE` for systemd, `RUNLEVEL` for init scripts). Only errors are shown.
 fn apt_get(arguments: &[&str]) -> Command {
     let mut command = as_root("env");
     command
@@ -156,7 +156,8 @@ fn apt_get(arguments: &[&str]) -> Command {
             "-oAcquire::Retries=3",
             "-oDPkg::Lock::Timeout=300",
         ])
-        .args(arguments);
+        .args(arguments)
+        .stdout(Stdio::null());
     command
 }
 
