@@ -249,176 +249,164 @@ mod tests {
         at_start: false,
     };
 
-    /// The table of the record's `error.type`, and the causes of the contract's section 1.
+    fn check(kind: Kind, expected_type: Option<&str>, expected_cause: Option<&str>) {
+        let event = event(kind);
+        assert_eq!(error_type(&event).as_deref(), expected_type, "{event:?}");
+        assert_eq!(
+            cause(&event).map(Cause::as_str),
+            expected_cause,
+            "{event:?}"
+        );
+    }
+
     #[test]
-    fn each_kind_has_its_error_type_and_cause() {
-        let received = |errno: Option<i32>| {
-            Kind::ResetReceived(ResetReceived {
-                errno: errno.map(Errno),
-                orphan: errno.is_none(),
-            })
+    fn a_failed_call_is_named_by_its_errno() {
+        check(
+            Kind::SocketError(call(libc::EPIPE, false)),
+            Some("EPIPE"),
+            None,
+        );
+        check(
+            Kind::SocketError(call(4095, false)),
+            Some("errno 4095"),
+            None,
+        );
+        for (errno, timeout, name, cause) in [
+            (libc::EAGAIN, true, "EAGAIN", "socket_timeout"),
+            (libc::ENOTCONN, false, "ENOTCONN", "not_connected"),
+            (libc::EADDRINUSE, false, "EADDRINUSE", "address_in_use"),
+        ] {
+            check(
+                Kind::SocketError(call(errno, timeout)),
+                Some(name),
+                Some(cause),
+            );
+        }
+        check(
+            Kind::FdInvalid(call(libc::EBADF, false)),
+            Some("EBADF"),
+            Some("use_after_close"),
+        );
+        check(
+            Kind::FdInvalid(call(libc::ENOTSOCK, false)),
+            Some("ENOTSOCK"),
+            None,
+        );
+        let errno = Errno(libc::EMFILE);
+        let fds = FdExhausted {
+            syscall: None,
+            errno,
+            open: None,
+            limit: None,
+            read_after_ms: None,
         };
-        let table = [
-            (received(Some(libc::EPIPE)), Some("EPIPE"), None),
-            (received(None), None, None),
-            (Kind::CloseWaitEntered(CLOSE_WAIT), None, None),
+        check(Kind::FdExhausted(fds), Some("EMFILE"), Some("fd_exhausted"));
+    }
+
+    #[test]
+    fn a_failed_connect_is_named_by_its_errno_or_as_abandoned() {
+        check(
+            connect(Some(libc::ECONNREFUSED)),
+            Some("ECONNREFUSED"),
+            None,
+        );
+        check(
+            connect(None),
+            Some("connect_abandoned"),
+            Some("connect_abandoned"),
+        );
+        for (errno, name, cause) in [
+            (libc::ETIMEDOUT, "ETIMEDOUT", "connect_timeout"),
+            (libc::ENETUNREACH, "ENETUNREACH", "unreachable"),
+            (libc::EHOSTUNREACH, "EHOSTUNREACH", "unreachable"),
+            (libc::EADDRNOTAVAIL, "EADDRNOTAVAIL", "ports_exhausted"),
+            (libc::EADDRINUSE, "EADDRINUSE", "address_in_use"),
+        ] {
+            check(connect(Some(errno)), Some(name), Some(cause));
+        }
+    }
+
+    #[test]
+    fn a_timeout_is_told_apart_by_what_ran_out() {
+        for (timeout, cause) in [
+            (TIMEOUT, None),
             (
-                Kind::CloseWaitStuck(CLOSE_WAIT),
-                Some("close_wait_leak"),
-                Some("close_wait_leak"),
-            ),
-            (
-                Kind::AcceptQueueOverflow(Overflow {
-                    path: None,
-                    queue_len: 129,
-                    queue_max: 128,
-                    drops: 0,
-                }),
-                Some("accept_queue_overflow"),
-                Some("accept_queue_overflow"),
-            ),
-            (
-                Kind::SocketError(call(libc::EPIPE, false)),
-                Some("EPIPE"),
-                None,
-            ),
-            (
-                Kind::SocketError(call(libc::EAGAIN, true)),
-                Some("EAGAIN"),
-                Some("socket_timeout"),
-            ),
-            (
-                Kind::SocketError(call(libc::ENOTCONN, false)),
-                Some("ENOTCONN"),
-                Some("not_connected"),
-            ),
-            (
-                Kind::SocketError(call(libc::EADDRINUSE, false)),
-                Some("EADDRINUSE"),
-                Some("address_in_use"),
-            ),
-            (
-                Kind::SocketError(call(4095, false)),
-                Some("errno 4095"),
-                None,
-            ),
-            (
-                connect(Some(libc::ECONNREFUSED)),
-                Some("ECONNREFUSED"),
-                None,
-            ),
-            (
-                connect(Some(libc::ETIMEDOUT)),
-                Some("ETIMEDOUT"),
-                Some("connect_timeout"),
-            ),
-            (
-                connect(Some(libc::ENETUNREACH)),
-                Some("ENETUNREACH"),
-                Some("unreachable"),
-            ),
-            (
-                connect(Some(libc::EHOSTUNREACH)),
-                Some("EHOSTUNREACH"),
-                Some("unreachable"),
-            ),
-            (
-                connect(Some(libc::EADDRNOTAVAIL)),
-                Some("EADDRNOTAVAIL"),
-                Some("ports_exhausted"),
-            ),
-            (
-                connect(None),
-                Some("connect_abandoned"),
-                Some("connect_abandoned"),
-            ),
-            (Kind::ConnectionTimeout(TIMEOUT), Some("ETIMEDOUT"), None),
-            (
-                Kind::ConnectionTimeout(Timeout {
+                Timeout {
                     retransmits: 15,
                     ..TIMEOUT
-                }),
-                Some("ETIMEDOUT"),
+                },
                 Some("retransmit_timeout"),
             ),
             (
-                Kind::ConnectionTimeout(Timeout {
+                Timeout {
                     retransmits: 3,
                     user_timeout_ms: Some(5_000),
                     ..TIMEOUT
-                }),
-                Some("ETIMEDOUT"),
+                },
                 Some("user_timeout"),
             ),
             (
-                Kind::ConnectionTimeout(Timeout {
+                Timeout {
                     probes: 9,
                     keepalive: true,
                     ..TIMEOUT
-                }),
-                Some("ETIMEDOUT"),
+                },
                 Some("keepalive_timeout"),
             ),
             (
-                Kind::ConnectionTimeout(Timeout {
+                Timeout {
                     probes: 15,
                     send_window: 0,
                     ..TIMEOUT
-                }),
-                Some("ETIMEDOUT"),
+                },
                 Some("peer_not_reading"),
             ),
-            (
-                Kind::FdExhausted(FdExhausted {
-                    syscall: None,
-                    errno: Errno(libc::EMFILE),
-                    open: None,
-                    limit: None,
-                    read_after_ms: None,
-                }),
-                Some("EMFILE"),
-                Some("fd_exhausted"),
-            ),
-            (
-                Kind::FdInvalid(call(libc::EBADF, false)),
-                Some("EBADF"),
-                Some("use_after_close"),
-            ),
-            (
-                Kind::FdInvalid(call(libc::ENOTSOCK, false)),
-                Some("ENOTSOCK"),
-                None,
-            ),
-            (
-                Kind::StateChanged(StateChange {
-                    from: State::Established,
-                    to: State::Closed,
-                    duration_us: None,
-                    errno: Some(Errno(libc::ETIMEDOUT)),
-                }),
-                Some("ETIMEDOUT"),
-                None,
-            ),
-            (Kind::Retransmit(Retransmit { attempt: 1 }), None, None),
-            (
-                Kind::EventsLost(Loss {
-                    hook: "tcp_send_reset",
-                    count: 3,
-                    reason: "ring_full",
-                }),
-                Some("ring_full"),
-                None,
-            ),
-        ];
-        for (kind, expected_type, expected_cause) in table {
-            let event = event(kind);
-            assert_eq!(error_type(&event).as_deref(), expected_type, "{event:?}");
-            assert_eq!(
-                cause(&event).map(Cause::as_str),
-                expected_cause,
-                "{event:?}"
-            );
+        ] {
+            check(Kind::ConnectionTimeout(timeout), Some("ETIMEDOUT"), cause);
         }
+    }
+
+    #[test]
+    fn other_kinds_have_a_type_only_where_something_failed() {
+        let received = |errno: Option<Errno>| {
+            Kind::ResetReceived(ResetReceived {
+                errno,
+                orphan: errno.is_none(),
+            })
+        };
+        check(received(Some(Errno(libc::EPIPE))), Some("EPIPE"), None);
+        check(received(None), None, None);
+        let leak = Some("close_wait_leak");
+        check(Kind::CloseWaitEntered(CLOSE_WAIT), None, None);
+        check(Kind::CloseWaitStuck(CLOSE_WAIT), leak, leak);
+        let full = Some("accept_queue_overflow");
+        let overflow = Overflow {
+            path: None,
+            queue_len: 129,
+            queue_max: 128,
+            drops: 0,
+        };
+        check(Kind::AcceptQueueOverflow(overflow), full, full);
+        let change = |errno| StateChange {
+            from: State::Established,
+            to: State::Closed,
+            duration_us: None,
+            errno,
+        };
+        check(Kind::StateChanged(change(None)), None, None);
+        let timed_out = Some(Errno(libc::ETIMEDOUT));
+        check(
+            Kind::StateChanged(change(timed_out)),
+            Some("ETIMEDOUT"),
+            None,
+        );
+        check(Kind::Retransmit(Retransmit { attempt: 1 }), None, None);
+        let lost = Loss {
+            hook: "tcp_send_reset",
+            count: 3,
+            reason: "ring_full",
+        };
+        check(Kind::EventsLost(lost), Some("ring_full"), None);
     }
 
     #[test]

@@ -71,30 +71,13 @@ mod tests {
     use super::*;
     use crate::event::{Confidence, EventId, Exit, Owner, Process, ResetReason, Socket, Timestamp};
 
-    /// A RST this end sent unasked, without any evidence.
-    const UNASKED: ResetSent = ResetSent {
-        reason: None,
-        unread: 0,
-        linger_zero: false,
-        answers_segment: false,
-        answers_syn: false,
-        no_socket: false,
-        unaccepted: false,
-        aborted: false,
-        syscall: None,
-    };
-
-    /// A RST that answers a segment.
-    const ANSWER: ResetSent = ResetSent {
-        answers_segment: true,
-        ..UNASKED
-    };
-
-    fn because(reason: &'static str) -> Option<ResetReason> {
-        Some(ResetReason(reason.into()))
-    }
-
-    fn verdict(state: State, exit: Option<Exit>, reset: ResetSent) -> Option<&'static str> {
+    /// What the table gives of a RST: its flags by name, the kernel's reason, the unread bytes.
+    fn verdict(
+        state: State,
+        exit: Option<Exit>,
+        (flags, reason, unread): (&str, &'static str, u32),
+    ) -> Option<&'static str> {
+        let flag = |name| flags.split(' ').any(|flag| flag == name);
         let process = Process {
             pid: 1,
             exit,
@@ -114,7 +97,17 @@ mod tests {
                 ..Owner::default()
             },
             actor: None,
-            kind: Kind::ResetSent(reset),
+            kind: Kind::ResetSent(ResetSent {
+                reason: (!reason.is_empty()).then(|| ResetReason(reason.into())),
+                unread,
+                linger_zero: flag("linger_zero"),
+                answers_segment: flag("answer") || flag("syn"),
+                answers_syn: flag("syn"),
+                no_socket: flag("no_socket"),
+                unaccepted: flag("unaccepted"),
+                aborted: flag("aborted"),
+                syscall: None,
+            }),
         };
         cause(&event).map(Cause::as_str)
     }
@@ -123,159 +116,93 @@ mod tests {
     fn evidence_of_an_unasked_reset() {
         use State::{CloseWait, Established, FinWait2};
         let killed = Some(Exit::Signal(9));
-        let state = because("TCP_STATE");
-        let close = because("TCP_ABORT_ON_CLOSE");
+        let exited = Some(Exit::Code(0));
         let table = [
             // ss -K: the kernel says TCP_STATE, and what the socket held does not matter.
             (
                 Established,
                 None,
-                ResetSent {
-                    aborted: true,
-                    reason: state.clone(),
-                    unread: 5,
-                    ..UNASKED
-                },
+                ("aborted", "TCP_STATE", 5),
                 Some("killed_by_admin"),
             ),
             // The listener closed with this child in its queue.
             (
                 Established,
                 None,
-                ResetSent {
-                    unaccepted: true,
-                    reason: state.clone(),
-                    unread: 5,
-                    ..UNASKED
-                },
+                ("unaccepted", "TCP_STATE", 5),
                 Some("listener_closed"),
             ),
             (
                 Established,
                 killed,
-                ResetSent {
-                    unaccepted: true,
-                    reason: state.clone(),
-                    ..UNASKED
-                },
+                ("unaccepted", "TCP_STATE", 0),
                 Some("listener_closed"),
             ),
             // SO_LINGER 0 is TCP_STATE as well.
             (
                 Established,
                 None,
-                ResetSent {
-                    linger_zero: true,
-                    reason: state.clone(),
-                    ..UNASKED
-                },
+                ("linger_zero", "TCP_STATE", 0),
                 Some("linger_zero"),
             ),
             (
                 Established,
                 None,
-                ResetSent {
-                    linger_zero: true,
-                    unread: 9,
-                    reason: close.clone(),
-                    ..UNASKED
-                },
+                ("linger_zero", "TCP_ABORT_ON_CLOSE", 9),
                 Some("linger_zero"),
             ),
             (
                 Established,
                 killed,
-                ResetSent {
-                    linger_zero: true,
-                    reason: state.clone(),
-                    ..UNASKED
-                },
+                ("linger_zero", "TCP_STATE", 0),
                 Some("linger_zero"),
             ),
             // Unread bytes; the same without a reason, on kernels that give none.
             (
                 CloseWait,
                 None,
-                ResetSent {
-                    unread: 512,
-                    reason: close.clone(),
-                    ..UNASKED
-                },
+                ("", "TCP_ABORT_ON_CLOSE", 512),
                 Some("closed_with_unread_data"),
             ),
             (
                 CloseWait,
                 None,
-                ResetSent {
-                    unread: 512,
-                    ..UNASKED
-                },
+                ("", "", 512),
                 Some("closed_with_unread_data"),
             ),
             (
                 CloseWait,
                 killed,
-                ResetSent {
-                    unread: 512,
-                    reason: close,
-                    ..UNASKED
-                },
+                ("", "TCP_ABORT_ON_CLOSE", 512),
                 Some("process_exited"),
             ),
-            (
-                CloseWait,
-                Some(Exit::Code(0)),
-                ResetSent {
-                    unread: 1,
-                    ..UNASKED
-                },
-                Some("process_exited"),
-            ),
+            (CloseWait, exited, ("", "", 1), Some("process_exited")),
             // Timers and memory, whatever else is set.
             (
                 Established,
                 None,
-                ResetSent {
-                    reason: because("TCP_KEEPALIVE_TIMEOUT"),
-                    unread: 3,
-                    linger_zero: true,
-                    ..UNASKED
-                },
+                ("linger_zero", "TCP_KEEPALIVE_TIMEOUT", 3),
                 Some("keepalive_timeout"),
             ),
             (
                 FinWait2,
                 None,
-                ResetSent {
-                    reason: because("TCP_ABORT_ON_MEMORY"),
-                    ..UNASKED
-                },
+                ("", "TCP_ABORT_ON_MEMORY", 0),
                 Some("tcp_memory_pressure"),
             ),
             (
                 FinWait2,
                 None,
-                ResetSent {
-                    reason: because("TCP_ABORT_ON_DATA"),
-                    ..UNASKED
-                },
+                ("", "TCP_ABORT_ON_DATA", 0),
                 Some("write_after_peer_close"),
             ),
             // connect(AF_UNSPEC), or the FIN_WAIT2 timer: nothing to name.
-            (
-                Established,
-                None,
-                ResetSent {
-                    reason: state,
-                    ..UNASKED
-                },
-                None,
-            ),
-            (Established, killed, UNASKED, None),
+            (Established, None, ("", "TCP_STATE", 0), None),
+            (Established, killed, ("", "", 0), None),
         ];
         for (state, exit, reset, expected) in table {
             assert_eq!(
-                verdict(state, exit, reset.clone()),
+                verdict(state, exit, reset),
                 expected,
                 "{state} {exit:?} {reset:?}"
             );
@@ -289,113 +216,51 @@ mod tests {
             // Nothing on that port.
             (
                 Closed,
-                ResetSent {
-                    no_socket: true,
-                    answers_syn: true,
-                    reason: because("NO_SOCKET"),
-                    ..ANSWER
-                },
+                ("no_socket syn", "NO_SOCKET", 0),
                 Some("no_listener"),
             ),
-            (
-                Closed,
-                ResetSent {
-                    no_socket: true,
-                    answers_syn: true,
-                    ..ANSWER
-                },
-                Some("no_listener"),
-            ),
+            (Closed, ("no_socket syn", "", 0), Some("no_listener")),
             // A connection this host no longer has.
             (
                 Closed,
-                ResetSent {
-                    no_socket: true,
-                    reason: because("NO_SOCKET"),
-                    ..ANSWER
-                },
+                ("no_socket answer", "NO_SOCKET", 0),
                 Some("stale_connection"),
             ),
             (
                 TimeWait,
-                ResetSent {
-                    reason: because("TCP_TIMEWAIT_SOCKET"),
-                    ..ANSWER
-                },
+                ("answer", "TCP_TIMEWAIT_SOCKET", 0),
                 Some("stale_connection"),
             ),
-            (
-                TimeWait,
-                ResetSent {
-                    no_socket: true,
-                    answers_syn: true,
-                    ..ANSWER
-                },
-                Some("stale_connection"),
-            ),
-            (
-                Listen,
-                ResetSent {
-                    reason: because("TCP_FLAGS"),
-                    ..ANSWER
-                },
-                Some("stale_connection"),
-            ),
+            (TimeWait, ("no_socket syn", "", 0), Some("stale_connection")),
+            (Listen, ("answer", "TCP_FLAGS", 0), Some("stale_connection")),
             // tcp_abort_on_overflow reads INVALID_SYN, and so does a SYN on a half-open request.
             (
                 Listen,
-                ResetSent {
-                    reason: because("INVALID_SYN"),
-                    ..ANSWER
-                },
+                ("answer", "INVALID_SYN", 0),
                 Some("accept_queue_overflow"),
             ),
             (
                 Listen,
-                ResetSent {
-                    no_socket: true,
-                    reason: because("INVALID_SYN"),
-                    ..ANSWER
-                },
+                ("no_socket answer", "INVALID_SYN", 0),
                 Some("accept_queue_overflow"),
             ),
-            (
-                Listen,
-                ResetSent {
-                    reason: because("INVALID_SYN"),
-                    answers_syn: true,
-                    ..ANSWER
-                },
-                None,
-            ),
-            (Listen, ANSWER, None),
+            (Listen, ("syn", "INVALID_SYN", 0), None),
+            (Listen, ("answer", "", 0), None),
             // The peer wrote after this end had closed.
             (
                 FinWait2,
-                ResetSent {
-                    reason: because("TCP_ABORT_ON_DATA"),
-                    ..ANSWER
-                },
+                ("answer", "TCP_ABORT_ON_DATA", 0),
                 Some("write_after_peer_close"),
             ),
             // Options and unread bytes of the socket are no evidence: it did not close.
             (
                 SynSent,
-                ResetSent {
-                    reason: because("TCP_INVALID_ACK_SEQUENCE"),
-                    linger_zero: true,
-                    unread: 4,
-                    ..ANSWER
-                },
+                ("answer linger_zero", "TCP_INVALID_ACK_SEQUENCE", 4),
                 None,
             ),
         ];
         for (state, reset, expected) in table {
-            assert_eq!(
-                verdict(state, None, reset.clone()),
-                expected,
-                "{state} {reset:?}"
-            );
+            assert_eq!(verdict(state, None, reset), expected, "{state} {reset:?}");
         }
     }
 }
