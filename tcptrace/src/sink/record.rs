@@ -221,6 +221,12 @@ pub fn attributes<E>(
     if let Some(socket) = &event.socket {
         put.socket(context, socket, &event.kind)?;
     }
+    let named = match &event.kind {
+        Kind::SocketError(call) | Kind::FdInvalid(call) => call.fd,
+        _ => None,
+    };
+    let owners = event.socket.as_ref().and_then(|socket| socket.fd);
+    put.maybe(name::SOCKET_FD, named.or(owners))?;
     put.owner(&event.owner, event.socket.is_some())?;
     if let Some(actor) = &event.actor {
         put.int(name::ACTOR_PID, actor.pid)?;
@@ -319,7 +325,6 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
         self.maybe(name::IDLE, idle)?;
         self.maybe(name::SOCKET_RECEIVED_AGO, socket.received_ago_ms)?;
         self.maybe(name::SOCKET_SENT_AGO, socket.sent_ago_ms)?;
-        self.maybe(name::SOCKET_FD, socket.fd)?;
         self.maybe(name::SOCKET_INODE, socket.inode)?;
         // The reset has its own count: it was taken before the close emptied the queue.
         let unread = match kind {
@@ -569,6 +574,25 @@ mod tests {
             });
             assert_eq!(done, Ok(()));
         }
+    }
+
+    #[test]
+    fn a_call_without_a_socket_still_names_its_descriptor() {
+        let invalid = samples::all()
+            .into_iter()
+            .find(|event| matches!(event.kind, Kind::FdInvalid(_)));
+        let mut fd = None;
+        let done = attributes(
+            &samples::context(),
+            &invalid.expect("a sample of every kind"),
+            &mut |name, value| {
+                if let (name::SOCKET_FD, Value::Int(value)) = (name, value) {
+                    fd = Some(value);
+                }
+                Ok::<(), ()>(())
+            },
+        );
+        assert_eq!((done, fd), (Ok(()), Some(17)));
     }
 
     /// The vectors published with the specification, in both directions.
