@@ -1,5 +1,13 @@
-//! tcptrace
+//! tcptrace: which process, which flow and why, for every TCP socket error on this host.
+
+pub mod cli;
+pub mod config;
 pub mod decode;
+pub mod diagnose;
 pub mod event;
+pub mod host;
 pub mod kernel;
+pub mod run;
+pub mod selftest;
+pub mod sink;
 pub mod source;

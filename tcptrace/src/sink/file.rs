@@ -1,0 +1,255 @@
+//! A file of records: only its owner may read it, and it is moved aside when it has grown.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+
+use super::{Error, Sink};
+use crate::event::Event;
+
+/// Bytes gathered before a write that nobody asked for.
+const GATHER: usize = 64 * 1024;
+
+/// When a file is moved aside, and how many of those are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rotation {
+    /// A file never grows beyond this many bytes, except by a single record that is larger.
+    pub size: u64,
+    /// Older files to keep, as `PATH.1` (the newest) to `PATH.N`.
+    pub keep: u32,
+}
+
+/// An output file.
+pub struct File {
+    path: PathBuf,
+    handle: fs::File,
+    rotation: Option<Rotation>,
+    pending: Vec<u8>,
+    /// Bytes in the file, with those pending; `None` for what is no regular file and so cannot be
+    /// moved aside.
+    size: Option<u64>,
+}
+
+impl File {
+    /// Opens the file to add to its end, or creates it with mode 0600.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Failed`] with the path, the reason and what to do.
+    pub fn open(path: impl Into<PathBuf>, rotation: Option<Rotation>) -> Result<Self, Error> {
+        let path = path.into();
+        let (handle, size) = open(&path)?;
+        Ok(Self {
+            path,
+            handle,
+            rotation,
+            pending: Vec::new(),
+            size,
+        })
+    }
+
+    fn is_due(&self, more: usize) -> bool {
+        let (Some(rotation), Some(size)) = (self.rotation, self.size) else {
+            return false;
+        };
+        size > 0 && size + more as u64 > rotation.size
+    }
+
+    /// `PATH` becomes `PATH.1`, that `PATH.2` and so on; the last one goes.
+    fn rotate(&mut self, keep: u32) -> Result<(), Error> {
+        self.flush()?;
+        let failed = |error| Error::failed("rotate", &self.path.display(), &error);
+        if keep == 0 {
+            gone_is_fine(fs::remove_file(&self.path)).map_err(failed)?;
+        }
+        for number in (1..=keep).rev() {
+            let from = if number == 1 {
+                self.path.clone()
+            } else {
+                self.numbered(number - 1)
+            };
+            gone_is_fine(fs::rename(from, self.numbered(number))).map_err(failed)?;
+        }
+        self.reopen()
+    }
+
+    fn numbered(&self, number: u32) -> PathBuf {
+        let mut name = OsString::from(&self.path);
+        name.push(format!(".{number}"));
+        name.into()
+    }
+}
+
+impl Sink for File {
+    fn write(&mut self, _: &Event, record: &Bytes) -> Result<(), Error> {
+        if let Some(rotation) = self.rotation
+            && self.is_due(record.len())
+        {
+            self.rotate(rotation.keep)?;
+        }
+        self.pending.extend_from_slice(record);
+        self.size = self.size.map(|size| size + record.len() as u64);
+        if self.pending.len() >= GATHER {
+            self.flush()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        let written = self.handle.write_all(&self.pending);
+        self.pending.clear();
+        written.map_err(|error| Error::failed("write to", &self.path.display(), &error))
+    }
+
+    fn reopen(&mut self) -> Result<(), Error> {
+        self.flush()?;
+        (self.handle, self.size) = open(&self.path)?;
+        Ok(())
+    }
+}
+
+fn open(path: &Path) -> Result<(fs::File, Option<u64>), Error> {
+    let opened = fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path);
+    let sized = opened.and_then(|file| {
+        let metadata = file.metadata()?;
+        Ok((file, metadata.is_file().then_some(metadata.len())))
+    });
+    sized.map_err(|error| Error::failed("open", &path.display(), &error))
+}
+
+/// An older file that is not there, or no longer, needs no move.
+fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+    use crate::sink::samples;
+
+    fn write(file: &mut File, record: &'static str) {
+        file.write(
+            &samples::reset_sent(),
+            &Bytes::from_static(record.as_bytes()),
+        )
+        .expect("the directory is ours");
+    }
+
+    fn read(path: &Path) -> String {
+        fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+
+    #[test]
+    fn it_is_private_and_added_to() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("events.json");
+        for record in ["one\n", "two\n"] {
+            let mut file = File::open(&path, None).expect("the directory is ours");
+            write(&mut file, record);
+            file.flush().expect("the directory is ours");
+        }
+        assert_eq!(read(&path), "one\ntwo\n");
+        let mode = fs::metadata(&path)
+            .expect("it was written")
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn it_is_moved_aside_between_records_and_the_oldest_goes() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("events.json");
+        let rotation = Some(Rotation { size: 8, keep: 2 });
+        let mut file = File::open(&path, rotation).expect("the directory is ours");
+        for record in [
+            "aaa\n",
+            "bbb\n",
+            "ccc\n",
+            "a record beyond the size\n",
+            "ddd\n",
+            "eee\n",
+        ] {
+            write(&mut file, record);
+        }
+        file.flush().expect("the directory is ours");
+        let older = |number| read(&directory.path().join(format!("events.json.{number}")));
+        assert_eq!(read(&path), "ddd\neee\n");
+        assert_eq!(older(1), "a record beyond the size\n");
+        assert_eq!(older(2), "ccc\n");
+        assert!(!directory.path().join("events.json.3").exists());
+    }
+
+    #[test]
+    fn the_size_counts_what_was_there_before_and_nothing_need_be_kept() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("events.json");
+        fs::write(&path, "before\n").expect("the directory is ours");
+        let rotation = Some(Rotation { size: 8, keep: 0 });
+        let mut file = File::open(&path, rotation).expect("the directory is ours");
+        write(&mut file, "after\n");
+        file.flush().expect("the directory is ours");
+        assert_eq!(read(&path), "after\n");
+        assert_eq!(
+            fs::read_dir(directory.path())
+                .expect("the directory")
+                .count(),
+            1
+        );
+    }
+
+    #[test]
+    fn reopened_it_leaves_a_moved_file_alone() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("events.json");
+        let moved = directory.path().join("moved");
+        let mut file = File::open(&path, None).expect("the directory is ours");
+        write(&mut file, "one\n");
+        fs::rename(&path, &moved).expect("the directory is ours");
+        write(&mut file, "two\n");
+        file.reopen().expect("the directory is ours");
+        write(&mut file, "three\n");
+        file.flush().expect("the directory is ours");
+        assert_eq!(read(&moved), "one\ntwo\n");
+        assert_eq!(read(&path), "three\n");
+    }
+
+    #[test]
+    fn a_failure_names_the_file() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("missing/events.json");
+        let error = File::open(&path, None)
+            .err()
+            .expect("there is no such directory");
+        let expected = format!(
+            "cannot open {}: No such file or directory (os error 2); create its directory first",
+            path.display()
+        );
+        assert_eq!(error.to_string(), expected);
+
+        let mut full =
+            File::open("/dev/full", Some(Rotation { size: 1, keep: 1 })).expect("it is there");
+        write(&mut full, "a device is never moved aside\n");
+        let error = full.flush().expect_err("it is full");
+        assert!(
+            error
+                .to_string()
+                .starts_with("cannot write to /dev/full: No space"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,273 @@
+//! Where events go. An event is written once for each format, and every output that wants the
+//! format gets the same bytes.
+
+mod file;
+mod json;
+pub mod record;
+#[cfg(test)]
+mod samples;
+mod sentence;
+mod stream;
+pub mod text;
+
+use std::fmt;
+use std::io;
+
+use bytes::{Bytes, BytesMut};
+
+pub use file::{File, Rotation};
+pub use sentence::Body;
+pub use stream::Stream;
+
+use crate::event::Event;
+
+/// What every record of one run has in common.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Tells the ids of this run from those of others: random.
+    pub run: u32,
+    /// Keys the ids of flows, so that no kernel address can be read from them: random.
+    pub key: [u8; 16],
+    /// This host's name.
+    pub host_name: String,
+    /// This host's machine id, when it has one.
+    pub host_id: Option<String>,
+}
+
+/// One output.
+pub trait Sink {
+    /// Takes one event; `record` is its text in the output's format, the newline included. It may
+    /// be kept back until [`flush`](Self::flush).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] when nobody reads any more, [`Error::Failed`] otherwise; what was kept back
+    /// is lost then.
+    fn write(&mut self, event: &Event, record: &Bytes) -> Result<(), Error>;
+
+    /// Hands over what was kept back. The loop calls it when no more events are waiting.
+    ///
+    /// # Errors
+    ///
+    /// As for [`write`](Self::write).
+    fn flush(&mut self) -> Result<(), Error>;
+
+    /// Opens the output anew, after somebody else moved its file away.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Failed`]; the output stays where it was.
+    fn reopen(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// Why an output took no more.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Error {
+    /// Its reader is gone, as with `| head`: a clean end, not a failure.
+    Closed,
+    /// What failed, why, and what to do.
+    Failed(String),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed => f.write_str("the reader of the output is gone"),
+            Self::Failed(message) => f.write_str(message),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl Error {
+    /// `action` on `target` failed with `error`.
+    fn failed(action: &str, target: &dyn fmt::Display, error: &io::Error) -> Self {
+        let remedy = match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space there",
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                "choose a place this user may write to"
+            }
+            io::ErrorKind::NotFound => "create its directory first",
+            io::ErrorKind::IsADirectory => "name a file in it",
+            _ => "choose another place with --output-file",
+        };
+        Self::Failed(format!("cannot {action} {target}: {error}; {remedy}"))
+    }
+}
+
+/// How an event is written.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Format {
+    /// For a person.
+    Columns(text::Columns),
+    /// JSON Lines.
+    Json,
+    /// The same JSON over several lines.
+    JsonPretty,
+}
+
+/// All outputs of a run.
+pub struct Outputs {
+    context: Context,
+    groups: Vec<Group>,
+    /// Taken back from the records of earlier events once their sinks have let go of them.
+    buffer: BytesMut,
+}
+
+/// The outputs that share a format.
+struct Group {
+    format: Format,
+    begun: bool,
+    sinks: Vec<Box<dyn Sink>>,
+}
+
+impl Outputs {
+    /// None yet.
+    #[must_use]
+    pub fn new(context: Context) -> Self {
+        Self {
+            context,
+            groups: Vec::new(),
+            buffer: BytesMut::new(),
+        }
+    }
+
+    /// Adds one.
+    pub fn add(&mut self, format: Format, sink: Box<dyn Sink>) {
+        match self
+            .groups
+            .iter_mut()
+            .find(|group| group.format == format && !group.begun)
+        {
+            Some(group) => group.sinks.push(sink),
+            None => self.groups.push(Group {
+                format,
+                begun: false,
+                sinks: vec![sink],
+            }),
+        }
+    }
+
+    /// Writes one event to every output.
+    ///
+    /// # Errors
+    ///
+    /// The first error of an output; the others after it did not get the event.
+    pub fn write(&mut self, event: &Event) -> Result<(), Error> {
+        for group in &mut self.groups {
+            match &group.format {
+                Format::Columns(columns) => {
+                    if !group.begun {
+                        columns.header(&mut self.buffer);
+                    }
+                    columns.event(event, &mut self.buffer);
+                }
+                Format::Json => json::line(&self.context, event, &mut self.buffer)?,
+                Format::JsonPretty => json::pretty(&self.context, event, &mut self.buffer)?,
+            }
+            group.begun = true;
+            let record = self.buffer.split().freeze();
+            for sink in &mut group.sinks {
+                sink.write(event, &record)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Flushes every output.
+    ///
+    /// # Errors
+    ///
+    /// The first error of an output.
+    pub fn flush(&mut self) -> Result<(), Error> {
+        self.each(Sink::flush)
+    }
+
+    /// Opens every output anew.
+    ///
+    /// # Errors
+    ///
+    /// The first error of an output.
+    pub fn reopen(&mut self) -> Result<(), Error> {
+        self.each(Sink::reopen)
+    }
+
+    fn each(
+        &mut self,
+        mut act: impl FnMut(&mut (dyn Sink + 'static)) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.groups
+            .iter_mut()
+            .flat_map(|group| &mut group.sinks)
+            .try_for_each(|sink| act(sink.as_mut()))
+    }
+}
+
+/// The JSON Schema of the record.
+#[must_use]
+pub fn schema() -> &'static str {
+    include_str!("../explain/schema.json")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Kept(Rc<RefCell<Vec<Bytes>>>);
+
+    impl Sink for Kept {
+        fn write(&mut self, _: &Event, record: &Bytes) -> Result<(), Error> {
+            self.0.borrow_mut().push(record.clone());
+            Ok(())
+        }
+
+        fn flush(&mut self) -> Result<(), Error> {
+            Err(Error::Closed)
+        }
+    }
+
+    #[test]
+    fn outputs_of_one_format_share_the_bytes() {
+        let (one, two, columns) = (Kept::default(), Kept::default(), Kept::default());
+        let mut outputs = Outputs::new(samples::context());
+        outputs.add(Format::Json, Box::new(one.clone()));
+        outputs.add(
+            Format::Columns(samples::columns()),
+            Box::new(columns.clone()),
+        );
+        outputs.add(Format::Json, Box::new(two.clone()));
+        for event in samples::all() {
+            outputs.write(&event).expect("it is kept in memory");
+        }
+        let (one, two) = (one.0.borrow(), two.0.borrow());
+        assert_eq!(one.len(), samples::all().len());
+        for (one, two) in one.iter().zip(two.iter()) {
+            assert_eq!(one.as_ptr(), two.as_ptr(), "the same bytes, not equal ones");
+        }
+        let columns = columns.0.borrow().concat();
+        let text = String::from_utf8(columns).expect("columns are text");
+        assert_eq!(
+            text.matches("LOCAL > PEER").count(),
+            1,
+            "one header: {text}"
+        );
+        assert_eq!(outputs.flush(), Err(Error::Closed));
+    }
+
+    #[test]
+    fn a_failure_says_what_why_and_what_to_do() {
+        let error = io::Error::from_raw_os_error(libc::ENOSPC);
+        assert_eq!(
+            Error::failed("write to", &"/var/log/tcptrace.json", &error).to_string(),
+            "cannot write to /var/log/tcptrace.json: No space left on device (os error 28); \
+             free some space there"
+        );
+    }
+}

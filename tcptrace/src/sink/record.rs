@@ -1,0 +1,668 @@
+//! The record: an event as a flat list of named values, the one list every machine format is made
+//! from.
+
+use std::fmt;
+
+use base64::display::Base64Display;
+use base64::engine::general_purpose::STANDARD;
+use sha1::{Digest as _, Sha1};
+
+use super::Context;
+use crate::diagnose;
+use crate::event::{
+    Event, EventId, Exit, Flow, Kind, OverflowPath, Owner, Process, Socket, SocketId, State,
+    Summary,
+};
+
+/// A value of the record.
+#[derive(Clone, Copy)]
+pub enum Value<'a> {
+    /// An integer, below 2^53 so that every JSON reader keeps it exact.
+    Int(i64),
+    /// A fact that holds; one that does not has no key.
+    True,
+    /// Text as it is.
+    Str(&'a str),
+    /// Text that is written rather than stored.
+    Text(&'a dyn fmt::Display),
+    /// Process ids.
+    Ints(&'a [u32]),
+    /// Lines of text.
+    Strs(&'a [String]),
+}
+
+/// How grave an event is, in OpenTelemetry's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// Normal life.
+    Info = 9,
+    /// One connection or call failed.
+    Warn = 13,
+    /// A service fails, or events were lost.
+    Error = 17,
+}
+
+impl Severity {
+    /// Of an event.
+    #[must_use]
+    pub fn of(event: &Event) -> Self {
+        match &event.kind {
+            Kind::AcceptQueueOverflow(_) | Kind::ConnectionTimeout(_) | Kind::EventsLost(_) => {
+                Self::Error
+            }
+            Kind::ConnectFailed(connect)
+                if connect
+                    .errno
+                    .is_some_and(|errno| errno.0 == libc::ETIMEDOUT) =>
+            {
+                Self::Error
+            }
+            Kind::ResetSent(_)
+            | Kind::ResetReceived(_)
+            | Kind::CloseWaitStuck(_)
+            | Kind::SocketError(_)
+            | Kind::ConnectFailed(_)
+            | Kind::FdExhausted(_)
+            | Kind::FdInvalid(_) => Self::Warn,
+            // A signal that is not seen is a gap the reader must know of.
+            Kind::Coverage(coverage) if coverage.way.is_none() => Self::Warn,
+            Kind::CloseWaitEntered(_)
+            | Kind::StateChanged(_)
+            | Kind::Retransmit(_)
+            | Kind::Coverage(_)
+            | Kind::Summary(_) => Self::Info,
+        }
+    }
+
+    /// The word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Info => "INFO",
+            Self::Warn => "WARN",
+            Self::Error => "ERROR",
+        }
+    }
+}
+
+macro_rules! names {
+    ($($constant:ident = $name:literal)*) => {
+        /// The name of every attribute.
+        pub mod name {
+            $(
+                #[doc = concat!("`", $name, "`")]
+                pub const $constant: &str = $name;
+            )*
+
+            /// All of them.
+            pub const ALL: &[&str] = &[$($constant),*];
+        }
+    };
+}
+
+names! {
+    OTEL_EVENT_NAME = "otel.event.name"
+    ERROR_TYPE = "error.type"
+    NETWORK_TRANSPORT = "network.transport"
+    NETWORK_TYPE = "network.type"
+    LOCAL_ADDRESS = "network.local.address"
+    LOCAL_PORT = "network.local.port"
+    PEER_ADDRESS = "network.peer.address"
+    PEER_PORT = "network.peer.port"
+    CONNECTION_STATE = "network.connection.state"
+    PROCESS_PID = "process.pid"
+    PROCESS_NAME = "process.executable.name"
+    PROCESS_PATH = "process.executable.path"
+    PROCESS_USER = "process.user.id"
+    THREAD_ID = "thread.id"
+    EVENT_ID = "tcptrace.event.id"
+    CAUSED_BY = "tcptrace.caused_by"
+    CAUSE = "tcptrace.cause"
+    PROCESS_COMM = "tcptrace.process.comm"
+    OWNER_CONFIDENCE = "tcptrace.owner.confidence"
+    OWNER_PIDS = "tcptrace.owner.pids"
+    OWNER_CHECKED = "tcptrace.owner.checked_ms"
+    CREATOR_PID = "tcptrace.creator.pid"
+    ACTOR_PID = "tcptrace.actor.pid"
+    ACTOR_NAME = "tcptrace.actor.name"
+    EXIT_CODE = "tcptrace.exit.code"
+    EXIT_SIGNAL = "tcptrace.exit.signal"
+    FLOW_ID = "tcptrace.flow.id"
+    COMMUNITY_ID = "tcptrace.flow.community_id"
+    NETNS = "tcptrace.netns"
+    IDLE = "tcptrace.idle_ms"
+    SOCKET_FD = "tcptrace.socket.fd"
+    SOCKET_INODE = "tcptrace.socket.inode"
+    SOCKET_UNREAD = "tcptrace.socket.unread"
+    SOCKET_UNACKED = "tcptrace.socket.unacked"
+    SOCKET_RETRANSMITS = "tcptrace.socket.retransmits"
+    SOCKET_RTT = "tcptrace.socket.rtt_us"
+    SOCKET_RECEIVED_AGO = "tcptrace.socket.received_ago_ms"
+    SOCKET_SENT_AGO = "tcptrace.socket.sent_ago_ms"
+    SOCKET_EOF_READ = "tcptrace.socket.eof_read"
+    SOCKET_NONBLOCKING = "tcptrace.socket.nonblocking"
+    SOCKET_ORPHAN = "tcptrace.socket.orphan"
+    RESET_REASON = "tcptrace.reset.kernel_reason"
+    RESET_LINGER_ZERO = "tcptrace.reset.linger_zero"
+    RESET_ANSWER = "tcptrace.reset.answers_segment"
+    RESET_ANSWERS_SYN = "tcptrace.reset.answers_syn"
+    RESET_NO_SOCKET = "tcptrace.reset.no_socket"
+    RESET_UNACCEPTED = "tcptrace.reset.unaccepted"
+    RESET_ABORTED = "tcptrace.reset.aborted"
+    SYSCALL_NAME = "tcptrace.syscall.name"
+    SYSCALL_ERRNO = "tcptrace.syscall.errno"
+    SYSCALL_LEN = "tcptrace.syscall.len"
+    SYSCALL_DIRECTION = "tcptrace.syscall.direction"
+    SYSCALL_TIMEOUT = "tcptrace.syscall.timeout"
+    QUEUE_LEN = "tcptrace.accept_queue.len"
+    QUEUE_MAX = "tcptrace.accept_queue.max"
+    QUEUE_PATH = "tcptrace.accept_queue.path"
+    QUEUE_DROPS = "tcptrace.accept_queue.drops"
+    CLOSE_WAIT_AGE = "tcptrace.close_wait.age_ms"
+    CLOSE_WAIT_COUNT = "tcptrace.close_wait.count"
+    CLOSE_WAIT_AT_LEAST = "tcptrace.close_wait.at_least"
+    CLOSE_WAIT_AT_START = "tcptrace.close_wait.at_start"
+    CONNECT_ATTEMPTS = "tcptrace.connect.attempts"
+    CONNECT_DURATION = "tcptrace.connect.duration_us"
+    TIMEOUT_RETRANSMITS = "tcptrace.timeout.retransmits"
+    TIMEOUT_PROBES = "tcptrace.timeout.probes"
+    TIMEOUT_WINDOW = "tcptrace.timeout.send_window"
+    TIMEOUT_USER = "tcptrace.timeout.user_timeout_ms"
+    TIMEOUT_KEEPALIVE = "tcptrace.timeout.keepalive"
+    RETRANSMIT_ATTEMPT = "tcptrace.retransmit.attempt"
+    FD_OPEN = "tcptrace.fd.open"
+    FD_LIMIT = "tcptrace.fd.limit"
+    FD_CHECKED = "tcptrace.fd.checked_ms"
+    STATE_PREVIOUS = "tcptrace.state.previous"
+    STATE_DURATION = "tcptrace.state.duration_ms"
+    STATE_DURATION_EXACT = "tcptrace.state.duration_us"
+    LOST_COUNT = "tcptrace.lost.count"
+    LOST_HOOK = "tcptrace.lost.hook"
+    LOST_REASON = "tcptrace.lost.reason"
+    COVERAGE_SIGNAL = "tcptrace.coverage.signal"
+    COVERAGE_WAY = "tcptrace.coverage.way"
+    COVERAGE_NOTE = "tcptrace.coverage.note"
+    SUMMARY_DURATION = "tcptrace.summary.duration_ms"
+    SUMMARY_EVENTS = "tcptrace.summary.events"
+    SUMMARY_LOST = "tcptrace.summary.lost"
+    SUMMARY_CLOSE_WAITS = "tcptrace.summary.close_waits"
+    SUMMARY_KINDS = "tcptrace.summary.kinds"
+    SUMMARY_PROCESSES = "tcptrace.summary.processes"
+    SUMMARY_LISTENERS = "tcptrace.summary.listeners"
+    SUMMARY_RESETS = "tcptrace.summary.resets"
+    SUMMARY_OVERFLOWS = "tcptrace.summary.overflows"
+    KERNEL_RESETS = "tcptrace.kernel.out_rsts"
+    KERNEL_OVERFLOWS = "tcptrace.kernel.listen_overflows"
+}
+
+/// Gives each attribute of an event to `each`, in a stable order.
+///
+/// # Errors
+///
+/// The first error of `each`.
+pub fn attributes<E>(
+    context: &Context,
+    event: &Event,
+    each: &mut impl FnMut(&'static str, Value<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut put = Put(each);
+    put.str(name::OTEL_EVENT_NAME, event.name())?;
+    put.text(name::EVENT_ID, &context.event_id(event.id))?;
+    if let Some(id) = event.caused_by {
+        put.text(name::CAUSED_BY, &context.event_id(id))?;
+    }
+    if let Some(error) = diagnose::error_type(event) {
+        put.str(name::ERROR_TYPE, &error)?;
+    }
+    put.maybe_str(
+        name::CAUSE,
+        diagnose::cause(event).map(diagnose::Cause::as_str),
+    )?;
+    if let Some(socket) = &event.socket {
+        put.socket(context, socket, &event.kind)?;
+    }
+    let named = match &event.kind {
+        Kind::SocketError(call) | Kind::FdInvalid(call) => call.fd,
+        _ => None,
+    };
+    let owners = event.socket.as_ref().and_then(|socket| socket.fd);
+    put.maybe(name::SOCKET_FD, named.or(owners))?;
+    put.owner(&event.owner, event.socket.is_some())?;
+    if let Some(actor) = &event.actor {
+        put.int(name::ACTOR_PID, actor.pid)?;
+        put.text(name::ACTOR_NAME, &ProcessName(actor))?;
+    }
+    put.kind(&event.kind)
+}
+
+/// The basename of the executable, which the program cannot choose; its command name where the
+/// path is not known.
+pub(super) struct ProcessName<'a>(pub(super) &'a Process);
+
+impl fmt::Display for ProcessName<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.exe.as_deref() {
+            Some(path) => f.write_str(path.rsplit('/').next().unwrap_or(path)),
+            None => self.0.comm.fmt(f),
+        }
+    }
+}
+
+/// The attributes of each part of an event, on top of one way to give one away.
+struct Put<'f, F>(&'f mut F);
+
+impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
+    fn int(&mut self, name: &'static str, value: impl TryInto<i64>) -> Result<(), E> {
+        const MAX: i64 = (1 << 53) - 1;
+        (self.0)(name, Value::Int(value.try_into().unwrap_or(MAX).min(MAX)))
+    }
+
+    fn maybe(&mut self, name: &'static str, value: Option<impl TryInto<i64>>) -> Result<(), E> {
+        value.map_or(Ok(()), |value| self.int(name, value))
+    }
+
+    fn flag(&mut self, name: &'static str, holds: bool) -> Result<(), E> {
+        if holds {
+            (self.0)(name, Value::True)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn str(&mut self, name: &'static str, value: &str) -> Result<(), E> {
+        (self.0)(name, Value::Str(value))
+    }
+
+    fn maybe_str(&mut self, name: &'static str, value: Option<&str>) -> Result<(), E> {
+        value.map_or(Ok(()), |value| self.str(name, value))
+    }
+
+    fn text(&mut self, name: &'static str, value: &dyn fmt::Display) -> Result<(), E> {
+        (self.0)(name, Value::Text(value))
+    }
+
+    fn maybe_text(
+        &mut self,
+        name: &'static str,
+        value: Option<&impl fmt::Display>,
+    ) -> Result<(), E> {
+        value.map_or(Ok(()), |value| self.text(name, value))
+    }
+
+    fn socket(&mut self, context: &Context, socket: &Socket, kind: &Kind) -> Result<(), E> {
+        let flow = &socket.flow;
+        self.str(name::NETWORK_TRANSPORT, "tcp")?;
+        self.str(
+            name::NETWORK_TYPE,
+            if flow.is_ipv4() { "ipv4" } else { "ipv6" },
+        )?;
+        if flow.local.port() != 0 || !flow.local.ip().is_unspecified() {
+            self.text(name::LOCAL_ADDRESS, &flow.local.ip())?;
+        }
+        if flow.local.port() != 0 {
+            self.int(name::LOCAL_PORT, flow.local.port())?;
+        }
+        if let Some(peer) = flow.peer {
+            self.text(name::PEER_ADDRESS, &peer.ip())?;
+            self.int(name::PEER_PORT, peer.port())?;
+        }
+        let state = match kind {
+            Kind::StateChanged(change) => Some(change.to),
+            _ => socket.state,
+        };
+        self.maybe_str(name::CONNECTION_STATE, state.map(State::as_str))?;
+        if socket.id.sk != 0 {
+            self.text(name::FLOW_ID, &context.flow_id(socket.id))?;
+        }
+        self.maybe_text(name::COMMUNITY_ID, community_id(flow).as_ref())?;
+        if flow.netns != 0 {
+            self.int(name::NETNS, flow.netns)?;
+        }
+        let idle = [socket.received_ago_ms, socket.sent_ago_ms]
+            .into_iter()
+            .flatten()
+            .min();
+        self.maybe(name::IDLE, idle)?;
+        self.maybe(name::SOCKET_RECEIVED_AGO, socket.received_ago_ms)?;
+        self.maybe(name::SOCKET_SENT_AGO, socket.sent_ago_ms)?;
+        self.maybe(name::SOCKET_INODE, socket.inode)?;
+        // The reset has its own count: it was taken before the close emptied the queue.
+        let unread = match kind {
+            Kind::ResetSent(reset) => reset.unread,
+            _ => socket.unread,
+        };
+        self.int(name::SOCKET_UNREAD, unread)?;
+        self.int(name::SOCKET_UNACKED, socket.unacked)?;
+        self.int(name::SOCKET_RETRANSMITS, socket.retransmits)?;
+        self.maybe(name::SOCKET_RTT, socket.rtt_us)?;
+        self.flag(name::SOCKET_EOF_READ, socket.eof_read)?;
+        self.flag(name::SOCKET_NONBLOCKING, socket.nonblocking)
+    }
+
+    /// The confidence is said wherever there could be an owner: also that there is none.
+    fn owner(&mut self, owner: &Owner, of_socket: bool) -> Result<(), E> {
+        if let Some(process) = &owner.process {
+            self.int(name::PROCESS_PID, process.pid)?;
+            self.maybe(name::THREAD_ID, process.tid)?;
+            self.text(name::PROCESS_NAME, &ProcessName(process))?;
+            self.maybe_str(name::PROCESS_PATH, process.exe.as_deref())?;
+            self.text(name::PROCESS_COMM, &process.comm)?;
+            self.int(name::PROCESS_USER, process.uid)?;
+            match process.exit {
+                Some(Exit::Code(code)) => self.int(name::EXIT_CODE, code)?,
+                Some(Exit::Signal(signal)) => self.int(name::EXIT_SIGNAL, signal)?,
+                None => {}
+            }
+        }
+        if of_socket || owner.process.is_some() {
+            self.str(name::OWNER_CONFIDENCE, owner.confidence.as_str())?;
+        }
+        if !owner.holders.is_empty() {
+            (self.0)(name::OWNER_PIDS, Value::Ints(&owner.holders))?;
+        }
+        self.maybe(name::OWNER_CHECKED, owner.checked_after_ms)?;
+        self.maybe(name::CREATOR_PID, owner.creator)
+    }
+
+    fn kind(&mut self, kind: &Kind) -> Result<(), E> {
+        match kind {
+            Kind::ResetSent(reset) => {
+                self.maybe_str(
+                    name::RESET_REASON,
+                    reset.reason.as_ref().map(|r| r.0.as_ref()),
+                )?;
+                self.flag(name::RESET_LINGER_ZERO, reset.linger_zero)?;
+                self.flag(name::RESET_ANSWER, reset.answers_segment)?;
+                self.flag(name::RESET_ANSWERS_SYN, reset.answers_syn)?;
+                self.flag(name::RESET_NO_SOCKET, reset.no_socket)?;
+                self.flag(name::RESET_UNACCEPTED, reset.unaccepted)?;
+                self.flag(name::RESET_ABORTED, reset.aborted)?;
+                self.maybe_text(name::SYSCALL_NAME, reset.syscall.as_ref())
+            }
+            Kind::ResetReceived(reset) => self.flag(name::SOCKET_ORPHAN, reset.orphan),
+            Kind::CloseWaitEntered(wait) | Kind::CloseWaitStuck(wait) => {
+                self.int(name::CLOSE_WAIT_AGE, wait.age_ms)?;
+                self.flag(name::CLOSE_WAIT_AT_LEAST, wait.at_least)?;
+                self.int(name::CLOSE_WAIT_COUNT, wait.count)?;
+                self.flag(name::CLOSE_WAIT_AT_START, wait.at_start)
+            }
+            Kind::AcceptQueueOverflow(overflow) => {
+                self.maybe_str(name::QUEUE_PATH, overflow.path.map(OverflowPath::as_str))?;
+                self.int(name::QUEUE_LEN, overflow.queue_len)?;
+                self.int(name::QUEUE_MAX, overflow.queue_max)?;
+                self.int(name::QUEUE_DROPS, overflow.drops)
+            }
+            Kind::SocketError(call) | Kind::FdInvalid(call) => {
+                self.maybe_text(name::SYSCALL_NAME, call.syscall.as_ref())?;
+                self.maybe_str(
+                    name::SYSCALL_DIRECTION,
+                    call.send.map(|send| if send { "send" } else { "receive" }),
+                )?;
+                self.int(name::SYSCALL_ERRNO, call.errno.0)?;
+                self.maybe(name::SYSCALL_LEN, call.len)?;
+                self.flag(name::SYSCALL_TIMEOUT, call.timeout)
+            }
+            Kind::ConnectFailed(connect) => {
+                self.maybe(name::SYSCALL_ERRNO, connect.errno.map(|errno| errno.0))?;
+                self.int(name::CONNECT_ATTEMPTS, connect.attempts)?;
+                self.maybe(name::CONNECT_DURATION, connect.duration_us)
+            }
+            Kind::ConnectionTimeout(timeout) => {
+                self.int(name::SYSCALL_ERRNO, timeout.errno.0)?;
+                self.int(name::TIMEOUT_RETRANSMITS, timeout.retransmits)?;
+                self.int(name::TIMEOUT_PROBES, timeout.probes)?;
+                self.int(name::TIMEOUT_WINDOW, timeout.send_window)?;
+                self.maybe(name::TIMEOUT_USER, timeout.user_timeout_ms)?;
+                self.flag(name::TIMEOUT_KEEPALIVE, timeout.keepalive)
+            }
+            Kind::FdExhausted(fds) => {
+                self.maybe_text(name::SYSCALL_NAME, fds.syscall.as_ref())?;
+                self.int(name::SYSCALL_ERRNO, fds.errno.0)?;
+                self.maybe(name::FD_OPEN, fds.open)?;
+                self.maybe(name::FD_LIMIT, fds.limit)?;
+                self.maybe(name::FD_CHECKED, fds.read_after_ms)
+            }
+            Kind::StateChanged(change) => {
+                self.str(name::STATE_PREVIOUS, change.from.as_str())?;
+                self.maybe(
+                    name::STATE_DURATION,
+                    change.duration_us.map(|us| us / 1_000),
+                )?;
+                self.maybe(name::STATE_DURATION_EXACT, change.duration_us)?;
+                self.maybe(name::SYSCALL_ERRNO, change.errno.map(|errno| errno.0))
+            }
+            Kind::Retransmit(retransmit) => self.int(name::RETRANSMIT_ATTEMPT, retransmit.attempt),
+            Kind::Coverage(coverage) => {
+                self.str(name::COVERAGE_SIGNAL, coverage.signal.0)?;
+                self.maybe_str(name::COVERAGE_WAY, coverage.way.as_deref())?;
+                self.maybe_str(name::COVERAGE_NOTE, coverage.note.as_deref())
+            }
+            Kind::EventsLost(loss) => {
+                self.int(name::LOST_COUNT, loss.count)?;
+                self.str(name::LOST_HOOK, loss.hook)?;
+                self.str(name::LOST_REASON, loss.reason)
+            }
+            Kind::Summary(summary) => self.summary(summary),
+        }
+    }
+
+    /// Lists are lines with the count first, as `uniq -c` writes them.
+    fn summary(&mut self, summary: &Summary) -> Result<(), E> {
+        self.int(name::SUMMARY_DURATION, summary.duration_ms)?;
+        self.int(name::SUMMARY_EVENTS, summary.events)?;
+        self.int(name::SUMMARY_LOST, summary.lost)?;
+        self.int(name::SUMMARY_CLOSE_WAITS, summary.close_waits)?;
+        let kinds: Vec<_> = summary
+            .kinds
+            .iter()
+            .map(|row| match &row.error {
+                Some(error) => format!("{} {} {error}", row.count, row.name),
+                None => format!("{} {}", row.count, row.name),
+            })
+            .collect();
+        (self.0)(name::SUMMARY_KINDS, Value::Strs(&kinds))?;
+        let processes = summary.processes.iter();
+        let processes: Vec<_> = processes
+            .map(|(pid, comm, count)| format!("{count} {pid} {comm}"))
+            .collect();
+        (self.0)(name::SUMMARY_PROCESSES, Value::Strs(&processes))?;
+        let listeners = summary.listeners.iter();
+        let listeners: Vec<_> = listeners
+            .map(|(listener, count)| format!("{count} {listener}"))
+            .collect();
+        (self.0)(name::SUMMARY_LISTENERS, Value::Strs(&listeners))?;
+        if let Some((seen, kernel)) = summary.resets {
+            self.int(name::SUMMARY_RESETS, seen)?;
+            self.int(name::KERNEL_RESETS, kernel)?;
+        }
+        if let Some((seen, kernel)) = summary.overflows {
+            self.int(name::SUMMARY_OVERFLOWS, seen)?;
+            self.int(name::KERNEL_OVERFLOWS, kernel)?;
+        }
+        Ok(())
+    }
+}
+
+impl Context {
+    /// An event's id, unique over runs.
+    fn event_id(&self, id: EventId) -> impl fmt::Display + use<> {
+        let run = self.run;
+        fmt::from_fn(move |f| write!(f, "{run:08x}-{:x}", id.0))
+    }
+
+    /// The same text for all events of one socket. The address of a kernel object must not leave
+    /// the program: it would help an attacker. So it is hashed with a key nobody else knows.
+    fn flow_id(&self, id: SocketId) -> impl fmt::Display + use<> {
+        let mut hash = Sha1::new();
+        hash.update(self.key);
+        hash.update(id.sk.to_ne_bytes());
+        hash.update(id.born.to_ne_bytes());
+        let digest = hash.finalize();
+        fmt::from_fn(move |f| {
+            digest
+                .iter()
+                .take(8)
+                .try_for_each(|byte| write!(f, "{byte:02x}"))
+        })
+    }
+}
+
+/// Community ID version 1 with seed 0, the hash other tools give the same connection; `None` where
+/// one end is missing. <https://github.com/corelight/community-id-spec>
+fn community_id(flow: &Flow) -> Option<impl fmt::Display + use<>> {
+    const SEED: [u8; 2] = [0, 0];
+    const TCP_AND_PADDING: [u8; 2] = [6, 0];
+    let peer = flow.peer?;
+    if flow.local.port() == 0 || flow.local.is_ipv4() != peer.is_ipv4() {
+        return None;
+    }
+    // Both directions hash alike: the smaller end comes first. Without scope or flow label.
+    let local = (flow.local.ip(), flow.local.port());
+    let peer = (peer.ip(), peer.port());
+    let (low, high) = if local <= peer {
+        (local, peer)
+    } else {
+        (peer, local)
+    };
+    let mut hash = Sha1::new();
+    hash.update(SEED);
+    for (address, _) in [low, high] {
+        match address {
+            std::net::IpAddr::V4(address) => hash.update(address.octets()),
+            std::net::IpAddr::V6(address) => hash.update(address.octets()),
+        }
+    }
+    hash.update(TCP_AND_PADDING);
+    hash.update(low.1.to_be_bytes());
+    hash.update(high.1.to_be_bytes());
+    let digest = hash.finalize();
+    Some(fmt::from_fn(move |f| {
+        write!(f, "1:{}", Base64Display::new(&digest, &STANDARD))
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::sink::samples;
+
+    #[test]
+    fn no_name_is_too_long_or_both_leaf_and_prefix() {
+        let mut seen = HashSet::new();
+        for name in name::ALL {
+            assert!(name.len() <= 32, "{name} has {} characters", name.len());
+            assert!(seen.insert(name), "{name} twice");
+            for other in name::ALL {
+                assert!(
+                    !other.starts_with(&format!("{name}.")),
+                    "{name} is a prefix of {other}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn no_attribute_is_given_twice_and_all_are_named() {
+        for event in samples::all() {
+            let mut seen = HashSet::new();
+            let done = attributes(&samples::context(), &event, &mut |name, _| {
+                assert!(name::ALL.contains(&name), "{name} is in no list");
+                assert!(seen.insert(name), "{name} twice in {}", event.name());
+                Ok::<(), ()>(())
+            });
+            assert_eq!(done, Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_call_without_a_socket_still_names_its_descriptor() {
+        let invalid = samples::all()
+            .into_iter()
+            .find(|event| matches!(event.kind, Kind::FdInvalid(_)));
+        let mut fd = None;
+        let done = attributes(
+            &samples::context(),
+            &invalid.expect("a sample of every kind"),
+            &mut |name, value| {
+                if let (name::SOCKET_FD, Value::Int(value)) = (name, value) {
+                    fd = Some(value);
+                }
+                Ok::<(), ()>(())
+            },
+        );
+        assert_eq!((done, fd), (Ok(()), Some(17)));
+    }
+
+    /// The vectors published with the specification, in both directions.
+    #[test]
+    fn community_id_agrees_with_the_published_vectors() {
+        for (one, other, expected) in [
+            (
+                "128.232.110.120:34855",
+                "66.35.250.204:80",
+                "1:LQU9qZlK+B5F3KDmev6m5PMibrg=",
+            ),
+            (
+                "[2001:470:e5bf:dead:4957:2174:e82c:4887]:63943",
+                "[2607:f8b0:400c:c03::1a]:25",
+                "1:/qFaeAR+gFe1KYjMzVDsMv+wgU4=",
+            ),
+        ] {
+            for (local, peer) in [(one, other), (other, one)] {
+                let flow = samples::flow(local, Some(peer));
+                let id = community_id(&flow).map(|id| id.to_string());
+                assert_eq!(id.as_deref(), Some(expected), "{local} {peer}");
+            }
+        }
+        assert!(
+            community_id(&samples::flow("0.0.0.0:80", None)).is_none(),
+            "a listener"
+        );
+        assert!(community_id(&samples::flow("10.0.0.1:0", Some("10.0.0.2:80"))).is_none());
+    }
+
+    #[test]
+    fn a_flow_keeps_its_id_and_hides_the_address() {
+        let context = samples::context();
+        let id = |sk, born| context.flow_id(SocketId { sk, born }).to_string();
+        let first = id(0xffff_8881_2345_6780, 7);
+        assert_eq!(first, id(0xffff_8881_2345_6780, 7), "the same socket");
+        assert_ne!(
+            first,
+            id(0xffff_8881_2345_6780, 8),
+            "another life at the same address"
+        );
+        assert!(!first.contains("8881234567"), "{first}");
+        let other = Context {
+            key: [9; 16],
+            ..context
+        };
+        assert_ne!(
+            first,
+            other
+                .flow_id(SocketId {
+                    sk: 0xffff_8881_2345_6780,
+                    born: 7
+                })
+                .to_string()
+        );
+    }
+
+    #[test]
+    fn integers_stay_exact_in_every_reader() {
+        let mut given = Vec::new();
+        let mut each = |_, value: Value<'_>| {
+            if let Value::Int(value) = value {
+                given.push(value);
+            }
+            Ok::<(), ()>(())
+        };
+        let mut put = Put(&mut each);
+        assert_eq!(put.int("n", u64::MAX), Ok(()));
+        assert_eq!(put.int("n", 1_u64 << 52), Ok(()));
+        assert_eq!(put.int("n", -1), Ok(()));
+        assert_eq!(given, [9_007_199_254_740_991, 4_503_599_627_370_496, -1]);
+    }
+}

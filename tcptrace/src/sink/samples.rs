@@ -1,0 +1,303 @@
+//! One event of every kind, as the tests of the outputs use them.
+
+use std::sync::Arc;
+
+use jiff::tz::TimeZone;
+
+use super::Context;
+use super::text::Columns;
+use crate::event::{
+    CallError, CloseWait, Comm, Confidence, ConnectFailed, Coverage, Errno, Event, EventId,
+    FdExhausted, Flow, Kind, Loss, Overflow, OverflowPath, Owner, Process, ResetReason,
+    ResetReceived, ResetSent, Retransmit, Signal, Socket, SocketId, State, StateChange, Summary,
+    SummaryRow, Syscall, Timeout, Timestamp,
+};
+
+pub(crate) fn context() -> Context {
+    Context {
+        run: 0x5eed_0001,
+        key: [7; 16],
+        host_name: "node-1".to_owned(),
+        host_id: Some("0123456789abcdef0123456789abcdef".to_owned()),
+    }
+}
+
+pub(crate) fn columns() -> Columns {
+    Columns {
+        color: false,
+        header: true,
+        width: 120,
+        zone: TimeZone::UTC,
+    }
+}
+
+pub(crate) fn flow(local: &str, peer: Option<&str>) -> Flow {
+    let local = local.parse().expect("an address and a port");
+    let peer = peer.map(|peer| peer.parse().expect("an address and a port"));
+    Flow {
+        local,
+        peer,
+        ipv6_socket: false,
+        netns: 4_026_531_840,
+    }
+}
+
+/// A connection of nginx in `state`, with every field set.
+fn socket(state: State) -> Socket {
+    Socket {
+        id: SocketId {
+            sk: 0xffff_8881_2345_6780,
+            born: 99,
+        },
+        flow: flow("10.0.0.1:8080", Some("203.0.113.7:51234")),
+        state: Some(state),
+        fd: Some(17),
+        inode: Some(81_234),
+        unread: 0,
+        unacked: 0,
+        retransmits: 0,
+        rtt_us: Some(230),
+        received_ago_ms: Some(1_250),
+        sent_ago_ms: Some(61_000),
+        eof_read: false,
+        nonblocking: true,
+    }
+}
+
+pub(crate) fn nginx() -> Process {
+    Process {
+        pid: 1_234,
+        tid: Some(1_240),
+        comm: Comm::from("nginx"),
+        uid: 33,
+        exe: Some("/usr/sbin/nginx".into()),
+        cgroup: None,
+        exit: None,
+    }
+}
+
+/// An event on a connection of nginx.
+pub(crate) fn event(socket: Option<Socket>, kind: Kind) -> Event {
+    Event {
+        id: EventId(0x400_0000_0002),
+        // 2026-11-20T11:10:03.123456789Z
+        time: Timestamp(1_795_173_003_123_456_789),
+        caused_by: None,
+        socket,
+        owner: Owner {
+            confidence: Confidence::Exact,
+            process: Some(nginx()),
+            holders: Arc::default(),
+            creator: None,
+            checked_after_ms: None,
+        },
+        actor: None,
+        kind,
+    }
+}
+
+/// nginx closed with 512 bytes unread.
+pub(crate) fn reset_sent() -> Event {
+    let kind = Kind::ResetSent(ResetSent {
+        reason: Some(ResetReason("TCP_ABORT_ON_CLOSE".into())),
+        unread: 512,
+        linger_zero: false,
+        answers_segment: false,
+        answers_syn: false,
+        no_socket: false,
+        unaccepted: false,
+        aborted: false,
+        syscall: Some(Syscall(syscall_number("close"))),
+    });
+    event(Some(socket(State::CloseWait)), kind)
+}
+
+/// A write got EPIPE because of an earlier event; one of three holders made it.
+pub(crate) fn write_failed() -> Event {
+    let call = CallError {
+        syscall: Some(Syscall(syscall_number("sendto"))),
+        send: Some(true),
+        errno: Errno(libc::EPIPE),
+        len: Some(4_096),
+        timeout: false,
+        fd: Some(17),
+    };
+    let mut event = event(Some(socket(State::Closed)), Kind::SocketError(call));
+    event.caused_by = Some(EventId(0x400_0000_0001));
+    event.owner.confidence = Confidence::Shared;
+    event.owner.holders = [1_234, 1_235, 1_236].into();
+    event.owner.creator = Some(1_200);
+    event.owner.checked_after_ms = Some(3);
+    event
+}
+
+/// The listener of nginx lost a SYN.
+pub(crate) fn queue_full() -> Event {
+    let overflow = Overflow {
+        path: Some(OverflowPath::Syn),
+        queue_len: 129,
+        queue_max: 128,
+        drops: 31,
+    };
+    let listener = Socket {
+        flow: flow("0.0.0.0:8080", None),
+        rtt_us: None,
+        received_ago_ms: None,
+        sent_ago_ms: None,
+        ..socket(State::Listen)
+    };
+    event(Some(listener), Kind::AcceptQueueOverflow(overflow))
+}
+
+/// A SYN for a port without a listener: nobody's socket.
+pub(crate) fn refused() -> Event {
+    let mut event = reset_sent();
+    event.owner = Owner::default();
+    event.socket = Some(Socket {
+        flow: flow("[2001:db8::1]:81", Some("[2001:db8::2]:40112")),
+        ..Socket::default()
+    });
+    if let Kind::ResetSent(reset) = &mut event.kind {
+        reset.reason = Some(ResetReason("NO_SOCKET".into()));
+        reset.unread = 0;
+        reset.answers_segment = true;
+        reset.answers_syn = true;
+        reset.no_socket = true;
+        reset.syscall = None;
+    }
+    event
+}
+
+pub(crate) fn summary() -> Summary {
+    Summary {
+        duration_ms: 12_300,
+        events: 31,
+        lost: 0,
+        close_waits: 5,
+        kinds: vec![
+            SummaryRow {
+                name: "tcptrace.reset.sent",
+                error: Some("linger_zero".to_owned()),
+                count: 29,
+            },
+            SummaryRow {
+                name: "tcptrace.retransmit",
+                error: None,
+                count: 2,
+            },
+        ],
+        processes: vec![(1_234, Comm::from("nginx"), 31)],
+        listeners: Vec::new(),
+        resets: Some((29, 31)),
+        overflows: Some((0, 0)),
+    }
+}
+
+/// An event of every kind.
+pub(crate) fn all() -> Vec<Event> {
+    let on = |state, kind| event(Some(socket(state)), kind);
+    let wait = CloseWait {
+        age_ms: 61_200,
+        at_least: true,
+        count: 1,
+        at_start: true,
+    };
+    let errno = Errno(libc::EMFILE);
+    let accept = Some(Syscall(syscall_number("accept4")));
+    let exhausted = FdExhausted {
+        syscall: accept,
+        errno,
+        open: Some(1_024),
+        limit: Some(1_024),
+        read_after_ms: Some(3),
+    };
+    let invalid = CallError {
+        syscall: Some(Syscall(syscall_number("write"))),
+        send: None,
+        errno: Errno(libc::EBADF),
+        len: None,
+        timeout: false,
+        fd: Some(17),
+    };
+    let connect = ConnectFailed {
+        errno: Some(Errno(libc::ECONNREFUSED)),
+        attempts: 1,
+        duration_us: Some(310),
+    };
+    let timeout = Timeout {
+        errno: Errno(libc::ETIMEDOUT),
+        retransmits: 15,
+        probes: 0,
+        send_window: 65_535,
+        user_timeout_ms: Some(30_000),
+        keepalive: false,
+    };
+    let change = StateChange {
+        from: State::Established,
+        to: State::CloseWait,
+        duration_us: Some(1_250_400),
+        errno: None,
+    };
+    let coverage = Coverage {
+        signal: Signal("reset.sent"),
+        way: Some("raw_tracepoint tcp_send_reset".to_owned()),
+        note: Some("RSTs for closed ports are not seen".to_owned()),
+    };
+    let gap = Coverage {
+        signal: Signal("accept_queue.overflow"),
+        way: None,
+        note: Some("needs kernel 6.6".to_owned()),
+    };
+    let loss = Loss {
+        hook: "tcp_send_reset",
+        count: 3,
+        reason: "ring_full",
+    };
+    let received = ResetReceived {
+        errno: Some(Errno(libc::ECONNRESET)),
+        orphan: false,
+    };
+    let bare = |kind| Event {
+        owner: Owner::default(),
+        ..event(None, kind)
+    };
+    vec![
+        reset_sent(),
+        refused(),
+        on(State::Established, Kind::ResetReceived(received)),
+        on(
+            State::CloseWait,
+            Kind::CloseWaitEntered(CloseWait {
+                age_ms: 0,
+                ..wait.clone()
+            }),
+        ),
+        on(State::CloseWait, Kind::CloseWaitStuck(wait)),
+        queue_full(),
+        write_failed(),
+        on(State::SynSent, Kind::ConnectFailed(connect)),
+        on(State::Established, Kind::ConnectionTimeout(timeout)),
+        event(None, Kind::FdExhausted(exhausted)),
+        event(None, Kind::FdInvalid(invalid)),
+        on(State::Established, Kind::StateChanged(change)),
+        on(
+            State::Established,
+            Kind::Retransmit(Retransmit { attempt: 3 }),
+        ),
+        bare(Kind::Coverage(coverage)),
+        bare(Kind::Coverage(gap)),
+        bare(Kind::EventsLost(loss)),
+        bare(Kind::Summary(summary())),
+    ]
+}
+
+fn syscall_number(name: &str) -> i32 {
+    let number = match name {
+        "accept4" => libc::SYS_accept4,
+        "close" => libc::SYS_close,
+        "sendto" => libc::SYS_sendto,
+        "write" => libc::SYS_write,
+        _ => panic!("no sample uses {name}"),
+    };
+    i32::try_from(number).expect("numbers of system calls are small")
+}

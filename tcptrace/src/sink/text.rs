@@ -1,0 +1,685 @@
+//! Text for a person: one line an event, the banner at the start and the summary at the end.
+
+use std::ffi::OsString;
+use std::fmt::{self, Write as _};
+use std::io;
+
+use anstyle::{AnsiColor, Style};
+use bytes::BytesMut;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use super::sentence::{Count, Detail, Millis, label, seen};
+use crate::event::{Confidence, Coverage, Event, Kind, Summary};
+
+/// Lines are this wide where no terminal says otherwise.
+const WIDTH: usize = 120;
+
+/// The free text gets at least this much: a flow of two long IPv6 addresses fills a line by itself,
+/// and a terminal that has to wrap it has room on the next.
+const DETAIL_MIN: usize = 24;
+
+const TIME: usize = 12;
+const PID: usize = 7;
+const COMM: usize = 12;
+const EVENT: usize = 14;
+const FLOW: usize = 35;
+
+/// One line for each event, in columns that stay where they are; the flow is never cut, the free
+/// text is last and cut at the width.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Columns {
+    /// Colour the event by its meaning; the words say the same.
+    pub color: bool,
+    /// Name the columns first.
+    pub header: bool,
+    /// Columns of the terminal.
+    pub width: usize,
+    /// Zone of the times.
+    pub zone: TimeZone,
+}
+
+impl Columns {
+    /// In local time; `terminal` is its width, `None` when the output is none.
+    #[must_use]
+    pub fn new(color: bool, header: bool, terminal: Option<usize>) -> Self {
+        Self {
+            color,
+            header,
+            width: terminal.unwrap_or(WIDTH),
+            zone: TimeZone::system(),
+        }
+    }
+
+    /// Adds the names of the columns, if they are wanted.
+    pub(super) fn header(&self, to: &mut BytesMut) {
+        if self.header {
+            let mut line = Line::new(to);
+            for (name, width) in [
+                ("TIME", TIME),
+                ("PID", PID),
+                ("COMM", COMM),
+                ("EVENT", EVENT),
+                ("LOCAL > PEER", FLOW),
+            ] {
+                line.cell(width, name);
+            }
+            line.text(usize::MAX, "DETAIL");
+            line.end();
+        }
+    }
+
+    /// Adds one event. A process that is not certain is marked `~`, one that is not known `?`.
+    pub(super) fn event(&self, event: &Event, to: &mut BytesMut) {
+        let mut line = Line::new(to);
+        line.cell(TIME, self.time(event));
+        match (&event.owner.process, &event.socket) {
+            (Some(process), _) => {
+                let doubt = if event.owner.confidence == Confidence::Exact {
+                    ""
+                } else {
+                    "~"
+                };
+                line.at_least(PID, format_args!("{doubt}{}", process.pid));
+                line.cell(COMM, process.comm);
+            }
+            (None, Some(_)) => {
+                line.cell(PID, "?");
+                line.cell(COMM, "?");
+            }
+            (None, None) => {
+                line.cell(PID, "-");
+                line.cell(COMM, "-");
+            }
+        }
+        let style = if self.color {
+            style(&event.kind)
+        } else {
+            Style::new()
+        };
+        line.styled(style, EVENT, label(event));
+        match &event.socket {
+            Some(socket) => line.at_least(FLOW, socket.flow),
+            None => line.at_least(FLOW, "-"),
+        }
+        let left = self.width.saturating_sub(line.used).max(DETAIL_MIN);
+        line.text(left, Detail(event));
+        line.end();
+    }
+
+    fn time(&self, event: &Event) -> impl fmt::Display + use<> {
+        // Every number of nanoseconds in 64 bits is a time jiff knows.
+        let time = Timestamp::from_nanosecond(i128::from(event.time.0)).unwrap_or_default();
+        let local = self.zone.to_datetime(time);
+        fmt::from_fn(move |f| {
+            let (hour, minute, second) = (local.hour(), local.minute(), local.second());
+            write!(
+                f,
+                "{hour:02}:{minute:02}:{second:02}.{:03}",
+                local.millisecond()
+            )
+        })
+    }
+}
+
+fn style(kind: &Kind) -> Style {
+    let color = match kind {
+        Kind::ResetSent(_) | Kind::ResetReceived(_) => AnsiColor::Red,
+        Kind::AcceptQueueOverflow(_) | Kind::FdExhausted(_) | Kind::EventsLost(_) => {
+            AnsiColor::Magenta
+        }
+        Kind::SocketError(_)
+        | Kind::ConnectFailed(_)
+        | Kind::ConnectionTimeout(_)
+        | Kind::FdInvalid(_) => AnsiColor::Yellow,
+        Kind::CloseWaitEntered(_) | Kind::CloseWaitStuck(_) => AnsiColor::Cyan,
+        Kind::StateChanged(_) | Kind::Retransmit(_) | Kind::Coverage(_) | Kind::Summary(_) => {
+            return Style::new();
+        }
+    };
+    color.on_default()
+}
+
+/// When to use colour.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Color {
+    /// On a terminal, unless the environment says otherwise.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+impl Color {
+    /// Whether to use it on an output that is a terminal or not, under an environment.
+    /// <https://no-color.org>
+    #[must_use]
+    pub fn is_on(self, terminal: bool, variable: impl Fn(&str) -> Option<OsString>) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Never => false,
+            Self::Auto => {
+                terminal
+                    && variable("NO_COLOR").is_none_or(|value| value.is_empty())
+                    && variable("TERM").is_none_or(|term| term != "dumb")
+            }
+        }
+    }
+}
+
+/// Says what is seen on this kernel and what is not, before the first event.
+///
+/// # Errors
+///
+/// Those of the writer.
+pub fn banner(coverage: &[Coverage], to: &mut impl io::Write) -> io::Result<()> {
+    let visible = coverage
+        .iter()
+        .filter(|coverage| coverage.way.is_some())
+        .count();
+    writeln!(
+        to,
+        "tcptrace {} sees {visible} of {} on this kernel; Ctrl-C ends it",
+        env!("CARGO_PKG_VERSION"),
+        Count(coverage.len() as u64, "signal")
+    )?;
+    for gap in coverage
+        .iter()
+        .filter(|coverage| coverage.way.is_none() || coverage.note.is_some())
+    {
+        writeln!(to, "  {}", Printable(fmt::from_fn(|f| seen(f, gap))))?;
+    }
+    Ok(())
+}
+
+/// Says what was seen and what was lost, also when it is nothing.
+///
+/// # Errors
+///
+/// Those of the writer.
+pub fn summary(summary: &Summary, to: &mut impl io::Write) -> io::Result<()> {
+    writeln!(
+        to,
+        "{} in {}, {} lost",
+        Count(summary.events, "event"),
+        Millis(summary.duration_ms),
+        summary.lost
+    )?;
+    writeln!(to, "by event")?;
+    let rows = summary.kinds.iter().map(|row| {
+        let name = row.name.strip_prefix("tcptrace.").unwrap_or(row.name);
+        let error = row.error.as_deref().unwrap_or_default();
+        (
+            row.count,
+            fmt::from_fn(move |f| write!(f, "{name:<22} {error}")),
+        )
+    });
+    counted(to, rows)?;
+    writeln!(to, "by process")?;
+    let rows = summary.processes.iter();
+    counted(
+        to,
+        rows.map(|(pid, comm, n)| (*n, fmt::from_fn(move |f| write!(f, "{pid:<8} {comm}")))),
+    )?;
+    writeln!(to, "overflows by listener")?;
+    counted(
+        to,
+        summary
+            .listeners
+            .iter()
+            .map(|(listener, count)| (*count, listener)),
+    )?;
+    writeln!(to, "entries into CLOSE_WAIT {}", summary.close_waits)?;
+    reconcile(to, "resets sent", "TcpOutRsts", summary.resets)?;
+    reconcile(
+        to,
+        "accept-queue overflows",
+        "TcpExtListenOverflows",
+        summary.overflows,
+    )
+}
+
+fn counted<T: fmt::Display>(
+    to: &mut impl io::Write,
+    rows: impl Iterator<Item = (u64, T)>,
+) -> io::Result<()> {
+    let mut none = true;
+    for (count, what) in rows {
+        none = false;
+        let what = Printable(what).to_string();
+        writeln!(to, "{count:>10}  {}", what.trim_end())?;
+    }
+    if none {
+        writeln!(to, "{:>10}", 0)
+    } else {
+        Ok(())
+    }
+}
+
+/// Holds what was seen against the kernel's own counter.
+fn reconcile(
+    to: &mut impl io::Write,
+    what: &str,
+    counter: &str,
+    counts: Option<(u64, u64)>,
+) -> io::Result<()> {
+    let Some((seen, kernel)) = counts else {
+        return Ok(());
+    };
+    let sign = if seen == kernel { "=" } else { "!=" };
+    write!(
+        to,
+        "{what} {seen} {sign} {counter} +{kernel} in this namespace"
+    )?;
+    if seen < kernel {
+        write!(to, ": {} not seen", kernel - seen)?;
+    } else if seen > kernel {
+        write!(to, ": {} more than the kernel counted", seen - kernel)?;
+    }
+    writeln!(to)
+}
+
+/// Text with everything escaped that would move a cursor or turn the direction of writing.
+struct Printable<T>(T);
+
+impl<T: fmt::Display> fmt::Display for Printable<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        struct Escape<'a, 'b>(&'a mut fmt::Formatter<'b>);
+        impl fmt::Write for Escape<'_, '_> {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                text.chars().try_for_each(|character| {
+                    if is_unprintable(character) {
+                        write!(self.0, "{}", character.escape_default())
+                    } else {
+                        self.0.write_char(character)
+                    }
+                })
+            }
+        }
+        write!(Escape(f), "{}", self.0)
+    }
+}
+
+/// Controls, separators of lines and paragraphs, and marks of direction.
+fn is_unprintable(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+/// East Asian characters and pictures take two columns; near enough for names and paths.
+fn width(character: char) -> usize {
+    match character {
+        '\u{1100}'..='\u{115f}'
+        | '\u{2e80}'..='\u{a4cf}'
+        | '\u{ac00}'..='\u{d7a3}'
+        | '\u{f900}'..='\u{faff}'
+        | '\u{fe30}'..='\u{fe6f}'
+        | '\u{ff00}'..='\u{ff60}'
+        | '\u{ffe0}'..='\u{ffe6}'
+        | '\u{1f300}'..='\u{1faff}'
+        | '\u{20000}'..='\u{3fffd}' => 2,
+        _ => 1,
+    }
+}
+
+/// One line in the making.
+struct Line<'a> {
+    to: &'a mut BytesMut,
+    used: usize,
+}
+
+impl<'a> Line<'a> {
+    fn new(to: &'a mut BytesMut) -> Self {
+        Self { to, used: 0 }
+    }
+
+    /// Exactly `width` columns, and one of space.
+    fn cell(&mut self, width: usize, content: impl fmt::Display) {
+        self.styled(Style::new(), width, content);
+    }
+
+    fn styled(&mut self, style: Style, width: usize, content: impl fmt::Display) {
+        let start = self.used;
+        self.raw(style.render());
+        self.text(width, content);
+        self.raw(style.render_reset());
+        self.pad(start + width);
+    }
+
+    /// Never cut.
+    fn at_least(&mut self, width: usize, content: impl fmt::Display) {
+        let start = self.used;
+        self.text(usize::MAX, content);
+        self.pad(start + width);
+    }
+
+    /// At most `width` columns.
+    fn text(&mut self, width: usize, content: impl fmt::Display) {
+        let mut cut = Cut {
+            to: self.to,
+            left: width,
+            last: None,
+            full: width == 0,
+        };
+        // A type whose Display fails ends early: the line keeps what came before.
+        let _ = write!(cut, "{}", Printable(content));
+        let left = cut.finish();
+        self.used += width - left;
+    }
+
+    fn raw(&mut self, content: impl fmt::Display) {
+        let _ = write!(self.to, "{content}");
+    }
+
+    fn pad(&mut self, end: usize) {
+        let spaces = end.saturating_sub(self.used) + 1;
+        self.to.extend(std::iter::repeat_n(b' ', spaces));
+        self.used += spaces;
+    }
+
+    fn end(self) {
+        while self.to.last() == Some(&b' ') {
+            self.to.truncate(self.to.len() - 1);
+        }
+        self.to.extend_from_slice(b"\n");
+    }
+}
+
+/// Writes at most so many columns; what is cut ends in `…`.
+struct Cut<'a> {
+    to: &'a mut BytesMut,
+    left: usize,
+    /// A character that fits, but becomes the `…` if another one comes.
+    last: Option<char>,
+    full: bool,
+}
+
+impl Cut<'_> {
+    fn push(&mut self, character: char) -> fmt::Result {
+        let needed = width(character);
+        if self.full {
+            Ok(())
+        } else if self.last.is_none() && needed < self.left {
+            self.left -= needed;
+            self.to.write_char(character)
+        } else if self.last.is_none() && needed == self.left {
+            self.last = Some(character);
+            Ok(())
+        } else {
+            self.full = true;
+            self.last = None;
+            self.left -= 1;
+            self.to.write_char('…')
+        }
+    }
+
+    /// The columns left.
+    fn finish(mut self) -> usize {
+        if let Some(last) = self.last.take() {
+            self.left -= width(last);
+            let _ = self.to.write_char(last);
+        }
+        self.left
+    }
+}
+
+impl fmt::Write for Cut<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        text.chars().try_for_each(|character| self.push(character))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, SocketAddr};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::event::{Comm, Signal};
+    use crate::sink::samples;
+
+    fn line(columns: &Columns, event: &Event) -> String {
+        let mut buffer = BytesMut::new();
+        columns.event(event, &mut buffer);
+        String::from_utf8(buffer.to_vec()).expect("columns are text")
+    }
+
+    /// Columns a terminal shows it in.
+    fn shown(line: &str) -> usize {
+        line.trim_end_matches('\n').chars().map(width).sum()
+    }
+
+    #[test]
+    fn every_kind_in_columns() {
+        let columns = samples::columns();
+        let mut buffer = BytesMut::new();
+        columns.header(&mut buffer);
+        for event in samples::all() {
+            columns.event(&event, &mut buffer);
+        }
+        let text = String::from_utf8(buffer.to_vec()).expect("columns are text");
+        insta::assert_snapshot!(text, @"
+        TIME         PID     COMM         EVENT          LOCAL > PEER                        DETAIL
+        11:10:03.123 1234    nginx        reset sent     10.0.0.1:8080 > 203.0.113.7:51234   closed fd 17 with 512 unread bytes…
+        11:10:03.123 ?       ?            reset sent     [2001:db8::1]:81 > [2001:db8::2]:40112 nothing listens on this port [k…
+        11:10:03.123 1234    nginx        reset received 10.0.0.1:8080 > 203.0.113.7:51234   gives ECONNRESET, idle 1.2 s, in E…
+        11:10:03.123 1234    nginx        peer closed    10.0.0.1:8080 > 203.0.113.7:51234   fd 17 still open (CLOSE_WAIT)
+        11:10:03.123 1234    nginx        not closed     10.0.0.1:8080 > 203.0.113.7:51234   fd 17 open for at least 61.2 s, en…
+        11:10:03.123 1234    nginx        queue full     0.0.0.0:8080                        SYN dropped, 129 wait, limit 128, …
+        11:10:03.123 ~1234   nginx        write failed   10.0.0.1:8080 > 203.0.113.7:51234   EPIPE (broken pipe), sendto fd 17,…
+        11:10:03.123 1234    nginx        connect failed 10.0.0.1:8080 > 203.0.113.7:51234   ECONNREFUSED (connection refused) …
+        11:10:03.123 1234    nginx        timed out      10.0.0.1:8080 > 203.0.113.7:51234   ETIMEDOUT (connection timed out), …
+        11:10:03.123 1234    nginx        no descriptor  -                                   EMFILE (too many open files), acce…
+        11:10:03.123 1234    nginx        bad descriptor -                                   EBADF (bad file descriptor), write…
+        11:10:03.123 1234    nginx        state          10.0.0.1:8080 > 203.0.113.7:51234   ESTABLISHED -> CLOSE_WAIT after 1.…
+        11:10:03.123 1234    nginx        retransmit     10.0.0.1:8080 > 203.0.113.7:51234   sent again, time 3
+        11:10:03.123 -       -            coverage       -                                   reset.sent through raw_tracepoint …
+        11:10:03.123 -       -            coverage       -                                   accept_queue.overflow is not seen:…
+        11:10:03.123 -       -            events lost    -                                   3 events of tcp_send_reset: ring_f…
+        11:10:03.123 -       -            summary        -                                   31 events in 12.3 s, 0 lost
+        ");
+    }
+
+    #[test]
+    fn on_a_wide_terminal_nothing_is_cut() {
+        let columns = Columns {
+            width: 200,
+            ..samples::columns()
+        };
+        let text: String = samples::all()
+            .iter()
+            .map(|event| line(&columns, event))
+            .collect();
+        insta::assert_snapshot!(text, @"
+        11:10:03.123 1234    nginx        reset sent     10.0.0.1:8080 > 203.0.113.7:51234   closed fd 17 with 512 unread bytes [kernel: TCP_ABORT_ON_CLOSE]
+        11:10:03.123 ?       ?            reset sent     [2001:db8::1]:81 > [2001:db8::2]:40112 nothing listens on this port [kernel: NO_SOCKET]
+        11:10:03.123 1234    nginx        reset received 10.0.0.1:8080 > 203.0.113.7:51234   gives ECONNRESET, idle 1.2 s, in ESTABLISHED
+        11:10:03.123 1234    nginx        peer closed    10.0.0.1:8080 > 203.0.113.7:51234   fd 17 still open (CLOSE_WAIT)
+        11:10:03.123 1234    nginx        not closed     10.0.0.1:8080 > 203.0.113.7:51234   fd 17 open for at least 61.2 s, end of stream not read (CLOSE_WAIT)
+        11:10:03.123 1234    nginx        queue full     0.0.0.0:8080                        SYN dropped, 129 wait, limit 128, 31 drops so far
+        11:10:03.123 ~1234   nginx        write failed   10.0.0.1:8080 > 203.0.113.7:51234   EPIPE (broken pipe), sendto fd 17, 4096 bytes (one of 3 holders)
+        11:10:03.123 1234    nginx        connect failed 10.0.0.1:8080 > 203.0.113.7:51234   ECONNREFUSED (connection refused) after 310 us, 1 SYN sent
+        11:10:03.123 1234    nginx        timed out      10.0.0.1:8080 > 203.0.113.7:51234   ETIMEDOUT (connection timed out), 15 retransmits, TCP_USER_TIMEOUT 30.0 s
+        11:10:03.123 1234    nginx        no descriptor  -                                   EMFILE (too many open files), accept4, 1024 of 1024 open
+        11:10:03.123 1234    nginx        bad descriptor -                                   EBADF (bad file descriptor), write fd 17
+        11:10:03.123 1234    nginx        state          10.0.0.1:8080 > 203.0.113.7:51234   ESTABLISHED -> CLOSE_WAIT after 1.2 s
+        11:10:03.123 1234    nginx        retransmit     10.0.0.1:8080 > 203.0.113.7:51234   sent again, time 3
+        11:10:03.123 -       -            coverage       -                                   reset.sent through raw_tracepoint tcp_send_reset: RSTs for closed ports are not seen
+        11:10:03.123 -       -            coverage       -                                   accept_queue.overflow is not seen: needs kernel 6.6
+        11:10:03.123 -       -            events lost    -                                   3 events of tcp_send_reset: ring_full
+        11:10:03.123 -       -            summary        -                                   31 events in 12.3 s, 0 lost
+        ");
+    }
+
+    #[test]
+    fn the_flow_is_never_cut_and_some_text_always_stays() {
+        let mut event = samples::reset_sent();
+        let address = "2001:db8:1111:2222:3333:4444:5555:6666";
+        let flow = format!("[{address}]:50000 > [{address}]:50001");
+        if let Some(socket) = &mut event.socket {
+            let (local, peer) = flow.split_once(" > ").expect("two ends");
+            socket.flow = samples::flow(local, Some(peer));
+        }
+        let line = line(&samples::columns(), &event);
+        assert!(line.contains(&flow), "{line}");
+        assert!(line.ends_with(" closed fd 17 with 512 u…\n"), "{line}");
+    }
+
+    #[test]
+    fn an_owner_in_doubt_is_marked() {
+        let mut event = samples::reset_sent();
+        for (confidence, pid) in [
+            (Confidence::Exact, " 1234 "),
+            (Confidence::Shared, " ~1234 "),
+            (Confidence::Seeded, " ~1234 "),
+            (Confidence::Inherited, " ~1234 "),
+        ] {
+            event.owner.confidence = confidence;
+            let line = line(&samples::columns(), &event);
+            assert!(line.contains(pid), "{confidence:?}: {line}");
+        }
+        let unknown = line(&samples::columns(), &samples::refused());
+        assert!(
+            unknown.contains(" ?       ?            reset sent"),
+            "{unknown}"
+        );
+    }
+
+    #[test]
+    fn colour_changes_nothing_but_the_colour() {
+        let colored = Columns {
+            color: true,
+            ..samples::columns()
+        };
+        for event in samples::all() {
+            let colored = line(&colored, &event);
+            let stripped = colored
+                .replace("\u{1b}[31m", "")
+                .replace("\u{1b}[33m", "")
+                .replace("\u{1b}[35m", "")
+                .replace("\u{1b}[36m", "")
+                .replace("\u{1b}[0m", "");
+            assert_eq!(stripped, line(&samples::columns(), &event));
+        }
+        let reset = line(&colored, &samples::reset_sent());
+        assert!(reset.contains("\u{1b}[31mreset sent\u{1b}[0m"), "{reset:?}");
+    }
+
+    #[test]
+    fn colour_is_asked_for_in_the_usual_order() {
+        let environment = |name: &'static str, value: &'static str| {
+            move |asked: &str| (asked == name).then(|| OsString::from(value))
+        };
+        let none = |_: &str| None;
+        assert!(Color::Auto.is_on(true, none));
+        assert!(!Color::Auto.is_on(false, none));
+        assert!(!Color::Auto.is_on(true, environment("NO_COLOR", "1")));
+        assert!(Color::Auto.is_on(true, environment("NO_COLOR", "")));
+        assert!(!Color::Auto.is_on(true, environment("TERM", "dumb")));
+        assert!(Color::Always.is_on(false, environment("NO_COLOR", "1")));
+        assert!(!Color::Never.is_on(true, none));
+    }
+
+    proptest! {
+        #[test]
+        fn any_name_and_flow_is_one_line_without_controls(
+            comm: [u8; 16],
+            local: (IpAddr, u16),
+            peer: (IpAddr, u16),
+            note in ".*",
+            limit in 0_usize..300,
+        ) {
+            let mut event = samples::reset_sent();
+            if let Some(process) = &mut event.owner.process {
+                process.comm = Comm::new(comm);
+            }
+            if let (Some(socket), Kind::ResetSent(reset)) = (&mut event.socket, &mut event.kind) {
+                socket.flow.local = SocketAddr::from(local);
+                socket.flow.peer = Some(SocketAddr::from(peer));
+                reset.reason = Some(crate::event::ResetReason(note.into()));
+            }
+            let columns = Columns { width: limit, ..samples::columns() };
+            let line = line(&columns, &event);
+            let flow = event.socket.as_ref().map(|socket| socket.flow.to_string());
+            let flow = flow.unwrap_or_default();
+            prop_assert!(line.ends_with('\n'));
+            prop_assert!(!line[..line.len() - 1].chars().any(is_unprintable), "{:?}", line);
+            prop_assert!(line.contains(&flow));
+            // 12 + 7 + 12 + 14 columns and their spaces, the flow and its space.
+            let before = 49 + flow.len().max(35) + 1;
+            prop_assert!(shown(&line) <= limit.max(before + 24), "{} {:?}", shown(&line), line);
+        }
+    }
+
+    #[test]
+    fn the_summary_says_what_was_seen_and_lost() {
+        let mut text = Vec::new();
+        summary(&samples::summary(), &mut text).expect("memory takes it");
+        insta::assert_snapshot!(String::from_utf8_lossy(&text), @"
+        31 events in 12.3 s, 0 lost
+        by event
+                29  reset.sent             linger_zero
+                 2  retransmit
+        by process
+                31  1234     nginx
+        overflows by listener
+                 0
+        entries into CLOSE_WAIT 5
+        resets sent 29 != TcpOutRsts +31 in this namespace: 2 not seen
+        accept-queue overflows 0 = TcpExtListenOverflows +0 in this namespace
+        ");
+    }
+
+    #[test]
+    fn an_empty_summary_says_so() {
+        let mut text = Vec::new();
+        let empty = Summary {
+            resets: Some((2, 1)),
+            ..Summary::default()
+        };
+        summary(&empty, &mut text).expect("memory takes it");
+        insta::assert_snapshot!(String::from_utf8_lossy(&text), @"
+        0 events in 0 ms, 0 lost
+        by event
+                 0
+        by process
+                 0
+        overflows by listener
+                 0
+        entries into CLOSE_WAIT 0
+        resets sent 2 != TcpOutRsts +1 in this namespace: 1 more than the kernel counted
+        ");
+    }
+
+    #[test]
+    fn the_banner_names_the_gaps() {
+        let mut text = Vec::new();
+        let coverage = |signal, way: Option<&str>, note: Option<&str>| Coverage {
+            signal: Signal(signal),
+            way: way.map(str::to_owned),
+            note: note.map(str::to_owned),
+        };
+        let coverage = [
+            coverage("reset.sent", Some("raw_tracepoint tcp_send_reset"), None),
+            coverage(
+                "retransmit",
+                Some("raw_tracepoint x"),
+                Some("only the first\u{1b}[2J"),
+            ),
+            coverage(
+                "fd.exhausted",
+                None,
+                Some("mount tracefs on /sys/kernel/tracing"),
+            ),
+        ];
+        banner(&coverage, &mut text).expect("memory takes it");
+        insta::assert_snapshot!(String::from_utf8_lossy(&text), @r"
+        tcptrace 0.1.0 sees 2 of 3 signals on this kernel; Ctrl-C ends it
+          retransmit through raw_tracepoint x: only the first\u{1b}[2J
+          fd.exhausted is not seen: mount tracefs on /sys/kernel/tracing
+        ");
+    }
+}
