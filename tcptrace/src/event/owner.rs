@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_hostile_name_cannot_move_the_cursor() {
-        let comm = Comm::new(*b"a\x1b[2Jb\xffc\0\0\0\0\0\0\0");
+        let comm = Comm::new(*b"a\x1b[2Jb\xffc\0\0\0\0\0\0\0\0");
         assert_eq!(comm.to_string(), "a\\u{1b}[2Jb\\xffc");
     }
 }
