@@ -1,0 +1,268 @@
+//! Network namespaces: which there are, how to look into one, and what a user's name for one means.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::panic;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use anyhow::{Context, Result, bail};
+use nix::sched::{CloneFlags, setns};
+
+use super::{mounts, process};
+
+/// Numbers up to this one are process ids, numbers above it are inodes of namespaces.
+/// <https://github.com/torvalds/linux/blob/v6.18/include/linux/threads.h> (`PID_MAX_LIMIT`)
+const MAX_PID: u32 = 4 * 1024 * 1024;
+
+/// Where `ip netns add NAME` keeps a namespace.
+const NAMED: &str = "/run/netns";
+
+/// A network namespace and a way in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// Inode number of `/proc/PID/ns/net`.
+    pub inode: u32,
+    /// The file to enter it by.
+    pub path: PathBuf,
+    /// A process in it; `None` when it is only kept by a mount.
+    pub pid: Option<u32>,
+    /// Name of its mount, as `ip netns` and container runtimes give one.
+    pub name: Option<String>,
+}
+
+/// The network namespaces that are visible.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Namespaces {
+    /// The calling thread's own first, then by inode.
+    pub list: Vec<Namespace>,
+    /// Processes whose namespace could not be read, for lack of privilege.
+    pub unreadable: u64,
+}
+
+/// The calling thread's network namespace.
+///
+/// # Errors
+///
+/// When `/proc` is not mounted.
+pub fn current() -> Result<u32> {
+    let path = Path::new("/proc/thread-self/ns/net");
+    inode(path).with_context(|| format!("cannot read {}: is /proc mounted?", path.display()))
+}
+
+/// Every namespace with a process in it or a mount that keeps it. A namespace that only one thread
+/// of a process is in, or only an open socket keeps, is not found.
+///
+/// # Errors
+///
+/// When `/proc` is not mounted.
+pub fn list() -> Result<Namespaces> {
+    let own = current()?;
+    let mut unreadable = 0;
+    let mut found = HashMap::from([(
+        own,
+        Namespace {
+            inode: own,
+            path: "/proc/thread-self/ns/net".into(),
+            pid: Some(std::process::id()),
+            name: None,
+        },
+    )]);
+    for pid in process::pids().context("cannot list /proc")? {
+        let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
+        match inode(&path) {
+            Ok(inode) => {
+                found.entry(inode).or_insert(Namespace {
+                    inode,
+                    path,
+                    pid: Some(pid),
+                    name: None,
+                });
+            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => unreadable += 1,
+            Err(_) => {}
+        }
+    }
+    for mount in mounts().into_iter().filter(|mount| mount.fs_type == "nsfs") {
+        let Some(inode) = bracketed(&mount.root) else {
+            continue;
+        };
+        let path = mount.mount_point;
+        let name = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned());
+        let namespace = found.entry(inode).or_insert(Namespace {
+            inode,
+            path,
+            pid: None,
+            name: None,
+        });
+        namespace.name = namespace.name.take().or(name);
+    }
+    let mut list: Vec<_> = found.into_values().collect();
+    list.sort_by_key(|namespace| (namespace.inode != own, namespace.inode));
+    Ok(Namespaces { list, unreadable })
+}
+
+/// Runs `look` in a namespace: in the calling thread when it is there already, else in a thread that
+/// enters it and ends.
+///
+/// # Errors
+///
+/// The namespace is gone, or may not be entered.
+pub fn enter<T: Send>(
+    namespace: &Namespace,
+    look: impl FnOnce() -> T + Send,
+) -> Result<T, Refusal> {
+    let refusal = |why: String| Refusal {
+        inode: namespace.inode,
+        why,
+    };
+    if current().is_ok_and(|own| own == namespace.inode) {
+        return Ok(look());
+    }
+    let file = File::open(&namespace.path).map_err(|error| refusal(error.to_string()))?;
+    let inode = file
+        .metadata()
+        .map_err(|error| refusal(error.to_string()))?
+        .ino();
+    if inode != u64::from(namespace.inode) {
+        return Err(refusal("the process that was in it is gone".into()));
+    }
+    thread::scope(|scope| {
+        let visitor = thread::Builder::new()
+            .name("netns".into())
+            .spawn_scoped(scope, || {
+                setns(&file, CloneFlags::CLONE_NEWNET).map(|()| look())
+            });
+        let visitor = visitor.map_err(|error| refusal(error.to_string()))?;
+        match visitor.join() {
+            Ok(seen) => seen.map_err(|errno| refusal(errno.desc().into())),
+            Err(cause) => panic::resume_unwind(cause),
+        }
+    })
+}
+
+/// A namespace that was not looked into.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Which.
+    pub inode: u32,
+    /// Why not.
+    pub why: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "network namespace {}: {}", self.inode, self.why)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// What a user's `--netns` names: the inode number (also as `net:[N]`), a path, a name under
+/// `/run/netns`, or the pid of a process in it.
+///
+/// # Errors
+///
+/// When there is no such namespace, process or file, or it may not be read.
+pub fn resolve(argument: &str) -> Result<u32> {
+    if let Some(inode) = bracketed(argument) {
+        return Ok(inode);
+    }
+    match argument.parse() {
+        Ok(inode) if inode > MAX_PID => Ok(inode),
+        Ok(pid) => inode(Path::new(&format!("/proc/{pid}/ns/net"))).with_context(|| {
+            format!("cannot read the network namespace of process {pid}: is it running, are you root?")
+        }),
+        Err(_) if argument.contains('/') => of_file(Path::new(argument)),
+        Err(_) => of_file(&Path::new(NAMED).join(argument)).with_context(|| {
+            format!(
+                "no network namespace is named {argument:?}; give one that `ip netns list` shows, a \
+                 path, a pid or an inode number"
+            )
+        }),
+    }
+}
+
+fn of_file(path: &Path) -> Result<u32> {
+    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    // SAFETY: this request takes no argument and writes nothing; a file that is no namespace
+    // answers with an error.
+    let kind = unsafe { libc::ioctl(file.as_raw_fd(), libc::NS_GET_NSTYPE) };
+    if kind != libc::CLONE_NEWNET {
+        bail!("{} is not a network namespace", path.display());
+    }
+    u32::try_from(file.metadata()?.ino()).context("the namespace's inode number has over 32 bits")
+}
+
+/// A namespace's inode number has 32 bits.
+/// <https://github.com/torvalds/linux/blob/v6.18/include/linux/ns_common.h>
+fn inode(path: &Path) -> io::Result<u32> {
+    u32::try_from(fs::metadata(path)?.ino()).map_err(io::Error::other)
+}
+
+/// The number in `net:[N]`.
+fn bracketed(text: &str) -> Option<u32> {
+    text.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_for_our_own_namespace_means_it() {
+        let own = current().expect("/proc is mounted");
+        for argument in [
+            own.to_string(),
+            format!("net:[{own}]"),
+            "/proc/self/ns/net".into(),
+            std::process::id().to_string(),
+        ] {
+            assert_eq!(resolve(&argument).expect("it is there"), own, "{argument}");
+        }
+    }
+
+    #[test]
+    fn what_names_no_namespace_is_refused() {
+        for (argument, word) in [
+            ("no-such-namespace", "ip netns list"),
+            ("/proc/self/ns/mnt", "not a network namespace"),
+            ("/proc/self/status", "not a network namespace"),
+            ("/no/such/file", "cannot open"),
+            ("0", "process 0"),
+        ] {
+            let error = format!("{:#}", resolve(argument).expect_err("no such namespace"));
+            assert!(error.contains(word), "{argument}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_own_namespace_is_listed_first_and_entered_in_place() {
+        let own = current().expect("/proc is mounted");
+        let namespaces = list().expect("/proc is mounted");
+        assert_eq!(namespaces.list[0].inode, own);
+        let thread = thread::current().id();
+        let entered = enter(&namespaces.list[0], || {
+            (current().ok(), thread::current().id())
+        });
+        assert_eq!(entered, Ok((Some(own), thread)));
+    }
+
+    #[test]
+    fn a_namespace_that_changed_hands_is_not_entered() {
+        let gone = Namespace {
+            inode: 1,
+            path: "/proc/self/ns/net".into(),
+            pid: Some(std::process::id()),
+            name: None,
+        };
+        let refusal = enter(&gone, || ()).expect_err("another inode");
+        assert_eq!((refusal.inode, refusal.why.contains("gone")), (1, true));
+    }
+}
