@@ -148,7 +148,15 @@ impl Actor {
     /// # Errors
     /// The error the call returned.
     pub fn sys(&mut self, number: libc::c_long, args: &[Arg<'_>]) -> io::Result<Returned> {
-        self.begin(&format!("sys {number}"), args)?;
+        self.call(&format!("sys {number}"), args)
+    }
+
+    /// Asks for any verb the actor knows and waits for the reply.
+    ///
+    /// # Errors
+    /// The error the call returned.
+    pub fn call(&mut self, call: &str, args: &[Arg<'_>]) -> io::Result<Returned> {
+        self.begin(call, args)?;
         self.finish()
     }
 
@@ -533,6 +541,41 @@ impl Drop for Actor {
         } else if self.tid == self.pid && kill(self.nix_pid(), None).is_ok() {
             _ = kill(self.nix_pid(), Signal::SIGKILL);
         }
+    }
+}
+
+/// A connection between two actors, its server end accepted.
+#[derive(Clone, Copy, Debug)]
+pub struct Pair {
+    /// The server's descriptor.
+    pub server: Fd,
+    /// The client's descriptor.
+    pub client: Fd,
+    /// The server's address, as the client names it.
+    pub server_addr: SocketAddr,
+    /// The client's address, as the client names it.
+    pub client_addr: SocketAddr,
+}
+
+impl Pair {
+    /// Connects `client` to this listener of `server` and accepts.
+    ///
+    /// # Errors
+    /// That of the first call that fails.
+    pub fn new(
+        server: &mut Actor,
+        client: &mut Actor,
+        (listener, server_addr): (Fd, SocketAddr),
+    ) -> io::Result<Self> {
+        let client_fd = client.connected(server_addr)?;
+        let server_fd = server.accept(listener)?;
+        let client_addr = client.local_addr(client_fd)?;
+        Ok(Self {
+            server: server_fd,
+            client: client_fd,
+            server_addr,
+            client_addr,
+        })
     }
 }
 

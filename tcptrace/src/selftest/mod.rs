@@ -144,17 +144,16 @@ fn provoke_all(
                 // No tracer comes when another thread's namespace failed: then nothing is to be
                 // done.
                 Ok(match started.recv() {
-                    Ok(tracer) => Some(provoke(failure, Stage::new(netns?, tracer))?),
+                    Ok(tracer) => Some(provoke(failure, &Stage::new(netns?, tracer))?),
                     Err(_) => None,
                 })
             }));
         }
         let namespaces: Vec<u32> = told.iter().take(failures.len()).collect::<Result<_>>()?;
         let tracer = Arc::new(Tracer::start(tracer_command("json", &namespaces)?)?);
-        let text = match stories {
-            true => Some(Tracer::start(tracer_command("columns", &namespaces)?)?),
-            false => None,
-        };
+        let text = stories
+            .then(|| Tracer::start(tracer_command("columns", &namespaces)?))
+            .transpose()?;
         for start in starts {
             start
                 .send(Arc::clone(&tracer))
@@ -176,9 +175,9 @@ fn provoke_all(
     })
 }
 
-fn provoke(failure: &'static Failure, stage: Stage) -> Result<Outcome> {
+fn provoke(failure: &'static Failure, stage: &Stage) -> Result<Outcome> {
     let before = stage.netns.counters()?;
-    let expects = (failure.provoke)(&stage);
+    let expects = (failure.provoke)(stage);
     let after = stage.netns.counters()?;
     Ok(Outcome {
         failure,

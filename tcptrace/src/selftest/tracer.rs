@@ -17,7 +17,7 @@ use serde_json::Value;
 pub const READY: &str = "tcptrace: tracing";
 
 /// How long a tracer may take to attach or to drain; loading is slow where the CPU is emulated.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// One record of the stream.
 #[derive(Clone, Debug, PartialEq)]
@@ -136,7 +136,7 @@ impl Tracer {
         }
         let mut child = command
             .spawn()
-            .with_context(|| format!("cannot start {:?}", command.get_program()))?;
+            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
         let output = Shared::default();
         let mut readers = vec![];
         if let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) {

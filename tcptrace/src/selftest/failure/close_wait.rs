@@ -1,6 +1,7 @@
 //! Descriptors grow for days: the peer closed and the process never did.
 
-use super::{Expect, FAMILIES, Failure, Pair, actor};
+use super::{Expect, FAMILIES, Failure, actor};
+use crate::selftest::actor::Pair;
 
 pub(super) const FAILURE: Failure = Failure {
     name: "close_wait_leak",

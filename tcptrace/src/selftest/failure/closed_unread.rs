@@ -1,6 +1,7 @@
 //! Connection reset by peer: the peer closed with unread bytes in its receive queue.
 
-use super::{Expect, FAMILIES, Failure, Pair, actor};
+use super::{Expect, FAMILIES, Failure, actor};
+use crate::selftest::actor::Pair;
 
 pub(super) const FAILURE: Failure = Failure {
     name: "closed_with_unread_data",

@@ -1,7 +1,8 @@
 //! The process exited or was killed with connections open: a RST where bytes were unread, a FIN
 //! where none were.
 
-use super::{Expect, FAMILIES, Failure, Pair, actor};
+use super::{Expect, FAMILIES, Failure, actor};
+use crate::selftest::actor::Pair;
 
 pub(super) const FAILURE: Failure = Failure {
     name: "process_exited",

@@ -1,6 +1,7 @@
 //! Connection reset by peer: the peer closed with `SO_LINGER` on and a time of 0.
 
-use super::{Expect, FAMILIES, Failure, Pair, actor};
+use super::{Expect, FAMILIES, Failure, actor};
+use crate::selftest::actor::Pair;
 
 pub(super) const FAILURE: Failure = Failure {
     name: "linger_zero",

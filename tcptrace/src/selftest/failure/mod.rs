@@ -18,7 +18,6 @@ mod states;
 mod timeouts;
 mod write_after_close;
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +25,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde_json::Value;
 
-use super::actor::{Actor, Fd};
+use super::actor::{Actor, Pair};
 use super::netns::Netns;
 use super::tracer::{Record, Tracer};
 
@@ -120,32 +119,6 @@ const FAMILIES: [Family; 3] = [
 impl Family {
     fn addr(self) -> Result<SocketAddr> {
         Ok(self.any_port.parse()?)
-    }
-}
-
-/// A connection between two actors, its server end accepted.
-struct Pair {
-    server: Fd,
-    client: Fd,
-    server_addr: SocketAddr,
-    client_addr: SocketAddr,
-}
-
-impl Pair {
-    fn new(
-        server: &mut Actor,
-        client: &mut Actor,
-        (listener, server_addr): (Fd, SocketAddr),
-    ) -> io::Result<Self> {
-        let client_fd = client.connected(server_addr)?;
-        let server_fd = server.accept(listener)?;
-        let client_addr = client.local_addr(client_fd)?;
-        Ok(Self {
-            server: server_fd,
-            client: client_fd,
-            server_addr,
-            client_addr,
-        })
     }
 }
 

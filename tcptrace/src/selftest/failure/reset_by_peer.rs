@@ -1,6 +1,7 @@
 //! A RST from elsewhere, as its victim sees it: ECONNRESET once, then end of stream or EPIPE.
 
-use super::{Expect, FAMILIES, Failure, Pair, actor};
+use super::{Expect, FAMILIES, Failure, actor};
+use crate::selftest::actor::Pair;
 
 pub(super) const FAILURE: Failure = Failure {
     name: "reset_by_peer",

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Expect, FAMILIES, Failure, Pair, actor};
-use crate::selftest::actor::Arg;
+use super::{Expect, FAMILIES, Failure, actor};
+use crate::selftest::actor::{Arg, Pair};
 
 pub(super) const FAILURE: Failure = Failure {
     name: "socket_timeout",

@@ -1,6 +1,7 @@
 //! No failure at all: the life of a healthy connection, state by state, at both ends.
 
-use super::{Expect, FAMILIES, Failure, Pair, actor};
+use super::{Expect, FAMILIES, Failure, actor};
+use crate::selftest::actor::Pair;
 
 pub(super) const FAILURE: Failure = Failure {
     name: "states",

@@ -1,6 +1,7 @@
 //! Connection timed out: the SYN, the data or the keepalive probes were never answered.
 
-use super::{Expect, FAMILIES, Failure, Pair, actor};
+use super::{Expect, FAMILIES, Failure, actor};
+use crate::selftest::actor::Pair;
 
 pub(super) const CONNECT: Failure = Failure {
     name: "connect_timeout",

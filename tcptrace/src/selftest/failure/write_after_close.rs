@@ -1,6 +1,7 @@
 //! Broken pipe: writing on after the peer has closed.
 
-use super::{Expect, FAMILIES, Failure, Pair, actor};
+use super::{Expect, FAMILIES, Failure, actor};
+use crate::selftest::actor::Pair;
 
 pub(super) const FAILURE: Failure = Failure {
     name: "write_after_peer_close",
