@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 /// The network namespace a thread made for itself. Everything the thread starts is born into it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Netns {
     inode: u32,
 }
