@@ -1,0 +1,218 @@
+//! `tcptrace selftest`: provokes the failures tcptrace is for, each in a network namespace of its
+//! own, and says which were seen and laid at the right door. It drives the program from outside:
+//! another tcptrace does the tracing, and only its output counts.
+
+pub mod actor;
+mod failure;
+pub mod netns;
+mod report;
+pub mod tracer;
+
+use std::fs;
+use std::io;
+use std::process::Command;
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
+
+use failure::{Expect, FAILURES, Failure, Stage};
+use netns::{Counters, Netns};
+use report::Report;
+use tracer::{Trace, Tracer};
+
+/// What to provoke and how to tell.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Print the result as JSON instead of a table.
+    pub json: bool,
+    /// Only the failures of these names; empty: all.
+    pub only: Vec<String>,
+    /// Also those that need a setting of the whole host changed for a moment.
+    pub allow_host_changes: bool,
+    /// Show beside the table what a person at the terminal would have read.
+    pub stories: bool,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// All that this kernel can show was seen, with the right owner.
+    Passed,
+    /// Something was not.
+    Failed,
+}
+
+/// Provokes the failures, and prints the result to stdout.
+///
+/// # Errors
+/// When the test itself cannot be done: no privileges, no namespaces, a tracer that does not start.
+pub fn run(options: &Options) -> Result<Verdict> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the selftest needs root for its private network namespaces: run it with sudo");
+    }
+    let failures = choose(options)?;
+    let (outcomes, trace, text) = provoke_all(&failures, options.stories && !options.json)?;
+    let report = Report::new(&outcomes, &trace.records()?);
+    let mut stdout = io::stdout().lock();
+    let printed = if options.json {
+        report.print_json(&mut stdout)
+    } else {
+        report.print_table(
+            &text.map(|trace| trace.stdout).unwrap_or_default(),
+            &mut stdout,
+        )
+    };
+    match printed {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to stdout")
+        }
+        _ if report.passed() => Ok(Verdict::Passed),
+        _ => Ok(Verdict::Failed),
+    }
+}
+
+/// What `tcptrace selftest --act NAME` does: be an actor of this name until stdin ends.
+///
+/// # Errors
+/// When the pipes break.
+pub fn act(name: &str) -> Result<()> {
+    actor::serve(name, actor::no_verb).context("an actor of the selftest")
+}
+
+/// A failure once it has been provoked.
+struct Outcome {
+    failure: &'static Failure,
+    netns: u32,
+    before: Counters,
+    after: Counters,
+    expects: Result<Vec<Expect>>,
+}
+
+fn choose(options: &Options) -> Result<Vec<&'static Failure>> {
+    let names = || {
+        FAILURES
+            .iter()
+            .map(|failure| failure.name)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    if let Some(unknown) = options
+        .only
+        .iter()
+        .find(|name| !FAILURES.iter().any(|failure| failure.name == **name))
+    {
+        bail!(
+            "the selftest knows no failure named {unknown:?}. It knows: {}",
+            names()
+        );
+    }
+    let chosen = FAILURES.iter().copied().filter(|failure| {
+        let wanted =
+            options.only.is_empty() || options.only.iter().any(|name| name == failure.name);
+        wanted && (options.allow_host_changes || !failure.changes_host)
+    });
+    let chosen: Vec<_> = chosen.collect();
+    if chosen.is_empty() {
+        bail!("what was asked for changes a setting of the whole host: add --allow-host-changes");
+    }
+    Ok(chosen)
+}
+
+/// One thread a failure: each enters its namespace, waits until the tracers are up, and provokes.
+fn provoke_all(
+    failures: &[&'static Failure],
+    stories: bool,
+) -> Result<(Vec<Outcome>, Trace, Option<Trace>)> {
+    thread::scope(|scope| {
+        let (tell, told) = mpsc::channel();
+        let mut starts = vec![];
+        let mut threads = vec![];
+        for failure in failures {
+            let (start, started) = mpsc::channel::<Arc<Tracer>>();
+            let tell = tell.clone();
+            starts.push(start);
+            threads.push(scope.spawn(move || {
+                let netns = Netns::enter();
+                _ = tell.send(
+                    netns
+                        .as_ref()
+                        .map(Netns::inode)
+                        .map_err(|error| anyhow!("{error:#}")),
+                );
+                // No tracer comes when another thread's namespace failed: then nothing is to be
+                // done.
+                Ok(match started.recv() {
+                    Ok(tracer) => Some(provoke(failure, &Stage::new(netns?, tracer))?),
+                    Err(_) => None,
+                })
+            }));
+        }
+        let namespaces: Vec<u32> = told.iter().take(failures.len()).collect::<Result<_>>()?;
+        let tracer = Arc::new(Tracer::start(tracer_command("json", &namespaces)?)?);
+        let text = stories
+            .then(|| Tracer::start(tracer_command("columns", &namespaces)?))
+            .transpose()?;
+        for start in starts {
+            start
+                .send(Arc::clone(&tracer))
+                .map_err(|_| anyhow!("a thread of the selftest ended"))?;
+        }
+        let mut outcomes = vec![];
+        for thread in threads {
+            let outcome: Result<Option<Outcome>> = thread
+                .join()
+                .map_err(|_| anyhow!("a thread of the selftest panicked"))?;
+            outcomes.extend(outcome?);
+        }
+        let tracer = Arc::into_inner(tracer).context("a thread kept the tracer")?;
+        Ok((
+            outcomes,
+            tracer.stop()?,
+            text.map(Tracer::stop).transpose()?,
+        ))
+    })
+}
+
+fn provoke(failure: &'static Failure, stage: &Stage) -> Result<Outcome> {
+    let before = stage.netns.counters()?;
+    let expects = (failure.provoke)(stage);
+    let after = stage.netns.counters()?;
+    Ok(Outcome {
+        failure,
+        netns: stage.netns.inode(),
+        before,
+        after,
+        expects,
+    })
+}
+
+fn tracer_command(output: &str, namespaces: &[u32]) -> Result<Command> {
+    let mut command = myself()?;
+    command.args([
+        "-o",
+        output,
+        "--event",
+        "+fd.invalid,+state.changed",
+        "--color",
+        "never",
+    ]);
+    for namespace in namespaces {
+        command.args(["--netns", &namespace.to_string()]);
+    }
+    Ok(command)
+}
+
+/// This very program, also when its file has been replaced or deleted since.
+fn myself() -> Result<Command> {
+    fs::metadata("/proc/self/exe").context("the selftest needs /proc")?;
+    Ok(Command::new("/proc/self/exe"))
+}
+
+/// True when the attributes hold these values.
+fn holds(record: &tracer::Record, wanted: &[(&'static str, Value)]) -> bool {
+    wanted
+        .iter()
+        .all(|(name, value)| record.get(name) == Some(value))
+}

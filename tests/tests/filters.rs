@@ -1,0 +1,245 @@
+//! Each filter lets through what it names, and the other end of it on this host, and no more.
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+use tcptrace_tests::*;
+
+/// Two servers and a client, over IPv4 and IPv6: each server closes with unread bytes.
+struct Town {
+    left: Actor,
+    right: Actor,
+    client: Actor,
+    /// The connections to the left server, IPv4 then IPv6.
+    to_left: [Pair; 2],
+    to_right: [Pair; 2],
+}
+
+impl Town {
+    fn new() -> Result<Self> {
+        let (mut left, mut right) = (actor_as("left", 1001)?, actor_as("right", 1002)?);
+        let mut client = actor_as("client", 1003)?;
+        let mut to = |server: &mut Actor, ends: [&str; 2]| -> Result<[Pair; 2]> {
+            let mut pair = |addr| connected(server, &mut client, addr);
+            Ok([pair(ends[0])?, pair(ends[1])?])
+        };
+        let to_left = to(&mut left, ["127.0.0.1:7001", "[::1]:7001"])?;
+        let to_right = to(&mut right, ["127.0.0.2:7002", "[::1]:7002"])?;
+        Ok(Self {
+            left,
+            right,
+            client,
+            to_left,
+            to_right,
+        })
+    }
+
+    /// Provokes all four resets.
+    fn fall(&mut self) -> Result<()> {
+        for (server, pairs) in [
+            (&mut self.left, &self.to_left),
+            (&mut self.right, &self.to_right),
+        ] {
+            for pair in pairs {
+                close_unread(server, &mut self.client, pair, 4)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The server's ends of which a reset was sent, and that every one was seen at both ends.
+fn resets(args: &[&str]) -> Result<Vec<SocketAddr>> {
+    let mut seen = vec![];
+    let mut result = Ok(());
+    in_netns(|netns| {
+        let tracer = trace(netns, args)?;
+        result = Town::new().and_then(|mut town| {
+            town.fall()?;
+            let events = Events::of(tracer)?;
+            seen = both_ends(&events, &[town.to_left, town.to_right].concat());
+            Ok(())
+        });
+        Ok(())
+    });
+    result.map(|()| seen)
+}
+
+fn both_ends(events: &Events, pairs: &[Pair]) -> Vec<SocketAddr> {
+    let mut seen = vec![];
+    for pair in pairs {
+        let sent = events.named("reset.sent").at_server(pair).count();
+        let received = events.named("reset.received").at_client(pair).count();
+        assert_eq!(
+            sent, received,
+            "of a connection inside the host both ends are shown"
+        );
+        if sent > 0 {
+            seen.push(pair.server_addr);
+        }
+    }
+    let resets = events.only(|event| event.name().starts_with("reset."));
+    assert_eq!(resets.count(), 2 * seen.len() as u64, "and no other");
+    seen
+}
+
+fn addrs(list: &[&str]) -> Vec<SocketAddr> {
+    list.iter().filter_map(|addr| addr.parse().ok()).collect()
+}
+
+const LEFT: [&str; 2] = ["127.0.0.1:7001", "[::1]:7001"];
+const RIGHT: [&str; 2] = ["127.0.0.2:7002", "[::1]:7002"];
+const ALL: [&str; 4] = [LEFT[0], LEFT[1], RIGHT[0], RIGHT[1]];
+
+#[test]
+fn without_a_filter_all_are_seen() -> Result<()> {
+    assert_eq!(resets(&[])?, addrs(&ALL));
+    Ok(())
+}
+
+#[test]
+fn by_name() -> Result<()> {
+    assert_eq!(resets(&["--comm", "left"])?, addrs(&LEFT));
+    assert_eq!(resets(&["--comm", "left", "--comm", "right"])?, addrs(&ALL));
+    assert_eq!(resets(&["--comm", "client"])?, addrs(&ALL));
+    assert_eq!(resets(&["--comm", "nobody"])?, []);
+    Ok(())
+}
+
+#[test]
+fn by_user() -> Result<()> {
+    assert_eq!(resets(&["--uid", "1001"])?, addrs(&LEFT));
+    assert_eq!(resets(&["--uid", "1002"])?, addrs(&RIGHT));
+    assert_eq!(resets(&["--uid", "0"])?, []);
+    Ok(())
+}
+
+#[test]
+fn by_port() -> Result<()> {
+    assert_eq!(resets(&["--port", "7001"])?, addrs(&LEFT));
+    assert_eq!(resets(&["-L", "7002"])?, addrs(&RIGHT));
+    assert_eq!(resets(&["-D", "7001"])?, addrs(&LEFT));
+    assert_eq!(resets(&["--port", "7003"])?, []);
+    Ok(())
+}
+
+#[test]
+fn by_address() -> Result<()> {
+    assert_eq!(resets(&["--addr", "127.0.0.2/32"])?, addrs(&RIGHT[..1]));
+    assert_eq!(
+        resets(&["--addr", "127.0.0.0/8"])?,
+        addrs(&[LEFT[0], RIGHT[0]])
+    );
+    assert_eq!(resets(&["--addr", "::/0"])?, addrs(&[LEFT[1], RIGHT[1]]));
+    assert_eq!(resets(&["--peer", "127.0.0.2"])?, addrs(&RIGHT[..1]));
+    assert_eq!(resets(&["--addr", "10.0.0.0/8"])?, []);
+    Ok(())
+}
+
+#[test]
+fn by_family() -> Result<()> {
+    assert_eq!(resets(&["-4"])?, addrs(&[LEFT[0], RIGHT[0]]));
+    assert_eq!(resets(&["-6"])?, addrs(&[LEFT[1], RIGHT[1]]));
+    Ok(())
+}
+
+#[test]
+fn by_namespace() {
+    in_netns(|netns| {
+        let mut town = Town::new()?;
+        let elsewhere = trace_unfiltered(&["--netns", "1"])?;
+        let here = trace(netns, &[])?;
+        town.fall()?;
+        let pairs = [town.to_left, town.to_right].concat();
+        assert_eq!(both_ends(&Events::of(here)?, &pairs), addrs(&ALL));
+        assert_eq!(both_ends(&Events::of(elsewhere)?, &pairs), []);
+        Ok(())
+    });
+}
+
+#[test]
+fn by_process() {
+    in_netns(|netns| {
+        let mut town = Town::new()?;
+        let tracer = trace(netns, &["--pid", &town.right.pid().to_string()])?;
+        town.fall()?;
+        let events = Events::of(tracer)?;
+        assert_eq!(
+            both_ends(&events, &[town.to_left, town.to_right].concat()),
+            addrs(&RIGHT)
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn by_process_and_its_children() {
+    in_netns(|netns| {
+        let mut parent = actor("parent")?;
+        let mut client = actor("client")?;
+        let pid = parent.pid().to_string();
+        let alone = trace(netns, &["--pid", &pid])?;
+        let family = trace(netns, &["--pid", &pid, "--children"])?;
+        let mut child = fork(&mut parent)?;
+        let mut grandchild = fork(&mut child)?;
+        let pair = connected(&mut grandchild, &mut client, LOOPBACKS[0])?;
+        close_unread(&mut grandchild, &mut client, &pair, 4)?;
+        assert_eq!(both_ends(&Events::of(alone)?, &[pair]), []);
+        assert_eq!(both_ends(&Events::of(family)?, &[pair]), [pair.server_addr]);
+        Ok(())
+    });
+}
+
+#[test]
+fn by_kind_of_event() {
+    in_netns(|netns| {
+        let received = trace(netns, &["--event", "reset.received"])?;
+        let resets = trace(netns, &["--event", "reset"])?;
+        let with_states = trace(netns, &["--event", "+state.changed"])?;
+        let mut town = Town::new()?;
+        town.fall()?;
+        for pair in [town.to_left, town.to_right].concat() {
+            town.client.recv(pair.client, 1).expect_err("ECONNRESET");
+        }
+        let kinds = |tracer| -> Result<Vec<String>> {
+            let mut names: Vec<String> = Events::of(tracer)?
+                .0
+                .iter()
+                .map(|event| event.name().to_owned())
+                .collect();
+            names.retain(|name| !matches!(name.as_str(), "coverage" | "summary"));
+            names.sort_unstable();
+            names.dedup();
+            Ok(names)
+        };
+        assert_eq!(kinds(received)?, ["reset.received"]);
+        assert_eq!(kinds(resets)?, ["reset.received", "reset.sent"]);
+        assert_eq!(
+            kinds(with_states)?,
+            [
+                "reset.received",
+                "reset.sent",
+                "socket.error",
+                "state.changed"
+            ]
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn by_error() {
+    in_netns(|netns| {
+        let tracer = trace(netns, &["--event", "socket.error", "--errno", "EPIPE"])?;
+        let mut town = Town::new()?;
+        town.fall()?;
+        for pair in [town.to_left, town.to_right].concat() {
+            town.client.recv(pair.client, 1).expect_err("ECONNRESET");
+            town.client.send(pair.client, b"x").expect_err("EPIPE");
+        }
+        let errors = Events::of(tracer)?.named("socket.error");
+        assert_eq!(errors.count(), 4);
+        assert_eq!(errors.error("EPIPE").pids(), [town.client.pid()].repeat(4));
+        Ok(())
+    });
+}
