@@ -62,9 +62,12 @@ pub struct Selftest {
     /// Show what tcptrace printed for each failure.
     #[arg(long)]
     pub stories: bool,
-    /// Play one part of a failure; for the selftest itself.
-    #[arg(long, hide = true, num_args = 1.., allow_hyphen_values = true)]
-    pub act: Vec<String>,
+    /// Provoke also what needs a setting of the whole host changed for a moment.
+    #[arg(long)]
+    pub allow_host_changes: bool,
+    /// Play this part in a failure: for the selftest itself.
+    #[arg(long, value_name = "PART", hide = true)]
+    pub act: Option<String>,
 }
 
 /// How a report is written.

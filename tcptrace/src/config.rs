@@ -1,6 +1,7 @@
 //! What the command line asks for, checked and put into the terms of the kernel half.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::time::{ClockId, clock_getres};
@@ -8,7 +9,7 @@ use tcptrace_common::event::kind;
 use tcptrace_common::filter::{Config, role};
 
 use crate::cli::Trace;
-use crate::event::{Comm, Errno, Event, Kind};
+use crate::event::{Comm, Errno, Event, Flow, Kind};
 use crate::host::{cgroup::Cgroups, netns, process};
 use crate::kernel::load::FilterValues;
 
@@ -150,7 +151,7 @@ fn errno(event: &Event) -> Option<Errno> {
 }
 
 /// The filters in the kernel half's terms.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Filters {
     /// Its switches.
     pub config: Config,
@@ -232,6 +233,61 @@ impl Filters {
         let open =
             Config { kinds, last_user, close_wait_at_once, verbose, ns_per_jiffy, ..Config::OFF };
         bytemuck::bytes_of(&open) == bytemuck::bytes_of(&self.config)
+    }
+}
+
+impl Filters {
+    /// Decides as the kernel half does, for what is found in `/proc`: a socket of this flow held by
+    /// this process, or a process alone.
+    #[must_use]
+    pub fn include(&self, flow: Option<&Flow>, pid: Option<u32>) -> bool {
+        let Self { config, values } = self;
+        let by_socket = [
+            config.family,
+            config.netns,
+            config.local_port,
+            config.peer_port,
+            config.port,
+            config.addr,
+            config.peer,
+        ];
+        let socket = match flow {
+            Some(flow) => self.include_flow(flow),
+            None => by_socket == [0; 7],
+        };
+        let by_owner = [config.pid, config.comm, config.uid, config.cgroup] != [0; 4];
+        socket
+            && (!by_owner
+                || pid.and_then(|pid| process::describe(pid, Cgroups::open().ok().as_ref())).is_some_and(
+                    |owner| {
+                        let cgroup = owner.cgroup.unwrap_or_default();
+                        (config.pid == 0 || values.pids.contains(&owner.pid))
+                            && (config.comm == 0 || values.comms.contains(owner.comm.as_array()))
+                            && (config.uid == 0 || values.uids.contains(&owner.uid))
+                            && (config.cgroup == 0 || values.cgroups.contains(&cgroup))
+                    },
+                ))
+    }
+
+    fn include_flow(&self, flow: &Flow) -> bool {
+        let Self { config, values } = self;
+        let port = |wanted, port| values.ports.contains(&(wanted, port));
+        let network = |wanted, address: IpAddr| {
+            values.networks.iter().any(|(role, net)| *role == wanted && net.contains(&address))
+        };
+        let (local, peer) = (flow.local, flow.peer);
+        let family = if flow.is_ipv4() { 4 } else { 6 };
+        (config.family == 0 || config.family == family)
+            && (config.netns == 0 || values.netns.contains(&flow.netns))
+            && (config.local_port == 0 || port(role::LOCAL, local.port()))
+            && (config.peer_port == 0 || peer.is_some_and(|peer| port(role::PEER, peer.port())))
+            && (config.port == 0
+                || port(role::ANY, local.port())
+                || peer.is_some_and(|peer| port(role::ANY, peer.port())))
+            && (config.peer == 0 || peer.is_some_and(|peer| network(role::PEER, peer.ip())))
+            && (config.addr == 0
+                || network(role::ANY, local.ip())
+                || peer.is_some_and(|peer| network(role::ANY, peer.ip())))
     }
 }
 

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bytemuck::Zeroable;
 use tcptrace_common::event as wire;
 use tcptrace_common::event::{NO_REASON, confidence, flag, kind, path};
 
@@ -84,6 +85,48 @@ impl Decoder {
                 kind,
             },
         })
+    }
+
+    /// A socket that is in CLOSE_WAIT at `now` on the monotonic clock, with what is remembered of
+    /// it.
+    #[must_use]
+    pub fn stuck(
+        &self,
+        (address, raw): (u64, &wire::CloseWait),
+        known: Option<&wire::Sock>,
+        now: u64,
+    ) -> Event {
+        let event = wire::Event {
+            id: raw.id,
+            time: now,
+            sk: address,
+            born: known.map_or(0, |known| known.born),
+            owner: known.map_or(Zeroable::zeroed(), |known| known.owner),
+            confidence: known.map_or(confidence::UNKNOWN, |known| known.confidence),
+            creator: known.map_or(0, |known| known.creator),
+            fd: known.map_or(-1, |known| known.fd),
+            received_ago: u32::MAX,
+            sent_ago: u32::MAX,
+            flags: if known.is_some_and(|known| known.eof_read != 0) { flag::EOF_READ } else { 0 },
+            tuple: raw.tuple,
+            family: raw.family,
+            state: State::CloseWait as u8,
+            ..Zeroable::zeroed()
+        };
+        Event {
+            id: EventId(raw.id),
+            time: self.wall(now),
+            caused_by: None,
+            socket: Some(self.socket(&event)),
+            owner: owner(&event),
+            actor: None,
+            kind: Kind::CloseWaitStuck(CloseWait {
+                age_ms: now.saturating_sub(raw.since) / 1_000_000,
+                at_least: raw.older != 0,
+                count: 1,
+                at_start: false,
+            }),
+        }
     }
 
     /// The wall clock at a time of the kernel's monotonic one.
@@ -293,4 +336,134 @@ fn since(begin: u64, end: u64) -> Option<u64> {
 
 fn wire_hook(id: u64) -> u8 {
     (id >> wire::ID_HOOK_SHIFT & 0x1f) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decoder() -> Decoder {
+        Decoder {
+            clock_offset: 1_000_000_000,
+            ns_per_jiffy: 4_000_000,
+            reset_reasons: Arc::from([(11, "TCP_ABORT_ON_CLOSE".to_owned())]),
+        }
+    }
+
+    /// A RST that process 7 sent from 192.0.2.1:80 when it closed.
+    fn reset() -> wire::Event {
+        let mapped = |last| {
+            let mut bytes = [0; 16];
+            bytes[10..].copy_from_slice(&[0xff, 0xff, 192, 0, 2, last]);
+            bytes
+        };
+        let mut raw = wire::Event::zeroed();
+        raw.id = 5;
+        raw.time = 42;
+        raw.kind = kind::RESET_SENT;
+        raw.hook = wire::hook::SEND_RESET;
+        raw.family = 10;
+        raw.state = State::Established as u8;
+        raw.reason = 11;
+        raw.unread = 12;
+        raw.fd = 3;
+        raw.syscall = -1;
+        raw.tuple.local = mapped(1);
+        raw.tuple.peer = mapped(2);
+        raw.tuple.local_port = 80;
+        raw.tuple.peer_port = 4000;
+        raw.owner.tgid = 7;
+        raw.owner.tid = 7;
+        raw.task.tgid = 7;
+        raw.task.tid = 8;
+        raw.confidence = confidence::EXACT;
+        raw.flags = flag::TASK_CONTEXT;
+        raw
+    }
+
+    fn decode(raw: &wire::Event) -> Decoded {
+        decoder().decode(bytemuck::bytes_of(raw)).expect("a record")
+    }
+
+    #[test]
+    fn a_reset_is_complete() {
+        let decoded = decode(&reset());
+        let event = decoded.event;
+        assert_eq!(event.time, Timestamp(1_000_000_042));
+        let socket = event.socket.expect("a socket");
+        assert_eq!(socket.flow.to_string(), "192.0.2.1:80 > 192.0.2.2:4000");
+        assert!(socket.flow.ipv6_socket && socket.flow.is_ipv4());
+        assert_eq!(event.owner.process.map(|owner| (owner.pid, owner.tid)), Some((7, Some(8))));
+        assert_eq!(event.actor, None);
+        let Kind::ResetSent(reset) = event.kind else { panic!("a reset was sent") };
+        assert_eq!(reset.unread, 12);
+        assert_eq!(reset.reason.map(|reason| reason.0), Some("TCP_ABORT_ON_CLOSE".into()));
+        assert!(!decoded.unconfirmed);
+    }
+
+    #[test]
+    fn a_stranger_that_acts_is_the_actor_not_the_owner() {
+        let mut raw = reset();
+        raw.task.tgid = 99;
+        raw.flags |= flag::ABORTED;
+        let event = decode(&raw).event;
+        assert_eq!(event.owner.process.map(|owner| owner.pid), Some(7));
+        assert_eq!(event.actor.map(|actor| actor.pid), Some(99));
+    }
+
+    #[test]
+    fn an_interrupted_stranger_is_nobody() {
+        let mut raw = reset();
+        raw.task.tgid = 99;
+        raw.flags = 0;
+        raw.inode = 1;
+        let decoded = decode(&raw);
+        assert_eq!(decoded.event.actor, None);
+        assert!(decoded.unconfirmed);
+    }
+
+    #[test]
+    fn an_unknown_owner_is_no_pid_zero() {
+        let mut raw = reset();
+        raw.confidence = confidence::UNKNOWN;
+        raw.flags = 0;
+        let owner = decode(&raw).event.owner;
+        assert_eq!((owner.confidence, owner.process), (Confidence::Unknown, None));
+    }
+
+    #[test]
+    fn a_death_has_its_code_or_its_signal() {
+        let exit = |code| {
+            let mut raw = reset();
+            raw.flags |= flag::EXITING;
+            raw.exit_code = code;
+            decode(&raw).event.owner.process.and_then(|owner| owner.exit)
+        };
+        assert_eq!(exit(0x300), Some(Exit::Code(3)));
+        assert_eq!(exit(9), Some(Exit::Signal(9)));
+    }
+
+    #[test]
+    fn what_is_no_record_is_refused() {
+        assert_eq!(decoder().decode(&[0; 3]).expect_err("too short"), Malformed::Size(3));
+        let mut raw = reset();
+        raw.kind = 200;
+        let error = decoder().decode(bytemuck::bytes_of(&raw)).expect_err("no such kind");
+        assert_eq!(error, Malformed::Kind(200));
+    }
+
+    #[test]
+    fn the_error_of_a_reset_depends_on_the_state_it_met() {
+        let errno = |state| {
+            let mut raw = reset();
+            raw.kind = kind::RESET_RECEIVED;
+            raw.state = state as u8;
+            let Kind::ResetReceived(reset) = decode(&raw).event.kind else { panic!("received") };
+            reset.errno.and_then(Errno::name)
+        };
+        assert_eq!(errno(State::SynSent), Some("ECONNREFUSED"));
+        assert_eq!(errno(State::CloseWait), Some("EPIPE"));
+        assert_eq!(errno(State::Established), Some("ECONNRESET"));
+        assert_eq!(errno(State::Closed), None);
+    }
 }

@@ -9,5 +9,6 @@ pub mod host;
 pub mod kernel;
 pub mod run;
 pub mod selftest;
+pub mod session;
 pub mod sink;
 pub mod source;

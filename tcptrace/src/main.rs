@@ -1,2 +1,20 @@
-//! placeholder
-fn main() {}
+//! Parse, run, print the error chain once, exit.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use tcptrace::cli::Cli;
+
+fn main() -> ExitCode {
+    match tcptrace::run::run(Cli::parse()) {
+        Ok(status) => ExitCode::from(status),
+        Err(failure) => {
+            // Nobody may be left to read it.
+            let _ = std::io::Write::write_all(
+                &mut std::io::stderr(),
+                format!("tcptrace: {:#}\n", failure.error).as_bytes(),
+            );
+            ExitCode::from(failure.status)
+        }
+    }
+}

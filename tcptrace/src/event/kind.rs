@@ -260,11 +260,11 @@ pub struct Signal(pub &'static str);
 /// Events the kernel could not hand over.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Loss {
-    /// The hook that had them.
-    pub hook: &'static str,
+    /// The hook that had them, or the table that was full.
+    pub hook: String,
     /// How many since the last such record.
     pub count: u64,
-    /// Why: `ring_full`, `sockets_full`, `recursion`.
+    /// Why: `ring_full`, `table_full` (what it would have told is unknown later), `recursion`.
     pub reason: &'static str,
 }
 

@@ -39,7 +39,7 @@ pub struct Event {
 pub struct EventId(pub u64);
 
 /// Wall clock, nanoseconds since the Unix epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp(pub u64);
 
 /// A socket at the moment of an event.

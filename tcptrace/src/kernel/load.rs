@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read as _;
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 use std::thread;
@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::{Iter, RawTracePoint, TracePoint};
+use aya_log::EbpfLogger;
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
 use bytemuck::{AnyBitPattern, bytes_of, pod_read_unaligned};
 use ipnet::IpNet;
@@ -182,12 +183,20 @@ impl Kernel {
         Ok(RingBuf::try_from(map)?)
     }
 
-    /// The kernel half's own diagnostics, through aya-log, to the `log` crate's logger.
+    /// The kernel half's own diagnostics, once.
     ///
     /// # Errors
-    /// The object has no log map.
-    pub fn take_log(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>> {
-        Ok(aya_log::EbpfLogger::init(&mut self.ebpf)?)
+    /// They were taken before.
+    pub fn take_log(&mut self) -> Result<KernelLog> {
+        Ok(KernelLog(EbpfLogger::init_with_logger(&mut self.ebpf, Stderr)?))
+    }
+
+    /// Unloads every program; the maps stay.
+    pub fn detach(&mut self) {
+        for (_, program) in self.ebpf.programs_mut() {
+            // One that was not loaded has nothing to unload.
+            let _ = program.unload();
+        }
     }
 
     /// Records that could not be handed over so far, by hook.
@@ -347,6 +356,33 @@ impl Kernel {
         let read = map.iter().filter_map(Result::ok);
         Ok(read.map(|(key, value)| (key, pod_read_unaligned(&value))).collect())
     }
+}
+
+/// What the kernel half says about itself.
+#[expect(missing_debug_implementations, reason = "aya's logger has none")]
+pub struct KernelLog(EbpfLogger<Stderr>);
+
+impl KernelLog {
+    /// Writes what was said since the last call to standard error.
+    pub fn flush(&mut self) {
+        self.0.flush();
+    }
+}
+
+/// Diagnostics on standard error, one line each.
+struct Stderr;
+
+impl log::Log for Stderr {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        // Nobody may be left to read it.
+        let _ = writeln!(io::stderr(), "tcptrace: kernel half: {}", record.args());
+    }
+
+    fn flush(&self) {}
 }
 
 /// An error and what lies behind it, on one line: of a verifier's log the last line says why.

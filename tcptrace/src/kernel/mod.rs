@@ -4,5 +4,6 @@ pub mod btf;
 pub mod doctor;
 pub mod facts;
 pub mod layout;
+pub mod load;
 pub mod plan;
 pub mod symbols;

@@ -41,6 +41,8 @@ pub struct Planned {
     pub signal: Signal,
     /// Nothing works without it.
     pub core: bool,
+    /// The kinds of event that need it, `1 << kind` each.
+    pub asked_by: u32,
     /// The ways left, best first: the first that loads and attaches is taken.
     pub candidates: Vec<Candidate>,
     /// The ways ruled out.
@@ -81,6 +83,10 @@ pub fn plan(wanted: &Wanted, facts: &Facts, missing: &[&str]) -> Plan {
             let mut planned = Planned {
                 signal: row.signal,
                 core: matches!(row.asked, Asked::Core),
+                asked_by: match row.asked {
+                    Asked::By(kinds) => kinds,
+                    Asked::Core | Asked::ByChildren => 0,
+                },
                 candidates: Vec::new(),
                 refused: Vec::new(),
             };

@@ -439,7 +439,7 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
             }
             Kind::EventsLost(loss) => {
                 self.int(name::LOST_COUNT, loss.count)?;
-                self.str(name::LOST_HOOK, loss.hook)?;
+                self.str(name::LOST_HOOK, &loss.hook)?;
                 self.str(name::LOST_REASON, loss.reason)
             }
             Kind::Summary(summary) => self.summary(summary),

@@ -5,6 +5,8 @@ use std::io;
 use aya::maps::{MapData, RingBuf};
 use tokio::io::unix::AsyncFd;
 
+use super::Source;
+
 /// The agent's end of the ring.
 #[expect(missing_debug_implementations, reason = "aya's ring has none")]
 pub struct Ring {
@@ -22,18 +24,15 @@ impl Ring {
         Ok(Self { ring })
     }
 
-    /// Waits until there are records. Records must be taken with [`Ring::drain`] before the next
-    /// wait.
-    ///
-    /// # Errors
-    /// The reactor is shutting down.
-    pub async fn ready(&mut self) -> io::Result<()> {
+}
+
+impl Source for Ring {
+    async fn ready(&mut self) -> io::Result<()> {
         self.ring.readable_mut().await?.clear_ready();
         Ok(())
     }
 
-    /// Hands over at most `limit` records; says how many there were.
-    pub fn drain(&mut self, limit: usize, mut each: impl FnMut(&[u8])) -> usize {
+    fn drain(&mut self, limit: usize, mut each: impl FnMut(&[u8])) -> usize {
         let ring = self.ring.get_mut();
         let mut taken = 0;
         while taken < limit

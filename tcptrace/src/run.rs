@@ -1,0 +1,134 @@
+//! The commands, and the loop of a live trace.
+
+mod command;
+mod tracer;
+
+use std::io::{self, Write as _};
+
+use anyhow::{Context as _, anyhow};
+
+use crate::cli::{Cli, Command, ReportFormat};
+use crate::kernel::btf::Btf;
+use crate::kernel::doctor::{Report, required_missing};
+use crate::kernel::facts::Facts;
+use crate::kernel::layout::{self, Resolved};
+use crate::kernel::plan::{Wanted, plan};
+use crate::{selftest, sink};
+
+/// Exit statuses besides 0 and those of clap (2: usage).
+pub mod status {
+    /// Something failed.
+    pub const FAILED: u8 = 1;
+    /// A privilege is missing.
+    pub const PRIVILEGE: u8 = 3;
+    /// The kernel lacks what was asked for.
+    pub const KERNEL: u8 = 4;
+    /// Events were lost, under `--strict`.
+    pub const LOST: u8 = 5;
+    /// Left at once after a second signal.
+    pub const INTERRUPTED: u8 = 130;
+}
+
+/// Why a command failed, and its exit status.
+#[derive(Debug)]
+pub struct Failure {
+    /// See [`status`].
+    pub status: u8,
+    /// What failed, why, and what to do.
+    pub error: anyhow::Error,
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self { status: status::FAILED, error }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        anyhow::Error::from(error).into()
+    }
+}
+
+impl From<sink::Error> for Failure {
+    fn from(error: sink::Error) -> Self {
+        anyhow::Error::from(error).into()
+    }
+}
+
+/// Does what the command line asks for; gives the exit status.
+///
+/// # Errors
+/// It could not be done.
+pub fn run(cli: Cli) -> Result<u8, Failure> {
+    match cli.command {
+        None => tracer::trace(&cli.trace),
+        Some(Command::Doctor { output, without }) => doctor(output, without),
+        Some(Command::Selftest(args)) => {
+            if let Some(name) = &args.act {
+                selftest::act(name)?;
+                return Ok(0);
+            }
+            let options = selftest::Options {
+                json: args.output == ReportFormat::Json,
+                only: args.only,
+                allow_host_changes: args.allow_host_changes,
+                stories: args.stories,
+            };
+            Ok(match selftest::run(&options)? {
+                selftest::Verdict::Passed => 0,
+                selftest::Verdict::Failed => status::FAILED,
+            })
+        }
+        Some(Command::Schema) => print(sink::schema()),
+    }
+}
+
+/// This host, and where its kernel keeps each field.
+struct Host {
+    facts: Facts,
+    resolved: Resolved,
+}
+
+impl Host {
+    fn look() -> Self {
+        let btf = Btf::from_kernel();
+        let facts = Facts::gather(btf.as_ref());
+        let resolved = match &btf {
+            Ok(btf) => layout::resolve(btf, facts.rcv_state_process.clone().ok()),
+            Err(_) => Resolved::unknown(),
+        };
+        Self { facts, resolved }
+    }
+}
+
+/// Everything can be asked for; attached is what the privileges allow, and detached again.
+fn doctor(output: ReportFormat, without: Vec<String>) -> Result<u8, Failure> {
+    let Host { facts, resolved } = Host::look();
+    let wanted = Wanted { kinds: u32::MAX, children: true, without };
+    let plan = plan(&wanted, &facts, &resolved.missing);
+    let may_try = required_missing(&facts).is_empty() && facts.btf.is_ok();
+    let attempts = may_try.then(|| tracer::try_out(&resolved, &plan)).transpose()?;
+    let report = Report { facts, plan, attempts };
+    match output {
+        ReportFormat::Text => {
+            let mut text = Vec::new();
+            report.text(&mut text)?;
+            print(&String::from_utf8_lossy(&text))
+        }
+        ReportFormat::Json => {
+            print(&serde_json::to_string_pretty(&report.json()).context("the report is no JSON")?)
+        }
+    }
+}
+
+/// Prints a command's answer; a reader that has gone does not mind.
+fn print(text: &str) -> Result<u8, Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.write_all(b"\n")) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(anyhow!("cannot write to standard output: {error}").into())
+        }
+        _ => Ok(0),
+    }
+}

@@ -1,0 +1,454 @@
+//! A live trace: attach, say what is seen, loop until told to stop, account for everything.
+
+mod watch;
+
+use std::fs::File;
+use std::future::Future;
+use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use nix::time::ClockId;
+use tcptrace_common::filter::Config;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::command::{self, Held};
+use super::{Failure, Host, status};
+use crate::cli::{ColorChoice, Output, Trace};
+use crate::config::{Filters, Selection};
+use crate::decode::Decoder;
+use crate::event::{Event, EventId, Flow, Kind, Timestamp};
+use crate::host::attribution::{self, Verifier};
+use crate::host::cgroup::Cgroups;
+use crate::host::{counters::Counters, netns, snapshot};
+use crate::kernel::doctor::{Attempt, Report, grant_command, required_missing};
+use crate::kernel::layout::Resolved;
+use crate::kernel::load::{Kernel, Setup};
+use crate::kernel::plan::{Plan, Planned, Wanted, plan};
+use crate::session::{Session, clock, monotonic};
+use crate::sink::text::{self, Color, Columns};
+use crate::sink::{self, Format, Outputs, Rotation, Stream};
+use crate::source::Source;
+use crate::source::ring::Ring;
+use watch::Watch;
+
+/// Records taken before anything else gets a turn.
+const BATCH: usize = 4096;
+/// How often the kernel half is looked after.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Why a trace ends.
+#[derive(Debug)]
+enum Stop {
+    /// A signal, the time, the count, or no process is left to trace.
+    Asked,
+    /// Nobody reads the output any more.
+    Closed,
+    /// The command ended with this status.
+    Command(u8),
+}
+
+/// `tcptrace [FILTER] [OUTPUT]`.
+pub(super) fn trace(args: &Trace) -> Result<u8, Failure> {
+    let selection = Selection::parse(&args.event, &args.errno)
+        .map_err(|error| Failure { status: 2, error })?;
+    let ring_bytes = ring_bytes(args.ring_buffer)?;
+    // Before anything is loaded: what is wrong with the request does not need the kernel.
+    let outputs = outputs(args)?;
+    let mut filters = Filters::of(args, &selection)?;
+    let host = Host::look();
+    check_privileges(&host)?;
+
+    let wanted = Wanted {
+        kinds: filters.config.kinds,
+        children: filters.config.children != 0,
+        without: args.without.clone(),
+    };
+    let plan = plan(&wanted, &host.facts, &host.resolved.missing);
+    let setup = Setup {
+        layout: host.resolved.layout,
+        config: filters.config,
+        ring_bytes,
+        max_sockets: args.max_sockets,
+    };
+    let mut kernel = Kernel::load(&setup)?;
+    let command = if args.cmd.is_empty() { None } else { Some(Held::new(&args.cmd)?) };
+    filters.values.pids.extend(command.as_ref().map(|held| held.pid));
+    kernel.set_filters(&filters.values)?;
+    let attempts = kernel.attach(&plan);
+    check_attached(&plan, &attempts, selection.required())?;
+    if !attempts.iter().any(|it| it.program == "sys_exit_accept4" && it.outcome.is_ok()) {
+        kernel.watch_first_uses()?;
+    }
+
+    let report = Report { facts: host.facts, plan, attempts: Some(attempts) };
+    let decoder = Decoder {
+        clock_offset: clock(ClockId::CLOCK_REALTIME) - monotonic(),
+        ns_per_jiffy: filters.config.ns_per_jiffy,
+        reset_reasons: Arc::from(host.resolved.reset_reasons),
+    };
+    let verifier = Verifier::new(attribution::Host { cgroups: Cgroups::open().ok() });
+    let session = Session::new(decoder, selection, outputs, verifier, args.count);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(live(Live { args, filters, report, kernel, session, command }))
+}
+
+/// What `doctor` knows of a plan: everything is attached for a moment.
+pub(super) fn try_out(resolved: &Resolved, plan: &Plan) -> Result<Vec<Attempt>> {
+    let mut kernel = Kernel::load(&Setup {
+        layout: resolved.layout,
+        config: Config { kinds: u32::MAX, ..Config::OFF },
+        ring_bytes: 1 << 16,
+        max_sockets: 1024,
+    })?;
+    Ok(kernel.attach(plan))
+}
+
+/// A trace that is attached and about to begin.
+struct Live<'a> {
+    args: &'a Trace,
+    filters: Filters,
+    report: Report,
+    kernel: Kernel,
+    session: Session,
+    command: Option<Held>,
+}
+
+async fn live(live: Live<'_>) -> Result<u8, Failure> {
+    let Live { args, filters, report, mut kernel, mut session, command } = live;
+    let begun = Instant::now();
+    let mut source = Ring::new(kernel.take_ring()?)?;
+    let stop = stop(args)?;
+    let comparable = filters.is_open().then(Counters::read).transpose()?;
+    session.reconcile_from_now(netns::current()?);
+
+    let coverage = report.coverage();
+    if !args.quiet {
+        text::banner(&coverage, &mut io::stderr())?;
+    }
+    let found = look_around(args, &filters)?;
+    let released = command.map(Held::release).transpose()?;
+    let mut watch = Watch::new(args, kernel)?;
+    let end = async {
+        tokio::select! {
+            stop = stop => Ok(stop),
+            ended = ended(released, args) => ended.map(Stop::Command),
+        }
+    };
+    let outcome = match announce(args, &mut session, coverage) {
+        Ok(()) => drive(&mut source, &mut session, &mut watch, found, end).await,
+        Err(error) => Err(error.into()),
+    };
+    let stop = match outcome {
+        Ok(stop) => stop,
+        Err(failure) if failure.error.downcast_ref() == Some(&sink::Error::Closed) => Stop::Closed,
+        Err(failure) => return Err(failure),
+    };
+
+    let counters = comparable.map(|before| Counters::read().map(|after| (before, after)));
+    session.reconcile_until_now();
+    watch.detach();
+    let account = settle(&mut source, &mut session, &mut watch, begun.elapsed(), counters);
+    match account {
+        // A summary that nobody reads is no failure, wherever the pipe closed.
+        Err(failure) if failure.error.downcast_ref() != Some(&sink::Error::Closed) => {
+            return Err(failure);
+        }
+        _ => {}
+    }
+    if !args.quiet {
+        text::summary(&watch.summary, &mut io::stderr())?;
+    }
+    Ok(match stop {
+        Stop::Command(status) if status != 0 => status,
+        _ if args.strict && watch.summary.lost > 0 => status::LOST,
+        _ => 0,
+    })
+}
+
+/// What is seen and what is not comes first in the stream.
+fn announce(
+    args: &Trace,
+    session: &mut Session,
+    coverage: Vec<crate::event::Coverage>,
+) -> Result<(), sink::Error> {
+    for coverage in coverage {
+        session.note(Kind::Coverage(coverage))?;
+    }
+    session.flush()?;
+    if !args.quiet {
+        // Nobody may be left to read it.
+        let _ = writeln!(io::stderr(), "tcptrace: tracing");
+    }
+    Ok(())
+}
+
+/// The loop: records as they come, the kernel half looked after now and then.
+async fn drive(
+    source: &mut impl Source,
+    session: &mut Session,
+    watch: &mut Watch,
+    mut found: mpsc::Receiver<Event>,
+    stop: impl Future<Output = Result<Stop>>,
+) -> Result<Stop, Failure> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    tokio::pin!(stop);
+    let mut waiting = false;
+    loop {
+        tokio::select! {
+            biased;
+            stop = &mut stop => return Ok(stop?),
+            _ = hangup.recv() => session.reopen()?,
+            _ = tick.tick() => {
+                watch.tend(session)?;
+                if watch.all_gone() {
+                    return Ok(Stop::Asked);
+                }
+            }
+            Some(mut event) = found.recv() => {
+                event.id = session.next_id();
+                session.publish(event, Duration::ZERO)?;
+            }
+            ready = source.ready(), if !waiting => {
+                ready.context("the ring buffer cannot be waited for")?;
+                waiting = true;
+            }
+            // Signals and the clock get their turn in a storm too.
+            () = tokio::task::yield_now(), if waiting => {
+                waiting = take(source, session)? == BATCH;
+            }
+        }
+        if !waiting {
+            session.flush()?;
+        }
+        if session.is_full() {
+            return Ok(Stop::Asked);
+        }
+    }
+}
+
+/// Takes a batch of records.
+fn take(source: &mut impl Source, session: &mut Session) -> Result<usize, sink::Error> {
+    let mut result = Ok(());
+    let taken = source.drain(BATCH, |record| {
+        if result.is_ok() {
+            result = session.take(record);
+        }
+    });
+    result.map(|()| taken)
+}
+
+/// Everything is detached: takes what is left and accounts for all there was.
+fn settle(
+    source: &mut impl Source,
+    session: &mut Session,
+    watch: &mut Watch,
+    duration: Duration,
+    counters: Option<Result<(Counters, Counters)>>,
+) -> Result<(), Failure> {
+    while take(source, session)? > 0 {}
+    watch.account(session)?;
+    let tally = session.tally();
+    let mut summary = tally.summary(duration, watch.close_waits());
+    if let Some(counters) = counters {
+        let (before, after) = counters?;
+        let grown = |name| after.since(&before, name);
+        summary.resets = grown("TcpOutRsts").map(|grown| (tally.resets(), grown));
+        summary.overflows = grown("TcpExtListenOverflows").map(|grown| (tally.overflows(), grown));
+    }
+    watch.summary = summary.clone();
+    session.note(Kind::Summary(summary))?;
+    Ok(session.flush()?)
+}
+
+/// Ends on SIGINT, SIGTERM or after the time that was asked for; a second signal leaves at once.
+fn stop(args: &Trace) -> Result<impl Future<Output = Stop> + use<>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let duration = args.duration;
+    let (tell, told) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let mut any = async || {
+            tokio::select! {
+                _ = interrupt.recv() => (),
+                _ = terminate.recv() => (),
+            }
+        };
+        any().await;
+        // The run may be over already.
+        let _ = tell.send(());
+        any().await;
+        std::process::exit(status::INTERRUPTED.into());
+    });
+    Ok(async move {
+        tokio::select! {
+            _ = told => (),
+            () = sleep(duration) => (),
+        }
+        Stop::Asked
+    })
+}
+
+async fn sleep(duration: Option<Duration>) {
+    match duration {
+        Some(duration) => tokio::time::sleep(duration).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn ended(
+    released: Option<tokio::sync::oneshot::Receiver<io::Result<std::process::ExitStatus>>>,
+    args: &Trace,
+) -> Result<u8> {
+    let (Some(released), Some(program)) = (released, args.cmd.first()) else {
+        return std::future::pending().await;
+    };
+    command::status(released.await.context("nobody waits for the command")?, program)
+}
+
+/// What is wrong already is looked for beside the loop: it may take a second.
+fn look_around(args: &Trace, filters: &Filters) -> Result<mpsc::Receiver<Event>> {
+    let (send, found) = mpsc::channel(64);
+    let filters = filters.clone();
+    let close_wait_after = args.close_wait_after;
+    let quiet = args.quiet;
+    let look = move || {
+        let include = |flow: Option<&Flow>, pid| filters.include(flow, pid);
+        let request = snapshot::Request {
+            close_wait_after,
+            budget: Duration::from_secs(1),
+            time: Timestamp(clock(ClockId::CLOCK_REALTIME)),
+            include: &include,
+        };
+        // The loop gives out the ids.
+        let snapshot = snapshot::take(&request, &mut || EventId(0));
+        for event in snapshot.events {
+            if send.blocking_send(event).is_err() {
+                // The run is over.
+                return;
+            }
+        }
+        for note in snapshot.notes.into_iter().filter(|_| !quiet) {
+            // Nobody may be left to read it.
+            let _ = writeln!(io::stderr(), "tcptrace: at the start: {note}");
+        }
+    };
+    thread::Builder::new().name("snapshot".into()).spawn(look)?;
+    Ok(found)
+}
+
+fn check_privileges(host: &Host) -> Result<(), Failure> {
+    let missing = required_missing(&host.facts);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> = missing.iter().map(ToString::to_string).collect();
+    let error = anyhow!(
+        "{} missing: the kernel opens eBPF only with it; {}",
+        names.join(" and "),
+        grant_command(&host.facts)
+    );
+    Err(Failure { status: status::PRIVILEGE, error })
+}
+
+/// What everything rests on, and what was asked for by name, must be there; the rest is missed
+/// aloud.
+fn check_attached(plan: &Plan, attempts: &[Attempt], required: u32) -> Result<(), Failure> {
+    for planned in plan.signals.iter().filter(|it| it.core || it.asked_by & required != 0) {
+        if is_seen(planned, attempts) {
+            continue;
+        }
+        let tried = attempts.iter().filter(|attempt| attempt.signal == planned.signal);
+        let tried = tried.filter_map(|attempt| {
+            let error = attempt.outcome.as_ref().err()?;
+            Some(format!("{}: {error}", attempt.way))
+        });
+        let refused = planned.refused.iter().map(|refused| match &refused.remedy {
+            Some(remedy) => format!("{}: {} ({remedy})", refused.way, refused.why),
+            None => format!("{}: {}", refused.way, refused.why),
+        });
+        let why: Vec<_> = tried.chain(refused).collect();
+        let error = anyhow!(
+            "this kernel does not show {}: {}; `tcptrace doctor` says more",
+            planned.signal.0,
+            why.join("; ")
+        );
+        return Err(Failure { status: status::KERNEL, error });
+    }
+    Ok(())
+}
+
+/// Some way to see it attached whole.
+fn is_seen(planned: &Planned, attempts: &[Attempt]) -> bool {
+    planned.candidates.iter().any(|candidate| {
+        let way = candidate.rung.to_string();
+        let mut tried = attempts.iter().filter(|it| it.signal == planned.signal && it.way == way);
+        let attached = tried.clone().count() == candidate.rung.programs.len();
+        attached && tried.all(|attempt| attempt.outcome.is_ok())
+    })
+}
+
+fn outputs(args: &Trace) -> Result<Outputs, Failure> {
+    let mut outputs = Outputs::new(sink::Context {
+        run: u32::from_ne_bytes(random()?),
+        key: random()?,
+        host_name: nix::unistd::gethostname()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default(),
+        host_id: std::fs::read_to_string("/etc/machine-id").ok().map(|id| id.trim().to_owned()),
+    });
+    let terminal = io::stdout().is_terminal();
+    let format = match args.output {
+        Output::Columns => {
+            let color = match args.color {
+                ColorChoice::Auto => Color::Auto,
+                ColorChoice::Always => Color::Always,
+                ColorChoice::Never => Color::Never,
+            };
+            let color = color.is_on(terminal, |name| std::env::var_os(name));
+            let width = if terminal { terminal_width() } else { None };
+            Format::Columns(Columns::new(color, !args.no_header, width))
+        }
+        Output::Json => Format::Json,
+        Output::Jsonpretty => Format::JsonPretty,
+    };
+    outputs.add(format, Box::new(Stream::stdout()?));
+    if let Some(path) = &args.output_file {
+        let rotation =
+            args.rotate_size.map(|size| Rotation { size, keep: args.rotate_keep });
+        outputs.add(Format::Json, Box::new(sink::File::open(path, rotation)?));
+    }
+    Ok(outputs)
+}
+
+/// <https://man7.org/linux/man-pages/man4/tty_ioctl.4.html>
+fn terminal_width() -> Option<usize> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the call fills the structure it is given.
+    let told = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) };
+    (told == 0 && size.ws_col > 0).then_some(size.ws_col.into())
+}
+
+fn ring_bytes(asked: u64) -> Result<u32, Failure> {
+    let page = 4096;
+    let right = asked.is_power_of_two() && (page..=1 << 30).contains(&asked);
+    u32::try_from(asked).ok().filter(|_| right).ok_or_else(|| Failure {
+        status: 2,
+        error: anyhow!(
+            "--ring-buffer {asked}: the kernel wants a power of two from 4KiB to 1GiB, e.g. 16MiB"
+        ),
+    })
+}
+
+fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let mut source = File::open("/dev/urandom").context("no random numbers")?;
+    source.read_exact(&mut bytes).context("no random numbers")?;
+    Ok(bytes)
+}

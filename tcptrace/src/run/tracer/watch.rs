@@ -1,0 +1,240 @@
+//! What is looked after while a trace runs: losses, connections stuck in CLOSE_WAIT, processes that
+//! are gone, and the kernel half's own tables.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use tcptrace_common::event::{hook, stat};
+
+use crate::cli::Trace;
+use crate::config;
+use crate::event::{Event, Loss, State, Summary};
+use crate::host::{netns, process, sockets};
+use crate::kernel::load::{FilterValues, Kernel, KernelLog};
+use crate::session::{Session, monotonic};
+use crate::sink::Error;
+
+/// The kernel half, and what is known of it so far.
+pub(super) struct Watch {
+    /// The counts of the whole run, once it is over.
+    pub(super) summary: Summary,
+    kernel: Kernel,
+    log: Option<KernelLog>,
+    lost: [u64; hook::COUNT as usize],
+    stats: [u64; stat::COUNT as usize],
+    missed: HashMap<String, u64>,
+    /// When a connection stuck in CLOSE_WAIT is told of next, by its entry.
+    stuck: HashMap<u64, Duration>,
+    close_wait_after: Duration,
+    cgroups: Vec<String>,
+    /// Processes are traced by number, so the trace ends with the last of them.
+    by_pid: bool,
+    gone: bool,
+    chores: Instant,
+}
+
+/// A connection is stuck in CLOSE_WAIT after this long even when every entry is shown.
+const STUCK: Duration = Duration::from_secs(1);
+/// It is told of again when it is this many times as old.
+const AGAIN: u32 = 10;
+/// Connections told of in one round; the others follow in the next.
+const ROUND: usize = 1000;
+/// What costs more than reading a counter is done this often.
+const CHORES: Duration = Duration::from_secs(1);
+/// How long the end of a traced process's connection is remembered for its other end.
+const RETENTION: Duration = Duration::from_secs(60);
+
+const HOOKS: [&str; hook::COUNT as usize] = [
+    "inet_sock_set_state",
+    "tcp_send_reset",
+    "tcp_receive_reset",
+    "tcp_destroy_sock",
+    "sock_send_length",
+    "sock_recv_length",
+    "tcp_retransmit_skb",
+    "consume_skb",
+    "kfree_skb",
+    "sched_process_fork",
+    "sched_process_exec",
+    "sched_process_exit",
+    "sys_exit_accept4",
+    "sys_exit_socket",
+    "sys_exit_connect",
+    "sys_exit_bind",
+    "sys_exit",
+];
+
+/// Tables that can be full, and what is lost then.
+const TABLES: [(u32, &str); 4] = [
+    (stat::SOCKETS_FULL, "sockets"),
+    (stat::LISTENERS_FULL, "listeners"),
+    (stat::FLOWS_FULL, "flows"),
+    (stat::CLOSE_WAITS_FULL, "close_waits"),
+];
+
+impl Watch {
+    pub(super) fn new(args: &Trace, mut kernel: Kernel) -> Result<Self> {
+        let log = args.verbose.then(|| kernel.take_log()).transpose()?;
+        Ok(Self {
+            summary: Summary::default(),
+            kernel,
+            log,
+            lost: [0; hook::COUNT as usize],
+            stats: [0; stat::COUNT as usize],
+            missed: HashMap::new(),
+            stuck: HashMap::new(),
+            close_wait_after: args.close_wait_after.max(STUCK),
+            cgroups: args.cgroup.clone(),
+            by_pid: !args.pid.is_empty(),
+            gone: false,
+            chores: Instant::now(),
+        })
+    }
+
+    /// Looks after everything that is due.
+    pub(super) fn tend(&mut self, session: &mut Session) -> Result<()> {
+        self.account(session)?;
+        self.tell_stuck(session)?;
+        self.kernel.tend_gate()?;
+        if self.chores.elapsed() >= CHORES {
+            self.chores = Instant::now();
+            self.forget_the_gone()?;
+            let retention = u64::try_from(RETENTION.as_nanos())?;
+            self.kernel.sweep_flows(monotonic().saturating_sub(retention))?;
+            if !self.cgroups.is_empty() {
+                // New ones below those named; that one of those named is gone is no failure.
+                let cgroups = config::cgroups(&self.cgroups).unwrap_or_default();
+                self.kernel.set_filters(&FilterValues { cgroups, ..FilterValues::default() })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every process that was traced by number is gone.
+    pub(super) fn all_gone(&self) -> bool {
+        self.gone
+    }
+
+    /// Ends all hooks. What the ring still holds stays.
+    pub(super) fn detach(&mut self) {
+        self.kernel.detach();
+    }
+
+    /// Entries into CLOSE_WAIT, also those that passed quickly.
+    pub(super) fn close_waits(&self) -> u64 {
+        self.stats[stat::CLOSE_WAITS as usize]
+    }
+
+    /// Tells what was lost since the last look.
+    pub(super) fn account(&mut self, session: &mut Session) -> Result<()> {
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
+        let lost = self.kernel.lost()?;
+        for ((hook, now), before) in HOOKS.into_iter().zip(lost).zip(self.lost) {
+            tell(session, hook.to_owned(), now - before, "ring_full")?;
+        }
+        self.lost = lost;
+        let stats = self.kernel.stats()?;
+        for (index, table) in TABLES {
+            let grown = stats[index as usize] - self.stats[index as usize];
+            tell(session, table.to_owned(), grown, "table_full")?;
+        }
+        self.stats = stats;
+        for (program, now) in self.kernel.recursion_misses() {
+            let before = self.missed.insert(program.clone(), now).unwrap_or_default();
+            tell(session, program, now - before, "recursion")?;
+        }
+        Ok(())
+    }
+
+    fn tell_stuck(&mut self, session: &mut Session) -> Result<()> {
+        let now = monotonic();
+        let waiting = self.kernel.close_waits()?;
+        let mut due = Vec::new();
+        let mut still = HashMap::with_capacity(waiting.len());
+        for (address, entry) in waiting {
+            // What was there at the start was told of then.
+            if entry.older != 0 {
+                continue;
+            }
+            let age = Duration::from_nanos(now.saturating_sub(entry.since));
+            let mut next = self.stuck.get(&entry.id).copied().unwrap_or(self.close_wait_after);
+            if age >= next && due.len() < ROUND {
+                next = age.max(next) * AGAIN;
+                due.push((address, entry));
+            }
+            still.insert(entry.id, next);
+        }
+        // Those that are not waiting any more are forgotten.
+        self.stuck = still;
+        let mut events = Vec::with_capacity(due.len());
+        for (address, entry) in due {
+            let known = self.kernel.sock(address)?;
+            events.push(session.decoder.stuck((address, &entry), known.as_ref(), now));
+        }
+        look_closer(&mut events);
+        for mut event in events {
+            event.id = session.next_id();
+            session.confirm(&mut event, Duration::ZERO);
+            session.publish(event, Duration::ZERO)?;
+        }
+        Ok(())
+    }
+
+    /// A number of a process that is gone may be given to another.
+    fn forget_the_gone(&mut self) -> Result<()> {
+        if !self.by_pid {
+            return Ok(());
+        }
+        let pids = self.kernel.pids()?;
+        // The sockets of the dying are closed after the process can no longer be seen, but long
+        // before the next look.
+        let (alive, gone): (Vec<_>, Vec<_>) = pids.into_iter().partition(|&pid| process::alive(pid));
+        for pid in &gone {
+            self.kernel.forget_pid(*pid)?;
+        }
+        self.gone = alive.is_empty();
+        Ok(())
+    }
+}
+
+fn tell(session: &mut Session, hook: String, count: u64, reason: &'static str) -> Result<(), Error> {
+    if count == 0 { Ok(()) } else { session.lost(Loss { hook, count, reason }) }
+}
+
+/// Completes connections in CLOSE_WAIT with what only the socket itself can say now: its inode, the
+/// bytes nobody read, whether the end of the stream was read.
+fn look_closer(events: &mut [Event]) {
+    let mut netns: Vec<u32> = events
+        .iter()
+        .filter_map(|event| event.socket.as_ref().map(|socket| socket.flow.netns))
+        .collect();
+    netns.sort_unstable();
+    netns.dedup();
+    if netns.is_empty() {
+        return;
+    }
+    let Ok(namespaces) = netns::list() else { return };
+    for namespace in namespaces.list.iter().filter(|it| netns.binary_search(&it.inode).is_ok()) {
+        let look = || {
+            let mut found = HashMap::new();
+            let dump = sockets::dump(&[State::CloseWait], |socket| {
+                found.insert((socket.flow.local, socket.flow.peer), socket);
+            });
+            dump.map(|_| found)
+        };
+        // A namespace that cannot be entered leaves its events as they are.
+        let Ok(Ok(found)) = netns::enter(namespace, look) else { continue };
+        for socket in events.iter_mut().filter_map(|event| event.socket.as_mut()) {
+            if socket.flow.netns == namespace.inode
+                && let Some(there) = found.get(&(socket.flow.local, socket.flow.peer))
+            {
+                socket.inode = (there.inode != 0).then_some(there.inode);
+                socket.unread = there.unread();
+                socket.eof_read = there.eof_read();
+            }
+        }
+    }
+}

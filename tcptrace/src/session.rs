@@ -1,0 +1,359 @@
+//! One run between its source and its outputs: completes events from `/proc`, chooses what is
+//! printed, counts everything. No reactor and no kernel, so that tests drive it with bytes.
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+
+use crate::config::Selection;
+use crate::decode::Decoder;
+use crate::diagnose;
+use crate::event::{
+    Comm, Event, EventId, FdExhausted, Kind, Loss, Owner, Summary, SummaryRow, Timestamp,
+};
+use crate::host::attribution::{Question, Verifier};
+use crate::host::process::{self, Processes};
+use crate::sink::{Error, Outputs};
+
+/// A run's state.
+pub struct Session {
+    /// What the kernel half's numbers mean.
+    pub decoder: Decoder,
+    selection: Selection,
+    outputs: Outputs,
+    verifier: Verifier,
+    processes: Processes,
+    evidence: Evidence,
+    tally: Tally,
+    own_ids: u64,
+    limit: Option<u64>,
+}
+
+/// Set in the ids of events the agent makes itself: no CPU and no hook of the kernel half has it.
+const OWN: u64 = 1 << 52;
+
+impl Session {
+    /// A run that prints what `selection` chooses, and is over after `limit` events.
+    #[must_use]
+    pub fn new(
+        decoder: Decoder,
+        selection: Selection,
+        outputs: Outputs,
+        verifier: Verifier,
+        limit: Option<u64>,
+    ) -> Self {
+        let evidence = Evidence::new(selection.keeps_evidence());
+        Self {
+            decoder,
+            selection,
+            outputs,
+            verifier,
+            processes: Processes::default(),
+            evidence,
+            tally: Tally::default(),
+            own_ids: 0,
+            limit,
+        }
+    }
+
+    /// As many events were printed as were asked for.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.limit.is_some_and(|limit| self.tally.printed >= limit)
+    }
+
+    /// Takes one record of the kernel half.
+    ///
+    /// # Errors
+    /// An output failed.
+    pub fn take(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let Ok(mut decoded) = self.decoder.decode(bytes) else {
+            self.tally.malformed += 1;
+            return Ok(());
+        };
+        let now = monotonic();
+        let age = Duration::from_nanos(now.saturating_sub(decoded.monotonic));
+        if decoded.unconfirmed || decoded.shared {
+            self.check(&mut decoded.event, decoded.shared, age);
+        }
+        let event = &mut decoded.event;
+        if let Kind::FdExhausted(exhausted) = &mut event.kind {
+            count_descriptors(&event.owner, exhausted, age);
+        }
+        self.publish(decoded.event, age)
+    }
+
+    /// Asks `/proc` who holds the socket of an event that happened `age` ago.
+    pub fn confirm(&mut self, event: &mut Event, age: Duration) {
+        self.check(event, true, age);
+    }
+
+    fn check(&mut self, event: &mut Event, shared: bool, age: Duration) {
+        let Some(socket) = &mut event.socket else { return };
+        let question = Question { inode: socket.inode, shared, delay_ms: millis(age) };
+        let now = Duration::from_nanos(monotonic());
+        self.verifier.check(&mut event.owner, &mut socket.fd, question, now);
+    }
+
+    /// Takes an event the agent found itself, `age` ago.
+    ///
+    /// # Errors
+    /// An output failed.
+    pub fn publish(&mut self, mut event: Event, age: Duration) -> Result<(), Error> {
+        if self.is_full() {
+            return Ok(());
+        }
+        if let Some(owner) = &mut event.owner.process
+            && owner.exe.is_none()
+        {
+            let details = self.processes.get(owner.pid, age);
+            owner.exe = details.and_then(|details| details.exe.clone());
+        }
+        self.tally.saw(&event);
+        if !self.selection.prints(&event) {
+            self.evidence.keep(event);
+            return Ok(());
+        }
+        if let Some(cause) = event.caused_by.and_then(|cause| self.evidence.take(cause)) {
+            self.print(&cause)?;
+        }
+        self.print(&event)
+    }
+
+    /// Events the kernel half could not hand over.
+    ///
+    /// # Errors
+    /// An output failed.
+    pub fn lost(&mut self, loss: Loss) -> Result<(), Error> {
+        self.tally.lost += loss.count;
+        self.note(Kind::EventsLost(loss))
+    }
+
+    /// Prints something about the stream itself.
+    ///
+    /// # Errors
+    /// An output failed.
+    pub fn note(&mut self, kind: Kind) -> Result<(), Error> {
+        let event = Event {
+            id: self.next_id(),
+            time: self.decoder.wall(monotonic()),
+            caused_by: None,
+            socket: None,
+            owner: Owner::default(),
+            actor: None,
+            kind,
+        };
+        self.outputs.write(&event)
+    }
+
+    /// An id for an event the agent makes itself.
+    pub fn next_id(&mut self) -> EventId {
+        self.own_ids += 1;
+        EventId(OWN | self.own_ids)
+    }
+
+    /// Hands over what the outputs kept back.
+    ///
+    /// # Errors
+    /// An output failed.
+    pub fn flush(&mut self) -> Result<(), Error> {
+        self.outputs.flush()
+    }
+
+    /// Opens the outputs anew.
+    ///
+    /// # Errors
+    /// An output failed.
+    pub fn reopen(&mut self) -> Result<(), Error> {
+        self.outputs.reopen()
+    }
+
+    /// The counts so far.
+    #[must_use]
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// Only events in this namespace, and from now on, are compared with the kernel's counters.
+    pub fn reconcile_from_now(&mut self, netns: u32) {
+        let now = self.decoder.wall(monotonic());
+        self.tally.comparable = Some((netns, now..Timestamp(u64::MAX)));
+    }
+
+    /// Only events until now are compared with the kernel's counters.
+    pub fn reconcile_until_now(&mut self) {
+        let now = self.decoder.wall(monotonic());
+        if let Some((_, period)) = &mut self.tally.comparable {
+            period.end = now;
+        }
+    }
+
+    fn print(&mut self, event: &Event) -> Result<(), Error> {
+        self.tally.printed += 1;
+        self.outputs.write(event)
+    }
+}
+
+/// What ran out, read just after.
+fn count_descriptors(owner: &Owner, exhausted: &mut FdExhausted, age: Duration) {
+    let Some(owner) = &owner.process else { return };
+    if exhausted.errno.0 == libc::ENFILE {
+        let host = process::host_files().ok();
+        exhausted.open = host.as_ref().map(|host| host.open);
+        exhausted.limit = host.as_ref().map(|host| host.limit);
+    } else {
+        exhausted.open = process::open_files(owner.pid).ok();
+        exhausted.limit = process::open_files_limit(owner.pid);
+    }
+    if exhausted.open.is_some() {
+        exhausted.read_after_ms = Some(millis(age));
+    }
+}
+
+/// Events that are printed only when one they caused is.
+#[derive(Debug)]
+struct Evidence {
+    events: HashMap<EventId, Event>,
+    order: VecDeque<EventId>,
+    kept: bool,
+}
+
+impl Evidence {
+    /// Events kept; the oldest make room.
+    const CAPACITY: usize = 4096;
+
+    fn new(kept: bool) -> Self {
+        Self { events: HashMap::new(), order: VecDeque::new(), kept }
+    }
+
+    fn keep(&mut self, event: Event) {
+        if !self.kept {
+            return;
+        }
+        if self.order.len() >= Self::CAPACITY
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.events.remove(&oldest);
+        }
+        self.order.push_back(event.id);
+        self.events.insert(event.id, event);
+    }
+
+    fn take(&mut self, id: EventId) -> Option<Event> {
+        self.events.remove(&id)
+    }
+}
+
+/// What was seen.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Events printed.
+    pub printed: u64,
+    /// Events lost.
+    pub lost: u64,
+    /// Records of another version of the kernel half.
+    pub malformed: u64,
+    kinds: HashMap<(&'static str, Option<String>), u64>,
+    processes: HashMap<u32, (Comm, u64)>,
+    listeners: HashMap<String, u64>,
+    /// The namespace and period whose counts the kernel's counters are compared with.
+    comparable: Option<(u32, Range<Timestamp>)>,
+    resets: u64,
+    overflows: u64,
+}
+
+impl Tally {
+    /// Processes and listeners counted one by one; those that come later are in the totals only.
+    const CAPACITY: usize = 4096;
+    /// Processes and listeners named in a summary.
+    const NAMED: usize = 10;
+
+    fn saw(&mut self, event: &Event) {
+        let error = diagnose::error_type(event).map(std::borrow::Cow::into_owned);
+        *self.kinds.entry((event.name(), error)).or_default() += 1;
+        if let Some(owner) = &event.owner.process
+            && (self.processes.len() < Self::CAPACITY || self.processes.contains_key(&owner.pid))
+        {
+            let counted = self.processes.entry(owner.pid).or_insert((owner.comm, 0));
+            *counted = (owner.comm, counted.1 + 1);
+        }
+        let Some(socket) = &event.socket else { return };
+        let comparable = self.comparable.as_ref().is_some_and(|(netns, period)| {
+            socket.flow.netns == *netns && period.contains(&event.time)
+        });
+        match &event.kind {
+            Kind::ResetSent(_) if comparable => self.resets += 1,
+            Kind::AcceptQueueOverflow(overflow) if overflow.path.is_some() => {
+                self.overflows += u64::from(comparable);
+                let listener = socket.flow.local.to_string();
+                if self.listeners.len() < Self::CAPACITY || self.listeners.contains_key(&listener) {
+                    *self.listeners.entry(listener).or_default() += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// RSTs seen in our own namespace.
+    #[must_use]
+    pub fn resets(&self) -> u64 {
+        self.resets
+    }
+
+    /// Overflows seen in our own namespace.
+    #[must_use]
+    pub fn overflows(&self) -> u64 {
+        self.overflows
+    }
+
+    /// The summary, without what the kernel's counters say.
+    #[must_use]
+    pub fn summary(&self, duration: Duration, close_waits: u64) -> Summary {
+        let mut kinds: Vec<_> = self
+            .kinds
+            .iter()
+            .map(|((name, error), &count)| SummaryRow { name, error: error.clone(), count })
+            .collect();
+        kinds.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.name.cmp(b.name)).then_with(|| a.error.cmp(&b.error)));
+        let mut processes: Vec<_> =
+            self.processes.iter().map(|(&pid, &(comm, count))| (pid, comm, count)).collect();
+        processes.sort_by_key(|&(pid, _, count)| (std::cmp::Reverse(count), pid));
+        processes.truncate(Self::NAMED);
+        let mut listeners: Vec<_> =
+            self.listeners.iter().map(|(name, &count)| (name.clone(), count)).collect();
+        listeners.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+        listeners.truncate(Self::NAMED);
+        Summary {
+            duration_ms: millis(duration),
+            events: self.printed,
+            lost: self.lost,
+            close_waits,
+            kinds,
+            processes,
+            listeners,
+            resets: None,
+            overflows: None,
+        }
+    }
+}
+
+/// The kernel's monotonic clock, ns.
+#[must_use]
+pub fn monotonic() -> u64 {
+    clock(ClockId::CLOCK_MONOTONIC)
+}
+
+/// A clock, ns; these clocks cannot fail.
+#[must_use]
+pub fn clock(id: ClockId) -> u64 {
+    let now = clock_gettime(id).map(Duration::from).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or_default()
+}
+
+/// A duration in milliseconds.
+#[must_use]
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
