@@ -7,13 +7,14 @@
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::fmt::Write as _;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{RawDir, readlinkat_raw};
+use rustix::io::Errno;
+use rustix::path::Arg;
 
 use super::process;
 
@@ -31,7 +32,7 @@ pub struct Holder {
 pub struct Scan {
     /// Processes whose descriptors were read.
     pub processes: u64,
-    /// Descriptors read.
+    /// Descriptors open in all processes, as far as they could be listed.
     pub descriptors: u64,
     /// Processes whose descriptors could not be read for lack of privilege: each may hold anything.
     pub unreadable: u64,
@@ -50,7 +51,7 @@ impl Scan {
 pub fn verify(pid: u32, fd: i32, inode: u64) -> bool {
     let mut path = String::with_capacity(32);
     let written = write!(path, "/proc/{pid}/fd/{fd}");
-    written.is_ok() && socket_inode(rustix::fs::CWD, path.as_str()) == Some(inode)
+    written.is_ok() && socket_inode(rustix::fs::CWD, path.as_str()) == Ok(Some(inode))
 }
 
 /// Who holds one socket, in order of pid and descriptor.
@@ -101,12 +102,15 @@ pub fn scan(mut socket: impl FnMut(Holder, u64), mut process: impl FnMut(u32, u6
     let mut scan = Scan::default();
     let mut buffer = vec![MaybeUninit::uninit(); 32 * 1024];
     for pid in process::pids().into_iter().flatten() {
-        match descriptors(pid, &mut buffer, |fd, inode| {
-            socket(Holder { pid, fd }, inode);
-        }) {
-            Ok(open) => {
-                scan.processes += 1;
+        let each = |fd, inode| socket(Holder { pid, fd }, inode);
+        match descriptors(pid, &mut buffer, each) {
+            Ok(Table { open, readable }) => {
                 scan.descriptors += open;
+                *if readable {
+                    &mut scan.processes
+                } else {
+                    &mut scan.unreadable
+                } += 1;
                 process(pid, open);
             }
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => scan.unreadable += 1,
@@ -116,38 +120,54 @@ pub fn scan(mut socket: impl FnMut(Holder, u64), mut process: impl FnMut(u32, u6
     scan
 }
 
-/// The sockets among a process's descriptors; returns how many descriptors are open.
+/// A process's table of descriptors.
+struct Table {
+    /// How many are open.
+    open: u64,
+    /// What they are could be read: to list them takes less privilege.
+    readable: bool,
+}
+
+/// Hands the sockets among a process's descriptors to `each`.
 fn descriptors(
     pid: u32,
     buffer: &mut [MaybeUninit<u8>],
     mut each: impl FnMut(i32, u64),
-) -> io::Result<u64> {
+) -> io::Result<Table> {
     let directory = File::open(format!("/proc/{pid}/fd"))?;
     let mut entries = RawDir::new(&directory, buffer);
-    let mut open = 0;
+    let mut table = Table {
+        open: 0,
+        readable: true,
+    };
     while let Some(entry) = entries.next() {
         let entry = entry?;
         let Some(fd) = number(entry.file_name()) else {
             continue;
         };
-        open += 1;
-        if let Some(inode) = socket_inode(&directory, entry.file_name()) {
-            each(fd, inode);
+        table.open += 1;
+        if !table.readable {
+            continue;
+        }
+        match socket_inode(&directory, entry.file_name()) {
+            Ok(Some(inode)) => each(fd, inode),
+            Err(Errno::ACCESS | Errno::PERM) => table.readable = false,
+            Ok(None) | Err(_) => {}
         }
     }
-    Ok(open)
+    Ok(table)
 }
 
 fn number(name: &CStr) -> Option<i32> {
     name.to_str().ok()?.parse().ok()
 }
 
-/// Follows one link; `None` when it is not `socket:[N]`, or gone.
-fn socket_inode(directory: impl AsFd, name: impl rustix::path::Arg) -> Option<u64> {
+/// Follows one link; `None` when it is not `socket:[N]`.
+fn socket_inode(directory: impl AsFd, name: impl Arg) -> Result<Option<u64>, Errno> {
     // Longer links are cut off, and are no sockets.
     let mut buffer = [MaybeUninit::uninit(); 40];
-    let (link, _) = readlinkat_raw(directory, name, &mut buffer).ok()?;
-    parse_link(link)
+    let (link, _) = readlinkat_raw(directory, name, &mut buffer)?;
+    Ok(parse_link(link))
 }
 
 /// The number in `socket:[N]`.
@@ -157,12 +177,11 @@ fn parse_link(link: &[u8]) -> Option<u64> {
 }
 
 /// Inode number of a socket of our own.
-///
-/// # Errors
-///
-/// When `/proc` is not mounted.
-pub fn inode_of(socket: &impl std::os::fd::AsRawFd) -> io::Result<u64> {
-    Ok(fs::metadata(format!("/proc/self/fd/{}", socket.as_raw_fd()))?.ino())
+#[cfg(test)]
+pub(super) fn inode_of(socket: &impl std::os::fd::AsRawFd) -> io::Result<u64> {
+    use std::os::unix::fs::MetadataExt as _;
+
+    Ok(std::fs::metadata(format!("/proc/self/fd/{}", socket.as_raw_fd()))?.ino())
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
+use std::iter;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::panic;
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 
 use super::{mounts, process};
@@ -73,7 +75,7 @@ pub fn list() -> Result<Namespaces> {
         },
     )]);
     for pid in process::pids().context("cannot list /proc")? {
-        let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
+        let path = of_process(pid);
         match inode(&path) {
             Ok(inode) => {
                 found.entry(inode).or_insert(Namespace {
@@ -118,33 +120,45 @@ pub fn enter<T: Send>(
     namespace: &Namespace,
     look: impl FnOnce() -> T + Send,
 ) -> Result<T, Refusal> {
-    let refusal = |why: String| Refusal {
-        inode: namespace.inode,
-        why,
-    };
     if current().is_ok_and(|own| own == namespace.inode) {
         return Ok(look());
     }
-    let file = File::open(&namespace.path).map_err(|error| refusal(error.to_string()))?;
-    let inode = file
-        .metadata()
-        .map_err(|error| refusal(error.to_string()))?
-        .ino();
-    if inode != u64::from(namespace.inode) {
-        return Err(refusal("the process that was in it is gone".into()));
-    }
+    let refusal = |why| Refusal {
+        inode: namespace.inode,
+        why,
+    };
+    let file = open(namespace).map_err(|error| refusal(error.to_string()))?;
     thread::scope(|scope| {
         let visitor = thread::Builder::new()
             .name("netns".into())
             .spawn_scoped(scope, || {
                 setns(&file, CloneFlags::CLONE_NEWNET).map(|()| look())
             });
-        let visitor = visitor.map_err(|error| refusal(error.to_string()))?;
-        match visitor.join() {
+        match visitor.map_err(|error| refusal(error.to_string()))?.join() {
+            Ok(Err(Errno::EPERM)) => Err(refusal("to enter it takes CAP_SYS_ADMIN".into())),
             Ok(seen) => seen.map_err(|errno| refusal(errno.desc().into())),
             Err(cause) => panic::resume_unwind(cause),
         }
     })
+}
+
+/// The file of a namespace. Its process may have ended since it was found: then any other in it.
+fn open(namespace: &Namespace) -> io::Result<File> {
+    let others = process::pids()?
+        .map(of_process)
+        .filter(|path| inode(path).is_ok_and(|inode| inode == namespace.inode));
+    for path in iter::once(namespace.path.clone()).chain(others) {
+        match File::open(path).and_then(|file| Ok((file.metadata()?.ino(), file))) {
+            Ok((inode, file)) if inode == u64::from(namespace.inode) => return Ok(file),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Err(io::Error::other("no process is in it any more"))
+}
+
+fn of_process(pid: u32) -> PathBuf {
+    format!("/proc/{pid}/ns/net").into()
 }
 
 /// A namespace that was not looked into.
@@ -165,7 +179,8 @@ impl fmt::Display for Refusal {
 impl std::error::Error for Refusal {}
 
 /// What a user's `--netns` names: the inode number (also as `net:[N]`), a path, a name under
-/// `/run/netns`, or the pid of a process in it.
+/// `/run/netns`, or the pid of a process in it. An inode number is taken at its word: a namespace
+/// that no process and no mount shows may still exist.
 ///
 /// # Errors
 ///
@@ -176,7 +191,7 @@ pub fn resolve(argument: &str) -> Result<u32> {
     }
     match argument.parse() {
         Ok(inode) if inode > MAX_PID => Ok(inode),
-        Ok(pid) => inode(Path::new(&format!("/proc/{pid}/ns/net"))).with_context(|| {
+        Ok(pid) => inode(&of_process(pid)).with_context(|| {
             format!("cannot read the network namespace of process {pid}: is it running, are you root?")
         }),
         Err(_) if argument.contains('/') => of_file(Path::new(argument)),
@@ -255,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_that_changed_hands_is_not_entered() {
+    fn a_namespace_that_is_gone_is_not_entered() {
         let gone = Namespace {
             inode: 1,
             path: "/proc/self/ns/net".into(),
@@ -263,6 +278,9 @@ mod tests {
             name: None,
         };
         let refusal = enter(&gone, || ()).expect_err("another inode");
-        assert_eq!((refusal.inode, refusal.why.contains("gone")), (1, true));
+        assert_eq!(
+            (refusal.inode, refusal.why.contains("no process")),
+            (1, true)
+        );
     }
 }

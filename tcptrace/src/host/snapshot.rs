@@ -2,7 +2,7 @@
 //! processes short of descriptors.
 
 use std::cmp::Reverse;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,8 +40,8 @@ pub struct Request<'a> {
 /// What was found, and what could not be seen.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
-    /// [`Kind::CloseWaitStuck`], [`Kind::AcceptQueueOverflow`] and [`Kind::FdExhausted`], the
-    /// longest, largest or fullest first.
+    /// [`Kind::CloseWaitStuck`], [`Kind::AcceptQueueOverflow`] and [`Kind::FdExhausted`]; in each the
+    /// most sockets, the longest queue or the fullest table first.
     pub events: Vec<Event>,
     /// A sentence for everything that could not be seen or did not fit.
     pub notes: Vec<String>,
@@ -85,8 +85,8 @@ impl Facts {
         };
         if namespaces.unreadable > 0 {
             self.notes.push(format!(
-                "the network namespaces of {} processes could not be read: run as root to see \
-                 sockets in all of them",
+                "processes whose network namespace may not be read: {} (that takes CAP_SYS_PTRACE); \
+                 sockets in namespaces of their own are not seen",
                 namespaces.unreadable
             ));
         }
@@ -160,8 +160,8 @@ impl Facts {
         self.holders = holders;
         if scan.unreadable > 0 {
             self.notes.push(format!(
-                "the descriptors of {} processes could not be read: run as root to see what they \
-                 hold",
+                "processes whose descriptors may not be read: {} (that takes CAP_SYS_PTRACE and \
+                 CAP_DAC_READ_SEARCH); what they hold may have no owner here",
                 scan.unreadable
             ));
         }
@@ -202,7 +202,12 @@ impl Facts {
                 .clone()
         };
         let mut notes = std::mem::take(&mut self.notes);
-        let mut kinds = [self.stuck(request), self.full(request), self.short_of_fds()];
+        let ports = self.ports();
+        let mut kinds = [
+            self.stuck(request, &ports),
+            self.full(request),
+            self.short_of_fds(),
+        ];
         let mut events = Vec::new();
         for found in &mut kinds {
             found.sort_by_key(|found| Reverse(found.weight));
@@ -221,20 +226,18 @@ impl Facts {
     }
 
     /// One for each group of holders and service: the port served, or the peer connected to.
-    fn stuck(&self, request: &Request<'_>) -> Vec<Found<'_>> {
-        let ports: HashSet<_> = self
-            .listeners
-            .iter()
-            .map(|it| (it.flow.netns, it.flow.local.port()))
-            .collect();
+    fn stuck<'a>(&'a self, request: &Request<'_>, ports: &Ports<'a>) -> Vec<Found<'a>> {
         let mut groups: HashMap<_, (u32, &TcpSocket, Whose)> = HashMap::new();
         for socket in &self.stuck {
-            let whose = self.whose(socket);
+            let listeners = ports.get(&port(socket)).map_or(&[][..], Vec::as_slice);
+            let whose = match socket.inode {
+                0 => self.whose_when_accepted(socket, listeners),
+                _ => self.whose(socket),
+            };
             if !whose.included(&socket.flow, request) {
                 continue;
             }
-            let serves = ports.contains(&(socket.flow.netns, socket.flow.local.port()));
-            let peer = socket.flow.peer.filter(|_| !serves);
+            let peer = socket.flow.peer.filter(|_| listeners.is_empty());
             let service = peer.unwrap_or(SocketAddr::from(([0; 4], socket.flow.local.port())));
             let key = (
                 whose.pids.clone(),
@@ -312,48 +315,68 @@ impl Facts {
         found.collect()
     }
 
-    /// Who holds a socket, or will once it is accepted.
+    fn ports(&self) -> Ports<'_> {
+        let mut ports = Ports::new();
+        for listener in &self.listeners {
+            ports.entry(port(listener)).or_default().push(listener);
+        }
+        ports
+    }
+
     fn whose(&self, socket: &TcpSocket) -> Whose {
-        let queued = socket.inode == 0 && socket.state == State::CloseWait;
-        let holders: Vec<Holder> = if queued {
-            self.listeners_of(&socket.flow)
-                .filter_map(|inode| self.holders.get(&inode))
-                .flatten()
-                .copied()
-                .collect()
-        } else {
-            self.holders.get(&socket.inode).cloned().unwrap_or_default()
-        };
-        let mut pids: Vec<u32> = holders.iter().map(|holder| holder.pid).collect();
-        pids.sort_unstable();
-        pids.dedup();
-        let fd = holders.first().filter(|_| !queued).map(|holder| holder.fd);
+        let holders = self
+            .holders
+            .get(&socket.inode)
+            .map_or(&[][..], Vec::as_slice);
+        let fd = holders.first().map(|holder| holder.fd);
         Whose {
-            pids: pids.into(),
+            pids: pids(holders),
             fd,
-            queued,
+            queued: false,
         }
     }
 
-    /// Inodes of the listeners that such a connection came in through: those of its own address, or
+    /// The holders of the listener that a connection came in through: one of its own address, or
     /// else of any address.
-    fn listeners_of(&self, flow: &Flow) -> impl Iterator<Item = u64> {
-        let of_port = self.listeners.iter().filter(|listener| {
-            listener.flow.netns == flow.netns && listener.flow.local.port() == flow.local.port()
-        });
-        let exact = of_port
-            .clone()
-            .any(|listener| listener.flow.local == flow.local);
-        of_port
-            .filter(move |listener| {
+    fn whose_when_accepted(&self, socket: &TcpSocket, listeners: &[&TcpSocket]) -> Whose {
+        let local = socket.flow.local;
+        let exact = listeners
+            .iter()
+            .any(|listener| listener.flow.local == local);
+        let holders: Vec<Holder> = listeners
+            .iter()
+            .filter(|listener| {
+                let at = listener.flow.local;
                 if exact {
-                    listener.flow.local == flow.local
+                    at == local
                 } else {
-                    listener.flow.local.ip().is_unspecified()
+                    at.ip().is_unspecified()
                 }
             })
-            .map(|listener| listener.inode)
+            .filter_map(|listener| self.holders.get(&listener.inode))
+            .flatten()
+            .copied()
+            .collect();
+        Whose {
+            pids: pids(&holders),
+            fd: None,
+            queued: true,
+        }
     }
+}
+
+/// Listeners by network namespace and port.
+type Ports<'a> = HashMap<(u32, u16), Vec<&'a TcpSocket>>;
+
+fn port(socket: &TcpSocket) -> (u32, u16) {
+    (socket.flow.netns, socket.flow.local.port())
+}
+
+fn pids(holders: &[Holder]) -> Arc<[u32]> {
+    let mut pids: Vec<u32> = holders.iter().map(|holder| holder.pid).collect();
+    pids.sort_unstable();
+    pids.dedup();
+    pids.into()
 }
 
 /// How long a connection has been in `CLOSE_WAIT` at least: its FIN carried an ACK.
