@@ -102,12 +102,6 @@ impl Socket {
         field!(self.0, sk_socket: u64) != 0
     }
 
-    /// It was never connected: a listener, or a socket nobody used.
-    #[inline(always)]
-    pub(crate) fn has_no_peer(self) -> bool {
-        field!(self.0, skc_dport: u16) == 0
-    }
-
     /// The error it holds for its program.
     #[inline(always)]
     pub(crate) fn error(self) -> i32 {

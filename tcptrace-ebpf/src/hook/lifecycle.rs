@@ -6,17 +6,19 @@ use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use crate::{
     maps::{CLOSE_WAITS, CLOSING},
     owner,
-    sock::Socket,
+    sock::{LISTEN, Socket},
     task,
 };
 
 #[raw_tracepoint]
 fn tcp_destroy_sock(ctx: RawTracePointContext) -> i32 {
     let socket = Socket(ctx.arg(0));
+    let was_listener = owner::of(socket).is_some_and(|known| known.previous == LISTEN);
     owner::death(socket);
-    // Both are there only for few: a socket in CLOSE_WAIT, and a listener that is being closed.
+    // There only for a socket that was in CLOSE_WAIT a moment ago.
     let _ = CLOSE_WAITS.remove(socket.0);
-    if socket.has_no_peer() {
+    if was_listener {
+        // Its children were reset before; the same task may close another one next.
         let _ = CLOSING.remove(task::pid_tgid());
     }
     0

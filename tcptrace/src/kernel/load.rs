@@ -11,6 +11,8 @@ use std::thread;
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf};
+use aya::programs::raw_trace_point::RawTracePointLink;
+use aya::programs::trace_point::TracePointLink;
 use aya::programs::{Iter, RawTracePoint, TracePoint};
 use aya_log::EbpfLogger;
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
@@ -64,6 +66,16 @@ pub struct FilterValues {
 #[derive(Debug)]
 pub struct Kernel {
     ebpf: Ebpf,
+    /// What keeps the programs attached.
+    links: Vec<Link>,
+}
+
+/// An attached program; dropping it detaches.
+#[derive(Debug)]
+#[expect(dead_code, reason = "held for their drop alone")]
+enum Link {
+    RawTracepoint(RawTracePointLink),
+    Tracepoint(TracePointLink),
 }
 
 impl Kernel {
@@ -86,7 +98,7 @@ impl Kernel {
             .map_max_entries("SOCKS", setup.max_sockets)
             .load(OBJECT)
             .context("cannot create the maps of the kernel half")?;
-        Ok(Self { ebpf })
+        Ok(Self { ebpf, links: Vec::new() })
     }
 
     /// Writes the values the filters match.
@@ -151,15 +163,14 @@ impl Kernel {
             Way::RawTracepoint => {
                 let object: &mut RawTracePoint = object.try_into()?;
                 object.load()?;
-                object.attach(program)?;
+                let link = object.attach(program)?;
+                self.links.push(Link::RawTracepoint(object.take_link(link)?));
             }
             Way::Tracepoint(category) => {
                 let object: &mut TracePoint = object.try_into()?;
                 object.load()?;
-                with_tracefs(|| {
-                    object.attach(category, program)?;
-                    Ok(())
-                })?;
+                let link = with_tracefs(|| Ok(object.attach(category, program)?))?;
+                self.links.push(Link::Tracepoint(object.take_link(link)?));
             }
             Way::Iterator => {
                 let object: &mut Iter = object.try_into()?;
@@ -191,12 +202,9 @@ impl Kernel {
         Ok(KernelLog(EbpfLogger::init_with_logger(&mut self.ebpf, Stderr)?))
     }
 
-    /// Unloads every program; the maps stay.
+    /// Detaches every program. What the maps and the ring hold stays.
     pub fn detach(&mut self) {
-        for (_, program) in self.ebpf.programs_mut() {
-            // One that was not loaded has nothing to unload.
-            let _ = program.unload();
-        }
+        self.links.clear();
     }
 
     /// Records that could not be handed over so far, by hook.
@@ -398,7 +406,7 @@ fn reason(error: &anyhow::Error) -> String {
 
 /// Runs `attach` where tracefs can be seen. On a host that has not mounted it, that is a thread
 /// with a mount namespace of its own: nobody else sees the mount, and it ends with the thread.
-fn with_tracefs(attach: impl FnOnce() -> Result<()> + Send) -> Result<()> {
+fn with_tracefs<T: Send>(attach: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     const TRACEFS: &str = "/sys/kernel/tracing";
     let mounted = [TRACEFS, "/sys/kernel/debug/tracing"];
     if mounted.iter().any(|at| Path::new(at).join("events").exists()) {

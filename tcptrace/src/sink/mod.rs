@@ -19,7 +19,7 @@ pub use file::{File, Rotation};
 pub use sentence::Body;
 pub use stream::Stream;
 
-use crate::event::Event;
+use crate::event::{Event, Kind};
 
 /// What every record of one run has in common.
 #[derive(Clone, Debug)]
@@ -159,6 +159,10 @@ impl Outputs {
     pub fn write(&mut self, event: &Event) -> Result<(), Error> {
         for group in &mut self.groups {
             match &group.format {
+                // A person reads these on standard error, set for the purpose.
+                Format::Columns(_) if matches!(event.kind, Kind::Coverage(_) | Kind::Summary(_)) => {
+                    continue;
+                }
                 Format::Columns(columns) => {
                     if !group.begun {
                         columns.header(&mut self.buffer);

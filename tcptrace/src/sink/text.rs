@@ -169,27 +169,23 @@ impl Color {
     }
 }
 
-/// Says what is seen on this kernel and what is not, before the first event.
+/// Says what is not seen on this kernel, before the first event.
 ///
 /// # Errors
 ///
 /// Those of the writer.
 pub fn banner(coverage: &[Coverage], to: &mut impl io::Write) -> io::Result<()> {
-    let visible = coverage
-        .iter()
-        .filter(|coverage| coverage.way.is_some())
-        .count();
+    let (seen, unseen): (Vec<_>, Vec<_>) = coverage.iter().partition(|it| it.way.is_some());
     writeln!(
         to,
-        "tcptrace {} sees {visible} of {} on this kernel; Ctrl-C ends it",
+        "tcptrace {} sees {} of {} on this kernel; `tcptrace doctor` says how, and what each leaves \
+         out; Ctrl-C ends it",
         env!("CARGO_PKG_VERSION"),
+        seen.len(),
         Count(coverage.len() as u64, "signal")
     )?;
-    for gap in coverage
-        .iter()
-        .filter(|coverage| coverage.way.is_none() || coverage.note.is_some())
-    {
-        writeln!(to, "  {}", Printable(fmt::from_fn(|f| seen(f, gap))))?;
+    for gap in unseen {
+        writeln!(to, "  {}", Printable(fmt::from_fn(|f| self::seen(f, gap))))?;
     }
     Ok(())
 }
