@@ -20,7 +20,9 @@ pub(crate) fn is_wanted(kind: u8) -> bool {
 /// A new event id.
 #[inline(always)]
 pub(crate) fn next_id(hook: u8) -> u64 {
-    let Some(sequence) = SEQUENCE.get_ptr_mut(u32::from(hook)) else { return 0 };
+    let Some(sequence) = SEQUENCE.get_ptr_mut(u32::from(hook)) else {
+        return 0;
+    };
     // SAFETY: this CPU's own element, and the hook's own program never interrupts itself.
     let count = unsafe {
         *sequence += 1;

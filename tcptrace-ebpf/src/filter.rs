@@ -38,7 +38,11 @@ pub(crate) fn socket(tuple: &Tuple, family: u8, owner: &Task) -> Verdict {
         local_port: tuple.peer_port,
         peer_port: tuple.local_port,
     };
-    if FLOWS.get_ptr(other_end).is_some() { Verdict::TakeForPeer } else { Verdict::Drop }
+    if FLOWS.get_ptr(other_end).is_some() {
+        Verdict::TakeForPeer
+    } else {
+        Verdict::Drop
+    }
 }
 
 /// A call without a socket, by `owner`.
@@ -79,7 +83,9 @@ fn tuple_matches(tuple: &Tuple, family: u8) -> bool {
         && (config!(netns) == 0 || NETNS.get_ptr(tuple.netns).is_some())
         && (config!(local_port) == 0 || port(role::LOCAL, tuple.local_port))
         && (config!(peer_port) == 0 || port(role::PEER, tuple.peer_port))
-        && (config!(port) == 0 || port(role::ANY, tuple.local_port) || port(role::ANY, tuple.peer_port))
+        && (config!(port) == 0
+            || port(role::ANY, tuple.local_port)
+            || port(role::ANY, tuple.peer_port))
         && (config!(peer) == 0 || network(role::PEER, tuple.peer))
         && (config!(addr) == 0 || network(role::ANY, tuple.local) || network(role::ANY, tuple.peer))
 }
@@ -88,7 +94,11 @@ fn tuple_matches(tuple: &Tuple, family: u8) -> bool {
 #[inline(always)]
 fn protocol(tuple: &Tuple, family: u8) -> u8 {
     const AF_INET: u8 = 2;
-    if family == AF_INET || is_mapped(&tuple.peer) || is_mapped(&tuple.local) { 4 } else { 6 }
+    if family == AF_INET || is_mapped(&tuple.peer) || is_mapped(&tuple.local) {
+        4
+    } else {
+        6
+    }
 }
 
 #[inline(always)]
@@ -103,5 +113,13 @@ fn port(role: u16, port: u16) -> bool {
 
 #[inline(always)]
 fn network(role: u16, addr: [u8; 16]) -> bool {
-    NETWORKS.get(Key::new(8 + 128, NetworkKey { role: role as u8, addr })).is_some()
+    NETWORKS
+        .get(Key::new(
+            8 + 128,
+            NetworkKey {
+                role: role as u8,
+                addr,
+            },
+        ))
+        .is_some()
 }

@@ -62,7 +62,13 @@ pub(crate) fn read<T: Copy + Default>(base: u64, offset: u32) -> T {
 pub(crate) fn read_user<T: Copy + Default>(address: u64) -> T {
     let mut value = MaybeUninit::<T>::uninit();
     // SAFETY: the helper checks the address, and writes all of `value` in any case.
-    unsafe { bpf_probe_read_user(value.as_mut_ptr().cast(), size_of::<T>() as u32, address as *const _) };
+    unsafe {
+        bpf_probe_read_user(
+            value.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+            address as *const _,
+        )
+    };
     // SAFETY: it was written, and integers and arrays of them have no invalid value.
     unsafe { value.assume_init() }
 }

@@ -25,7 +25,10 @@ pub(crate) fn add(listener: Socket) {
     let mut key = key_of(listener);
     for slot in 0..SLOTS {
         key.slot = slot;
-        if LISTENERS.insert(key, listener.0, u64::from(BPF_NOEXIST)).is_ok() {
+        if LISTENERS
+            .insert(key, listener.0, u64::from(BPF_NOEXIST))
+            .is_ok()
+        {
             return;
         }
         // A slot whose listener is gone, or this listener's own.
@@ -157,7 +160,9 @@ fn full(key: &mut ListenerKey) -> u64 {
 #[inline(never)]
 fn has_dropped(listener: Socket) -> bool {
     let drops = listener.drops();
-    let Some(known) = owner::of(listener) else { return false };
+    let Some(known) = owner::of(listener) else {
+        return false;
+    };
     let moved = known.drops != drops;
     known.drops = drops;
     moved
@@ -178,6 +183,17 @@ fn key_of(listener: Socket) -> ListenerKey {
 
 #[inline(always)]
 fn key(tuple: &Tuple, family: u8) -> ListenerKey {
-    let Tuple { local: addr, netns, local_port: port, .. } = *tuple;
-    ListenerKey { addr, netns, port, family, slot: 0 }
+    let Tuple {
+        local: addr,
+        netns,
+        local_port: port,
+        ..
+    } = *tuple;
+    ListenerKey {
+        addr,
+        netns,
+        port,
+        family,
+        slot: 0,
+    }
 }

@@ -30,7 +30,9 @@ pub(crate) fn of(socket: Socket) -> Option<&'static mut Sock> {
 pub(crate) fn last_of(socket: Socket) -> Option<&'static mut Sock> {
     // SAFETY: the map's elements are preallocated, so the pointer stays readable; concurrent
     // writers of one socket's entry are excluded by the socket's own lock.
-    SOCKS.get_ptr_mut(socket.0).map(|known| unsafe { &mut *known })
+    SOCKS
+        .get_ptr_mut(socket.0)
+        .map(|known| unsafe { &mut *known })
 }
 
 /// A socket's life begins in `state`, owned by `owner`.
@@ -165,13 +167,17 @@ pub(crate) fn death(socket: Socket) {
         // SAFETY: the element stays readable, see `last_of`.
         unsafe { *flow = now };
     }
-    let Some(position) = DESTROYED.get_ptr_mut(RING_OF_DEAD) else { return };
+    let Some(position) = DESTROYED.get_ptr_mut(RING_OF_DEAD) else {
+        return;
+    };
     // SAFETY: this CPU's own element.
     let slot = unsafe {
         *position = (*position + 1) % u64::from(RING_OF_DEAD);
         *position
     };
-    let Some(grave) = DESTROYED.get_ptr_mut(slot as u32) else { return };
+    let Some(grave) = DESTROYED.get_ptr_mut(slot as u32) else {
+        return;
+    };
     // SAFETY: this CPU's own element.
     let oldest = unsafe { core::mem::replace(&mut *grave, socket.0) };
     if oldest != 0 && last_of(Socket(oldest)).is_some_and(|known| known.destroyed != 0) {
@@ -181,7 +187,14 @@ pub(crate) fn death(socket: Socket) {
 }
 
 /// Nobody.
-pub(crate) const NOBODY: Task = Task { cgroup: 0, tgid: 0, tid: 0, uid: 0, flags: 0, comm: [0; 16] };
+pub(crate) const NOBODY: Task = Task {
+    cgroup: 0,
+    tgid: 0,
+    tid: 0,
+    uid: 0,
+    flags: 0,
+    comm: [0; 16],
+};
 
 #[inline(always)]
 fn flow_key(socket: Socket) -> FlowKey {
@@ -196,5 +209,10 @@ fn flow_key(socket: Socket) -> FlowKey {
 }
 
 /// No connection.
-pub(crate) const NOWHERE: Tuple =
-    Tuple { local: [0; 16], peer: [0; 16], local_port: 0, peer_port: 0, netns: 0 };
+pub(crate) const NOWHERE: Tuple = Tuple {
+    local: [0; 16],
+    peer: [0; 16],
+    local_port: 0,
+    peer_port: 0,
+    netns: 0,
+};

@@ -50,7 +50,11 @@ impl Segment {
     /// 2 or 10.
     #[inline(always)]
     pub(crate) fn family(self) -> u8 {
-        if read::<u8>(self.network, 0) >> 4 == 4 { 2 } else { 10 }
+        if read::<u8>(self.network, 0) >> 4 == 4 {
+            2
+        } else {
+            10
+        }
     }
 
     /// The ends as the receiver sees them.
@@ -81,6 +85,10 @@ impl Segment {
             return 0;
         }
         let device = field!(route, dst_dev: u64);
-        if device == 0 { 0 } else { netns(field!(device, dev_net: u64)) }
+        if device == 0 {
+            0
+        } else {
+            netns(field!(device, dev_net: u64))
+        }
     }
 }

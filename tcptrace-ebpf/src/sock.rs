@@ -93,7 +93,11 @@ impl Socket {
     #[inline(always)]
     pub(crate) fn file(self) -> u64 {
         let socket = field!(self.0, sk_socket: u64);
-        if socket == 0 { 0 } else { field!(socket, socket_file: u64) }
+        if socket == 0 {
+            0
+        } else {
+            field!(socket, socket_file: u64)
+        }
     }
 
     /// A process holds it, or did until this call.
@@ -144,7 +148,10 @@ impl Socket {
     /// Connections waiting for `accept`, and the limit.
     #[inline(always)]
     pub(crate) fn accept_queue(self) -> (u32, u32) {
-        (field!(self.0, sk_ack_backlog: u32), field!(self.0, sk_max_ack_backlog: u32))
+        (
+            field!(self.0, sk_ack_backlog: u32),
+            field!(self.0, sk_max_ack_backlog: u32),
+        )
     }
 
     /// Segments a listener dropped.
@@ -164,7 +171,11 @@ impl Socket {
     #[inline(always)]
     fn unread(self, fin_received: bool) -> u32 {
         let bytes = field!(self.0, rcv_nxt: u32).wrapping_sub(field!(self.0, copied_seq: u32));
-        let bytes = if fin_received { bytes.wrapping_sub(1) } else { bytes };
+        let bytes = if fin_received {
+            bytes.wrapping_sub(1)
+        } else {
+            bytes
+        };
         // A connection that never exchanged data can read as minus one.
         if bytes > 1 << 30 { 0 } else { bytes }
     }
@@ -262,7 +273,11 @@ impl Socket {
 /// Number of a `struct net`; 0: none.
 #[inline(always)]
 pub(crate) fn netns(net: u64) -> u32 {
-    if net == 0 { 0 } else { field!(net, net_inum: u32) }
+    if net == 0 {
+        0
+    } else {
+        field!(net, net_inum: u32)
+    }
 }
 
 /// An IPv4 address as the wire has it.
@@ -284,7 +299,11 @@ pub(crate) fn mapped(address: u32) -> [u8; 16] {
 #[inline(always)]
 fn ago(now: u32, then: u32) -> u32 {
     // Zero: never.
-    if then == 0 { u32::MAX } else { now.wrapping_sub(then) }
+    if then == 0 {
+        u32::MAX
+    } else {
+        now.wrapping_sub(then)
+    }
 }
 
 #[inline(always)]

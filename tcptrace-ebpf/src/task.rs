@@ -74,7 +74,11 @@ pub(crate) fn record(event: &mut Event, socket: Socket) {
         let current = current();
         let signal = field!(current, task_signal: u64);
         let group = field!(signal, signal_group_exit_code: i32);
-        event.exit_code = if group != 0 { group } else { field!(current, task_exit_code: i32) };
+        event.exit_code = if group != 0 {
+            group
+        } else {
+            field!(current, task_exit_code: i32)
+        };
         return;
     }
     let call = Call::current();
@@ -103,8 +107,8 @@ impl Call {
             return Self { regs: 0 };
         }
         let current = current();
-        let compat = layout!(task_status) != ABSENT
-            && field!(current, task_status: u32) & TS_COMPAT != 0;
+        let compat =
+            layout!(task_status) != ABSENT && field!(current, task_status: u32) & TS_COMPAT != 0;
         // An io_uring worker never entered the kernel through a call of its own.
         if compat || field!(current, task_flags: u32) & (PF_KTHREAD | PF_IO_WORKER) != 0 {
             return Self { regs: 0 };
@@ -119,25 +123,41 @@ impl Call {
     /// The call's number, else -1.
     #[inline(always)]
     pub(crate) fn number(self) -> i32 {
-        if self.regs == 0 { -1 } else { field!(self.regs, regs_syscall: i32) }
+        if self.regs == 0 {
+            -1
+        } else {
+            field!(self.regs, regs_syscall: i32)
+        }
     }
 
     /// First argument.
     #[inline(always)]
     pub(crate) fn arg0(self) -> u64 {
-        if self.regs == 0 { u64::MAX } else { field!(self.regs, regs_arg0: u64) }
+        if self.regs == 0 {
+            u64::MAX
+        } else {
+            field!(self.regs, regs_arg0: u64)
+        }
     }
 
     /// Second argument.
     #[inline(always)]
     pub(crate) fn arg1(self) -> u64 {
-        if self.regs == 0 { 0 } else { field!(self.regs, regs_arg1: u64) }
+        if self.regs == 0 {
+            0
+        } else {
+            field!(self.regs, regs_arg1: u64)
+        }
     }
 
     /// Third argument.
     #[inline(always)]
     pub(crate) fn arg2(self) -> u64 {
-        if self.regs == 0 { 0 } else { field!(self.regs, regs_arg2: u64) }
+        if self.regs == 0 {
+            0
+        } else {
+            field!(self.regs, regs_arg2: u64)
+        }
     }
 
     /// The first argument as a descriptor, if it names this socket; else -1. While `close` runs

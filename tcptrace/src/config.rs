@@ -24,7 +24,12 @@ pub struct Selection {
 }
 
 /// Kinds that are printed only when asked for: normal life, or what slows every call of the host.
-const OPT_IN: [&str; 4] = ["close_wait.entered", "fd.invalid", "state.changed", "retransmit"];
+const OPT_IN: [&str; 4] = [
+    "close_wait.entered",
+    "fd.invalid",
+    "state.changed",
+    "retransmit",
+];
 
 impl Selection {
     /// Reads the lists of `--event` and `--errno`.
@@ -34,7 +39,11 @@ impl Selection {
     pub fn parse(events: &[String], errnos: &[Errno]) -> Result<Self> {
         let usual = Kind::SELECTABLE.map(|name| !OPT_IN.contains(&name));
         let only_adds = events.iter().all(|item| item.starts_with('+'));
-        let mut chosen = if only_adds { usual } else { [false; Kind::SELECTABLE.len()] };
+        let mut chosen = if only_adds {
+            usual
+        } else {
+            [false; Kind::SELECTABLE.len()]
+        };
         let mut required = Vec::new();
         for item in events {
             let name = item.strip_prefix('+').unwrap_or(item);
@@ -50,9 +59,17 @@ impl Selection {
                     }
                 }
             }
-            ensure!(known, "--event: there is no event {name:?}; {}", Self::help());
+            ensure!(
+                known,
+                "--event: there is no event {name:?}; {}",
+                Self::help()
+            );
         }
-        Ok(Self { chosen, required, errnos: errnos.to_vec() })
+        Ok(Self {
+            chosen,
+            required,
+            errnos: errnos.to_vec(),
+        })
     }
 
     /// The names that can be chosen.
@@ -61,7 +78,11 @@ impl Selection {
         let mut help = String::from("the events are");
         for (nth, name) in Kind::SELECTABLE.iter().enumerate() {
             let comma = if nth == 0 { "" } else { "," };
-            let mark = if OPT_IN.contains(name) { " (on request)" } else { "" };
+            let mark = if OPT_IN.contains(name) {
+                " (on request)"
+            } else {
+                ""
+            };
             // Writing to a String does not fail.
             let _ = write!(help, "{comma} {name}{mark}");
         }
@@ -84,7 +105,10 @@ impl Selection {
     /// Some event of this name, without the prefix, may be printed.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
-        Kind::SELECTABLE.iter().zip(self.chosen).any(|(&kind, chosen)| chosen && kind == name)
+        Kind::SELECTABLE
+            .iter()
+            .zip(self.chosen)
+            .any(|(&kind, chosen)| chosen && kind == name)
     }
 
     /// Some event the kernel half hands over is not printed for its own sake.
@@ -111,7 +135,10 @@ impl Selection {
         let causes = [kind::RESET_SENT, kind::RESET_RECEIVED, kind::TIMEOUT];
         add("socket.error", &causes);
         add("socket.error", &[kind::SOCKET_ERROR]);
-        add("connect.failed", &[kind::CONNECT_FAILED, kind::RESET_RECEIVED]);
+        add(
+            "connect.failed",
+            &[kind::CONNECT_FAILED, kind::RESET_RECEIVED],
+        );
         add("connection.timeout", &[kind::TIMEOUT, kind::RESET_SENT]);
         add("fd.exhausted", &[kind::FD_EXHAUSTED]);
         add("fd.invalid", &[kind::FD_INVALID]);
@@ -123,7 +150,10 @@ impl Selection {
     /// The kinds asked for by name, in the same form.
     #[must_use]
     pub fn required(&self) -> u32 {
-        let mut only = Self { chosen: [false; Kind::SELECTABLE.len()], ..self.clone() };
+        let mut only = Self {
+            chosen: [false; Kind::SELECTABLE.len()],
+            ..self.clone()
+        };
         let own = |name: &str| match name {
             "fd.invalid" => 1 << kind::FD_INVALID,
             "state.changed" => 1 << kind::STATE,
@@ -174,14 +204,27 @@ impl Filters {
             !trace.children || !trace.pid.is_empty() || !trace.cmd.is_empty(),
             "--children follows the children of --pid PID: name one"
         );
-        let netns = trace.netns.iter().map(|name| netns::resolve(name).context("--netns"));
-        let ports = |list: &[u16], role| list.iter().map(move |&port| (role, port)).collect::<Vec<_>>();
+        let netns = trace
+            .netns
+            .iter()
+            .map(|name| netns::resolve(name).context("--netns"));
+        let ports = |list: &[u16], role| {
+            list.iter()
+                .map(move |&port| (role, port))
+                .collect::<Vec<_>>()
+        };
         let networks = |list: &[ipnet::IpNet], role| {
-            list.iter().map(move |&network| (role, network)).collect::<Vec<_>>()
+            list.iter()
+                .map(move |&network| (role, network))
+                .collect::<Vec<_>>()
         };
         let values = FilterValues {
             pids: trace.pid.clone(),
-            comms: trace.comm.iter().map(|name| *Comm::from(name.as_str()).as_array()).collect(),
+            comms: trace
+                .comm
+                .iter()
+                .map(|name| *Comm::from(name.as_str()).as_array())
+                .collect(),
             uids: trace.uid.clone(),
             cgroups: cgroups(&trace.cgroup)?,
             netns: netns.collect::<Result<_>>()?,
@@ -191,7 +234,11 @@ impl Filters {
                 ports(&trace.peer_port, role::PEER),
             ]
             .concat(),
-            networks: [networks(&trace.addr, role::ANY), networks(&trace.peer, role::PEER)].concat(),
+            networks: [
+                networks(&trace.addr, role::ANY),
+                networks(&trace.peer, role::PEER),
+            ]
+            .concat(),
         };
         let on = |given: bool| u8::from(given);
         let config = Config {
@@ -228,10 +275,23 @@ impl Filters {
     /// Nothing is filtered out: what is counted can be compared with the kernel's own counters.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        let Config { kinds, children: _, last_user, close_wait_at_once, verbose, ns_per_jiffy, .. } =
-            self.config;
-        let open =
-            Config { kinds, last_user, close_wait_at_once, verbose, ns_per_jiffy, ..Config::OFF };
+        let Config {
+            kinds,
+            children: _,
+            last_user,
+            close_wait_at_once,
+            verbose,
+            ns_per_jiffy,
+            ..
+        } = self.config;
+        let open = Config {
+            kinds,
+            last_user,
+            close_wait_at_once,
+            verbose,
+            ns_per_jiffy,
+            ..Config::OFF
+        };
         bytemuck::bytes_of(&open) == bytemuck::bytes_of(&self.config)
     }
 }
@@ -258,22 +318,25 @@ impl Filters {
         let by_owner = [config.pid, config.comm, config.uid, config.cgroup] != [0; 4];
         socket
             && (!by_owner
-                || pid.and_then(|pid| process::describe(pid, Cgroups::open().ok().as_ref())).is_some_and(
-                    |owner| {
+                || pid
+                    .and_then(|pid| process::describe(pid, Cgroups::open().ok().as_ref()))
+                    .is_some_and(|owner| {
                         let cgroup = owner.cgroup.unwrap_or_default();
                         (config.pid == 0 || values.pids.contains(&owner.pid))
                             && (config.comm == 0 || values.comms.contains(owner.comm.as_array()))
                             && (config.uid == 0 || values.uids.contains(&owner.uid))
                             && (config.cgroup == 0 || values.cgroups.contains(&cgroup))
-                    },
-                ))
+                    }))
     }
 
     fn include_flow(&self, flow: &Flow) -> bool {
         let Self { config, values } = self;
         let port = |wanted, port| values.ports.contains(&(wanted, port));
         let network = |wanted, address: IpAddr| {
-            values.networks.iter().any(|(role, net)| *role == wanted && net.contains(&address))
+            values
+                .networks
+                .iter()
+                .any(|(role, net)| *role == wanted && net.contains(&address))
         };
         let (local, peer) = (flow.local, flow.peer);
         let family = if flow.is_ipv4() { 4 } else { 6 };
@@ -300,7 +363,9 @@ pub fn cgroups(names: &[String]) -> Result<Vec<u64>> {
         return Ok(Vec::new());
     }
     let cgroups = Cgroups::open().context("--cgroup")?;
-    let ids = names.iter().map(|name| cgroups.resolve(name).context("--cgroup"));
+    let ids = names
+        .iter()
+        .map(|name| cgroups.resolve(name).context("--cgroup"));
     Ok(ids.collect::<Result<Vec<_>>>()?.concat())
 }
 
@@ -316,7 +381,13 @@ mod tests {
     use super::*;
 
     fn selection(events: &[&str]) -> Result<Selection> {
-        Selection::parse(&events.iter().map(|&event| event.to_owned()).collect::<Vec<_>>(), &[])
+        Selection::parse(
+            &events
+                .iter()
+                .map(|&event| event.to_owned())
+                .collect::<Vec<_>>(),
+            &[],
+        )
     }
 
     #[test]
@@ -329,9 +400,18 @@ mod tests {
         let added = selection(&["+state"]).expect("an addition");
         assert!(added.has("reset.sent") && added.has("state.changed"));
         assert!(selection(&["all"]).expect("all").has("fd.invalid"));
-        assert!(selection(&["tcptrace.retransmit"]).expect("a full name").has("retransmit"));
-        let error = selection(&["resets"]).expect_err("no such event").to_string();
-        assert!(error.contains("\"resets\"") && error.contains("reset.sent"), "{error}");
+        assert!(
+            selection(&["tcptrace.retransmit"])
+                .expect("a full name")
+                .has("retransmit")
+        );
+        let error = selection(&["resets"])
+            .expect_err("no such event")
+            .to_string();
+        assert!(
+            error.contains("\"resets\"") && error.contains("reset.sent"),
+            "{error}"
+        );
     }
 
     #[test]

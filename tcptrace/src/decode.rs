@@ -107,7 +107,11 @@ impl Decoder {
             fd: known.map_or(-1, |known| known.fd),
             received_ago: u32::MAX,
             sent_ago: u32::MAX,
-            flags: if known.is_some_and(|known| known.eof_read != 0) { flag::EOF_READ } else { 0 },
+            flags: if known.is_some_and(|known| known.eof_read != 0) {
+                flag::EOF_READ
+            } else {
+                0
+            },
             tuple: raw.tuple,
             family: raw.family,
             state: State::CloseWait as u8,
@@ -190,7 +194,7 @@ impl Decoder {
             }
             kind::CONNECT_FAILED => Kind::ConnectFailed(ConnectFailed {
                 errno: (raw.errno != 0).then_some(errno),
-                attempts: self.attempts(raw),
+                attempts: attempts(raw),
                 duration_us: since(raw.state_since, raw.time),
             }),
             kind::TIMEOUT => Kind::ConnectionTimeout(Timeout {
@@ -215,22 +219,21 @@ impl Decoder {
                 duration_us: since(raw.state_since, raw.time),
                 errno: (raw.errno != 0).then_some(errno),
             }),
-            kind::RETRANSMIT => Kind::Retransmit(Retransmit { attempt: u32::from(raw.backoff) + 1 }),
+            kind::RETRANSMIT => Kind::Retransmit(Retransmit {
+                attempt: u32::from(raw.backoff) + 1,
+            }),
             other => return Err(Malformed::Kind(other)),
         })
-    }
-
-    /// SYNs sent: the first, and each that was sent again.
-    fn attempts(&self, raw: &wire::Event) -> u32 {
-        let sent_none = raw.tuple.local_port == 0 || raw.hook == wire::hook::CONNECT_EXIT;
-        if sent_none { 0 } else { raw.retransmits + 1 }
     }
 
     fn reset_reason(&self, number: u32) -> Option<ResetReason> {
         if number == NO_REASON {
             return None;
         }
-        let name = self.reset_reasons.iter().find(|(value, _)| *value == number);
+        let name = self
+            .reset_reasons
+            .iter()
+            .find(|(value, _)| *value == number);
         Some(ResetReason(match name {
             Some((_, name)) => Cow::Owned(name.clone()),
             None => Cow::Owned(number.to_string()),
@@ -247,7 +250,10 @@ impl Decoder {
         }
         let is = |bit| raw.flags & bit != 0;
         Socket {
-            id: SocketId { sk: raw.sk, born: raw.born },
+            id: SocketId {
+                sk: raw.sk,
+                born: raw.born,
+            },
             flow: Flow {
                 local,
                 peer: (tuple.peer_port != 0).then_some(peer),
@@ -306,10 +312,11 @@ fn process(task: &wire::Task, exit: Option<Exit>) -> Process {
 
 /// A `wait` status: the signal in the low seven bits, else the exit code above the low byte.
 fn exit(raw: &wire::Event) -> Option<Exit> {
-    (raw.flags & flag::EXITING != 0).then(|| match raw.exit_code & 0x7f {
+    let exit = match raw.exit_code & 0x7f {
         0 => Exit::Code(raw.exit_code >> 8 & 0xff),
         signal => Exit::Signal(signal),
-    })
+    };
+    (raw.flags & flag::EXITING != 0).then_some(exit)
 }
 
 /// The error a RST leaves for the application, by the state it met.
@@ -323,10 +330,21 @@ fn reset_errno(state: u8) -> Option<i32> {
     }
 }
 
+/// SYNs sent: the first, and each that was sent again.
+fn attempts(raw: &wire::Event) -> u32 {
+    let none = raw.tuple.local_port == 0 || raw.hook == wire::hook::CONNECT_EXIT;
+    if none { 0 } else { raw.retransmits + 1 }
+}
+
 /// Bytes a call asked for, of the calls whose third argument says so.
 fn asked_for(syscall: Option<Syscall>, len: u64) -> Option<u64> {
     let number = i64::from(syscall?.0);
-    let calls = [libc::SYS_read, libc::SYS_write, libc::SYS_sendto, libc::SYS_recvfrom];
+    let calls = [
+        libc::SYS_read,
+        libc::SYS_write,
+        libc::SYS_sendto,
+        libc::SYS_recvfrom,
+    ];
     calls.contains(&number).then_some(len)
 }
 
@@ -393,11 +411,19 @@ mod tests {
         let socket = event.socket.expect("a socket");
         assert_eq!(socket.flow.to_string(), "192.0.2.1:80 > 192.0.2.2:4000");
         assert!(socket.flow.ipv6_socket && socket.flow.is_ipv4());
-        assert_eq!(event.owner.process.map(|owner| (owner.pid, owner.tid)), Some((7, Some(8))));
+        assert_eq!(
+            event.owner.process.map(|owner| (owner.pid, owner.tid)),
+            Some((7, Some(8)))
+        );
         assert_eq!(event.actor, None);
-        let Kind::ResetSent(reset) = event.kind else { panic!("a reset was sent") };
+        let Kind::ResetSent(reset) = event.kind else {
+            panic!("a reset was sent")
+        };
         assert_eq!(reset.unread, 12);
-        assert_eq!(reset.reason.map(|reason| reason.0), Some("TCP_ABORT_ON_CLOSE".into()));
+        assert_eq!(
+            reset.reason.map(|reason| reason.0),
+            Some("TCP_ABORT_ON_CLOSE".into())
+        );
         assert!(!decoded.unconfirmed);
     }
 
@@ -428,7 +454,10 @@ mod tests {
         raw.confidence = confidence::UNKNOWN;
         raw.flags = 0;
         let owner = decode(&raw).event.owner;
-        assert_eq!((owner.confidence, owner.process), (Confidence::Unknown, None));
+        assert_eq!(
+            (owner.confidence, owner.process),
+            (Confidence::Unknown, None)
+        );
     }
 
     #[test]
@@ -437,7 +466,11 @@ mod tests {
             let mut raw = reset();
             raw.flags |= flag::EXITING;
             raw.exit_code = code;
-            decode(&raw).event.owner.process.and_then(|owner| owner.exit)
+            decode(&raw)
+                .event
+                .owner
+                .process
+                .and_then(|owner| owner.exit)
         };
         assert_eq!(exit(0x300), Some(Exit::Code(3)));
         assert_eq!(exit(9), Some(Exit::Signal(9)));
@@ -445,10 +478,15 @@ mod tests {
 
     #[test]
     fn what_is_no_record_is_refused() {
-        assert_eq!(decoder().decode(&[0; 3]).expect_err("too short"), Malformed::Size(3));
+        assert_eq!(
+            decoder().decode(&[0; 3]).expect_err("too short"),
+            Malformed::Size(3)
+        );
         let mut raw = reset();
         raw.kind = 200;
-        let error = decoder().decode(bytemuck::bytes_of(&raw)).expect_err("no such kind");
+        let error = decoder()
+            .decode(bytemuck::bytes_of(&raw))
+            .expect_err("no such kind");
         assert_eq!(error, Malformed::Kind(200));
     }
 
@@ -458,7 +496,9 @@ mod tests {
             let mut raw = reset();
             raw.kind = kind::RESET_RECEIVED;
             raw.state = state as u8;
-            let Kind::ResetReceived(reset) = decode(&raw).event.kind else { panic!("received") };
+            let Kind::ResetReceived(reset) = decode(&raw).event.kind else {
+                panic!("received")
+            };
             reset.errno.and_then(Errno::name)
         };
         assert_eq!(errno(State::SynSent), Some("ECONNREFUSED"));

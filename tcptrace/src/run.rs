@@ -40,7 +40,10 @@ pub struct Failure {
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        Self { status: status::FAILED, error }
+        Self {
+            status: status::FAILED,
+            error,
+        }
     }
 }
 
@@ -105,11 +108,21 @@ impl Host {
 /// Everything can be asked for; attached is what the privileges allow, and detached again.
 fn doctor(output: ReportFormat, without: Vec<String>) -> Result<u8, Failure> {
     let Host { facts, resolved } = Host::look();
-    let wanted = Wanted { kinds: u32::MAX, children: true, without };
+    let wanted = Wanted {
+        kinds: u32::MAX,
+        children: true,
+        without,
+    };
     let plan = plan(&wanted, &facts, &resolved.missing);
     let may_try = required_missing(&facts).is_empty() && facts.btf.is_ok();
-    let attempts = may_try.then(|| tracer::try_out(&resolved, &plan)).transpose()?;
-    let report = Report { facts, plan, attempts };
+    let attempts = may_try
+        .then(|| tracer::try_out(&resolved, &plan))
+        .transpose()?;
+    let report = Report {
+        facts,
+        plan,
+        attempts,
+    };
     match output {
         ReportFormat::Text => {
             let mut text = Vec::new();
@@ -125,7 +138,10 @@ fn doctor(output: ReportFormat, without: Vec<String>) -> Result<u8, Failure> {
 /// Prints a command's answer; a reader that has gone does not mind.
 fn print(text: &str) -> Result<u8, Failure> {
     let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.write_all(b"\n")) {
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.write_all(b"\n"))
+    {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(anyhow!("cannot write to standard output: {error}").into())
         }

@@ -91,10 +91,17 @@ impl Session {
     }
 
     fn check(&mut self, event: &mut Event, shared: bool, age: Duration) {
-        let Some(socket) = &mut event.socket else { return };
-        let question = Question { inode: socket.inode, shared, delay_ms: millis(age) };
+        let Some(socket) = &mut event.socket else {
+            return;
+        };
+        let question = Question {
+            inode: socket.inode,
+            shared,
+            delay_ms: millis(age),
+        };
         let now = Duration::from_nanos(monotonic());
-        self.verifier.check(&mut event.owner, &mut socket.fd, question, now);
+        self.verifier
+            .check(&mut event.owner, &mut socket.fd, question, now);
     }
 
     /// Takes an event the agent found itself, `age` ago.
@@ -225,7 +232,11 @@ impl Evidence {
     const CAPACITY: usize = 4096;
 
     fn new(kept: bool) -> Self {
-        Self { events: HashMap::new(), order: VecDeque::new(), kept }
+        Self {
+            events: HashMap::new(),
+            order: VecDeque::new(),
+            kept,
+        }
     }
 
     fn keep(&mut self, event: Event) {
@@ -314,15 +325,30 @@ impl Tally {
         let mut kinds: Vec<_> = self
             .kinds
             .iter()
-            .map(|((name, error), &count)| SummaryRow { name, error: error.clone(), count })
+            .map(|((name, error), &count)| SummaryRow {
+                name,
+                error: error.clone(),
+                count,
+            })
             .collect();
-        kinds.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.name.cmp(b.name)).then_with(|| a.error.cmp(&b.error)));
-        let mut processes: Vec<_> =
-            self.processes.iter().map(|(&pid, &(comm, count))| (pid, comm, count)).collect();
+        kinds.sort_by(|a, b| {
+            b.count
+                .cmp(&a.count)
+                .then_with(|| a.name.cmp(b.name))
+                .then_with(|| a.error.cmp(&b.error))
+        });
+        let mut processes: Vec<_> = self
+            .processes
+            .iter()
+            .map(|(&pid, &(comm, count))| (pid, comm, count))
+            .collect();
         processes.sort_by_key(|&(pid, _, count)| (std::cmp::Reverse(count), pid));
         processes.truncate(Self::NAMED);
-        let mut listeners: Vec<_> =
-            self.listeners.iter().map(|(name, &count)| (name.clone(), count)).collect();
+        let mut listeners: Vec<_> = self
+            .listeners
+            .iter()
+            .map(|(name, &count)| (name.clone(), count))
+            .collect();
         listeners.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
         listeners.truncate(Self::NAMED);
         Summary {

@@ -50,13 +50,17 @@ fn kfree_skb(ctx: RawTracePointContext) -> i32 {
 
 #[inline(always)]
 fn syn(skb: u64) {
-    let Some(segment) = Segment::of(skb) else { return };
+    let Some(segment) = Segment::of(skb) else {
+        return;
+    };
     if !segment.is_syn() {
         return;
     }
     let mut tuple = owner::NOWHERE;
     segment.tuple(&mut tuple);
-    let Some(listener) = listener::dropper(&tuple, segment.family()) else { return };
+    let Some(listener) = listener::dropper(&tuple, segment.family()) else {
+        return;
+    };
     if is_syn_queue_drop(listener) {
         return;
     }

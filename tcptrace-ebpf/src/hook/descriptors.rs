@@ -105,7 +105,11 @@ fn accepted(result: i64) {
             owner::accepted(socket, result as i32);
         }
     } else if result == -EMFILE || result == -ENFILE {
-        exhausted(task::socket(Call::current().arg0() as u32), -result, hook::ACCEPT_EXIT);
+        exhausted(
+            task::socket(Call::current().arg0() as u32),
+            -result,
+            hook::ACCEPT_EXIT,
+        );
     }
 }
 
@@ -120,7 +124,9 @@ fn exhausted(listener: Option<Socket>, error: i64, hook: u8) {
 #[inline(always)]
 fn unconnected(error: i64) {
     let call = Call::current();
-    let Some(socket) = task::socket(call.arg0() as u32) else { return };
+    let Some(socket) = task::socket(call.arg0() as u32) else {
+        return;
+    };
     if owner::of(socket).is_some() || !is_wanted(kind::CONNECT_FAILED) {
         return;
     }
@@ -128,14 +134,22 @@ fn unconnected(error: i64) {
     let mut tuple = owner::NOWHERE;
     socket.tuple(&mut tuple);
     (tuple.peer, tuple.peer_port) = (address, port);
-    without_event(kind::CONNECT_FAILED, hook::CONNECT_EXIT, Some(socket), error, Some(tuple));
+    without_event(
+        kind::CONNECT_FAILED,
+        hook::CONNECT_EXIT,
+        Some(socket),
+        error,
+        Some(tuple),
+    );
 }
 
 /// `bind` or `listen` failed.
 #[inline(always)]
 fn unbound(error: i64) {
     let call = Call::current();
-    let Some(socket) = task::socket(call.arg0() as u32) else { return };
+    let Some(socket) = task::socket(call.arg0() as u32) else {
+        return;
+    };
     if !is_wanted(kind::SOCKET_ERROR) {
         return;
     }
@@ -144,7 +158,13 @@ fn unbound(error: i64) {
     if tuple.local_port == 0 {
         (tuple.local, tuple.local_port) = sockaddr(call.arg1());
     }
-    without_event(kind::SOCKET_ERROR, hook::BIND_EXIT, Some(socket), error, Some(tuple));
+    without_event(
+        kind::SOCKET_ERROR,
+        hook::BIND_EXIT,
+        Some(socket),
+        error,
+        Some(tuple),
+    );
 }
 
 #[inline(always)]
@@ -193,7 +213,11 @@ fn without_event(kind: u8, hook: u8, socket: Option<Socket>, error: i64, ends: O
         }
         event.len = call.arg2();
         event.backlog = call.arg1() as u32;
-        event.flags |= if verdict == Verdict::TakeForPeer { flag::PEER_MATCHED } else { 0 };
+        event.flags |= if verdict == Verdict::TakeForPeer {
+            flag::PEER_MATCHED
+        } else {
+            0
+        };
     });
 }
 

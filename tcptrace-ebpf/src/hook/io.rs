@@ -76,7 +76,9 @@ fn returned(socket: Socket, result: i32, flags: u32, hook: u8) {
 
 #[inline(always)]
 fn worked(socket: Socket, result: i32, hook: u8) {
-    let Some(known) = owner::of(socket) else { return };
+    let Some(known) = owner::of(socket) else {
+        return;
+    };
     if result == 0 && hook == hook::RECV_LENGTH && known.state == CLOSE_WAIT {
         known.eof_read = 1;
     }
@@ -125,7 +127,15 @@ fn failed(socket: Socket, error: i32, timeout: bool, hook: u8) {
         event.errno = error;
         event.len = call.arg2();
         event.flags |= if timeout { flag::SOCKET_TIMEOUT } else { 0 }
-            | if hook == hook::SEND_LENGTH { flag::SEND } else { 0 }
-            | if verdict == Verdict::TakeForPeer { flag::PEER_MATCHED } else { 0 };
+            | if hook == hook::SEND_LENGTH {
+                flag::SEND
+            } else {
+                0
+            }
+            | if verdict == Verdict::TakeForPeer {
+                flag::PEER_MATCHED
+            } else {
+                0
+            };
     });
 }

@@ -22,8 +22,11 @@ use crate::{
 #[raw_tracepoint]
 fn tcp_send_reset(ctx: RawTracePointContext) -> i32 {
     // The position is 2 or the argument is not there; another one would be another kernel.
-    let reason =
-        if layout!(send_reset_reason) == 2 { ctx.arg::<u64>(2) as u32 } else { NO_REASON };
+    let reason = if layout!(send_reset_reason) == 2 {
+        ctx.arg::<u64>(2) as u32
+    } else {
+        NO_REASON
+    };
     sent(Socket(ctx.arg(0)), ctx.arg(1), reason);
     0
 }
@@ -77,8 +80,16 @@ fn connected(socket: Socket, skb: u64, reason: u32, state: u8) {
         event.flags |= if aborted { flag::ABORTED } else { 0 }
             | if unaccepted { flag::UNACCEPTED } else { 0 }
             | if skb != 0 { flag::ANSWERS } else { 0 }
-            | if segment.is_some_and(Segment::is_syn) { flag::SYN } else { 0 }
-            | if verdict == Verdict::TakeForPeer { flag::PEER_MATCHED } else { 0 };
+            | if segment.is_some_and(Segment::is_syn) {
+                flag::SYN
+            } else {
+                0
+            }
+            | if verdict == Verdict::TakeForPeer {
+                flag::PEER_MATCHED
+            } else {
+                0
+            };
     });
     if let Some(known) = &mut known {
         known.cause = id;
@@ -101,8 +112,11 @@ fn unconnected(socket: Socket, state: u8, skb: u64, reason: u32) {
     if socket.0 != 0 {
         tuple.netns = socket.netns();
     }
-    let known: Option<&Sock> =
-        if state == LISTEN { owner::of(socket).map(|known| &*known) } else { None };
+    let known: Option<&Sock> = if state == LISTEN {
+        owner::of(socket).map(|known| &*known)
+    } else {
+        None
+    };
     let owner = known.map_or(owner::NOBODY, |known| known.owner);
     let verdict = filter::socket(&tuple, family, &owner);
     if verdict == Verdict::Drop {
@@ -120,9 +134,21 @@ fn unconnected(socket: Socket, state: u8, skb: u64, reason: u32) {
         event.family = family;
         event.reason = reason;
         event.flags |= flag::ANSWERS
-            | if socket.0 == 0 || state == TIME_WAIT { flag::FROM_SEGMENT } else { 0 }
-            | if segment.is_some_and(Segment::is_syn) { flag::SYN } else { 0 }
-            | if verdict == Verdict::TakeForPeer { flag::PEER_MATCHED } else { 0 };
+            | if socket.0 == 0 || state == TIME_WAIT {
+                flag::FROM_SEGMENT
+            } else {
+                0
+            }
+            | if segment.is_some_and(Segment::is_syn) {
+                flag::SYN
+            } else {
+                0
+            }
+            | if verdict == Verdict::TakeForPeer {
+                flag::PEER_MATCHED
+            } else {
+                0
+            };
     });
 }
 

@@ -54,7 +54,11 @@ impl Change {
         let args = ctx.as_ptr().cast::<u64>();
         // SAFETY: the context of this tracepoint has three arguments.
         let arg = |n| unsafe { args.add(n).read_volatile() };
-        Self { socket: Socket(arg(0)), old: arg(1) as u8, new: arg(2) as u8 }
+        Self {
+            socket: Socket(arg(0)),
+            old: arg(1) as u8,
+            new: arg(2) as u8,
+        }
     }
 }
 
@@ -102,7 +106,13 @@ fn begin(socket: Socket, state: u8) {
     let mut caller = owner::NOBODY;
     task::describe(&mut caller);
     let call = Call::current();
-    owner::birth(socket, state, &caller, confidence::EXACT, call.descriptor_of(socket));
+    owner::birth(
+        socket,
+        state,
+        &caller,
+        confidence::EXACT,
+        call.descriptor_of(socket),
+    );
 }
 
 /// A connection's life begins in the network's interrupt: until somebody uses it, it belongs to
@@ -178,7 +188,10 @@ fn close_wait(change: Change) {
         return;
     }
     count(&STATS, stat::CLOSE_WAITS);
-    if CLOSE_WAITS.insert(socket.0, entry, u64::from(BPF_ANY)).is_err() {
+    if CLOSE_WAITS
+        .insert(socket.0, entry, u64::from(BPF_ANY))
+        .is_err()
+    {
         count(&STATS, stat::CLOSE_WAITS_FULL);
     }
 }

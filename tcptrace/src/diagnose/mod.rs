@@ -402,7 +402,7 @@ mod tests {
         );
         check(Kind::Retransmit(Retransmit { attempt: 1 }), None, None);
         let lost = Loss {
-            hook: "tcp_send_reset",
+            hook: "tcp_send_reset".to_owned(),
             count: 3,
             reason: "ring_full",
         };

@@ -29,7 +29,12 @@ pub struct Flow {
 impl Default for Flow {
     fn default() -> Self {
         let unspecified = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
-        Self { local: unspecified, peer: None, ipv6_socket: false, netns: 0 }
+        Self {
+            local: unspecified,
+            peer: None,
+            ipv6_socket: false,
+            netns: 0,
+        }
     }
 }
 

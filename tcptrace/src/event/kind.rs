@@ -81,6 +81,10 @@ impl Kind {
 
 /// This end sent a RST.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a piece of evidence of its own"
+)]
 pub struct ResetSent {
     /// The kernel's own word, where it gives one. It misleads: never print it as the cause.
     pub reason: Option<ResetReason>,

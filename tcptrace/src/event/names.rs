@@ -111,13 +111,19 @@ impl Errno {
     /// The number of an error's name, in any case.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        ERRNOS.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|&(_, n)| Self(n))
+        ERRNOS
+            .iter()
+            .find(|(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|&(_, n)| Self(n))
     }
 
     /// The symbol, e.g. `EPIPE`; `None` for one tcptrace has no name for.
     #[must_use]
     pub fn name(self) -> Option<&'static str> {
-        ERRNOS.iter().find(|&&(_, number)| number == self.0).map(|&(name, _)| name)
+        ERRNOS
+            .iter()
+            .find(|&&(_, number)| number == self.0)
+            .map(|&(name, _)| name)
     }
 }
 
@@ -151,7 +157,10 @@ impl Syscall {
     /// The call's name, of those that act on sockets.
     #[must_use]
     pub fn name(self) -> Option<&'static str> {
-        SYSCALLS.iter().find(|&&(_, number)| number == i64::from(self.0)).map(|&(name, _)| name)
+        SYSCALLS
+            .iter()
+            .find(|&&(_, number)| number == i64::from(self.0))
+            .map(|&(name, _)| name)
     }
 }
 

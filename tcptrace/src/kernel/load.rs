@@ -14,8 +14,8 @@ use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf
 use aya::programs::raw_trace_point::RawTracePointLink;
 use aya::programs::trace_point::TracePointLink;
 use aya::programs::{Iter, RawTracePoint, TracePoint};
-use aya_log::EbpfLogger;
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
+use aya_log::EbpfLogger;
 use bytemuck::{AnyBitPattern, bytes_of, pod_read_unaligned};
 use ipnet::IpNet;
 use nix::mount::{MsFlags, mount};
@@ -98,7 +98,10 @@ impl Kernel {
             .map_max_entries("SOCKS", setup.max_sockets)
             .load(OBJECT)
             .context("cannot create the maps of the kernel half")?;
-        Ok(Self { ebpf, links: Vec::new() })
+        Ok(Self {
+            ebpf,
+            links: Vec::new(),
+        })
     }
 
     /// Writes the values the filters match.
@@ -113,16 +116,24 @@ impl Kernel {
         self.fill("COMMS", &values.comms)?;
         let cgroups: Vec<_> = values.cgroups.iter().map(|id| id.to_ne_bytes()).collect();
         self.fill("CGROUPS", &cgroups)?;
-        let ports: Vec<[u8; size_of::<PortKey>()]> =
-            values.ports.iter().map(|&(role, port)| array(&PortKey { role, port })).collect();
+        let ports: Vec<[u8; size_of::<PortKey>()]> = values
+            .ports
+            .iter()
+            .map(|&(role, port)| array(&PortKey { role, port }))
+            .collect();
         self.fill("PORTS", &ports)?;
-        let map = self.ebpf.map_mut("NETWORKS").context("the object has no map NETWORKS")?;
+        let map = self
+            .ebpf
+            .map_mut("NETWORKS")
+            .context("the object has no map NETWORKS")?;
         let mut networks: LpmTrie<_, [u8; size_of::<NetworkKey>()], u8> = LpmTrie::try_from(map)?;
         for &(role, network) in &values.networks {
             let (addr, prefix) = mapped(network);
             let role = u8::try_from(role).context("a role is 0, 1 or 2")?;
             let key = Key::new(8 + prefix, array(&NetworkKey { role, addr }));
-            networks.insert(&key, 1, 0).with_context(|| format!("too many networks: {network}"))?;
+            networks
+                .insert(&key, 1, 0)
+                .with_context(|| format!("too many networks: {network}"))?;
         }
         Ok(())
     }
@@ -138,7 +149,8 @@ impl Kernel {
                 let mut all = true;
                 for &program in rung.programs {
                     let outcome = outcomes.entry(program).or_insert_with(|| {
-                        self.attach_program(rung.way, program).map_err(|error| reason(&error))
+                        self.attach_program(rung.way, program)
+                            .map_err(|error| reason(&error))
                     });
                     all &= outcome.is_ok();
                     attempts.push(Attempt {
@@ -164,7 +176,8 @@ impl Kernel {
                 let object: &mut RawTracePoint = object.try_into()?;
                 object.load()?;
                 let link = object.attach(program)?;
-                self.links.push(Link::RawTracepoint(object.take_link(link)?));
+                self.links
+                    .push(Link::RawTracepoint(object.take_link(link)?));
             }
             Way::Tracepoint(category) => {
                 let object: &mut TracePoint = object.try_into()?;
@@ -190,7 +203,10 @@ impl Kernel {
     /// # Errors
     /// It was taken before.
     pub fn take_ring(&mut self) -> Result<RingBuf<MapData>> {
-        let map = self.ebpf.take_map("EVENTS").context("the ring was taken before")?;
+        let map = self
+            .ebpf
+            .take_map("EVENTS")
+            .context("the ring was taken before")?;
         Ok(RingBuf::try_from(map)?)
     }
 
@@ -199,7 +215,10 @@ impl Kernel {
     /// # Errors
     /// They were taken before.
     pub fn take_log(&mut self) -> Result<KernelLog> {
-        Ok(KernelLog(EbpfLogger::init_with_logger(&mut self.ebpf, Stderr)?))
+        Ok(KernelLog(EbpfLogger::init_with_logger(
+            &mut self.ebpf,
+            Stderr,
+        )?))
     }
 
     /// Detaches every program. What the maps and the ring hold stays.
@@ -229,7 +248,9 @@ impl Kernel {
         let programs = self.ebpf.programs().filter_map(|(name, program)| {
             let fd = program.fd().ok()?.as_fd().as_raw_fd();
             let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
-            let missed = info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?;
+            let missed = info
+                .lines()
+                .find_map(|line| line.strip_prefix("recursion_misses:"))?;
             Some((name.to_owned(), missed.trim().parse().ok()?))
         });
         programs.filter(|&(_, missed)| missed > 0).collect()
@@ -248,7 +269,10 @@ impl Kernel {
     /// # Errors
     /// The map cannot be read.
     pub fn sock(&self, address: u64) -> Result<Option<wire::Sock>> {
-        let map = self.ebpf.map("SOCKS").context("the object has no map SOCKS")?;
+        let map = self
+            .ebpf
+            .map("SOCKS")
+            .context("the object has no map SOCKS")?;
         let socks: HashMap<_, u64, [u8; size_of::<wire::Sock>()]> = HashMap::try_from(map)?;
         match socks.get(&address, 0) {
             Ok(bytes) => Ok(Some(pod_read_unaligned(&bytes))),
@@ -268,10 +292,16 @@ impl Kernel {
         // Closed first and opened again if need be, so that a listener that fills up meanwhile is
         // not overlooked.
         self.set_gate(gate::NEARLY_FULL, 0)?;
-        let map = self.ebpf.map("LISTENERS").context("the object has no map LISTENERS")?;
+        let map = self
+            .ebpf
+            .map("LISTENERS")
+            .context("the object has no map LISTENERS")?;
         let listeners: HashMap<_, [u8; size_of::<wire::ListenerKey>()], u64> =
             HashMap::try_from(map)?;
-        let sockets: Vec<u64> = listeners.iter().filter_map(|it| it.ok().map(|it| it.1)).collect();
+        let sockets: Vec<u64> = listeners
+            .iter()
+            .filter_map(|it| it.ok().map(|it| it.1))
+            .collect();
         for socket in sockets.into_iter().filter(|&socket| socket != 0) {
             if self.sock(socket)?.is_some_and(|known| known.full != 0) {
                 return self.set_gate(gate::NEARLY_FULL, 1);
@@ -293,7 +323,10 @@ impl Kernel {
     /// # Errors
     /// The map cannot be read.
     pub fn pids(&self) -> Result<Vec<u32>> {
-        let map = self.ebpf.map("PIDS").context("the object has no map PIDS")?;
+        let map = self
+            .ebpf
+            .map("PIDS")
+            .context("the object has no map PIDS")?;
         let pids: HashMap<_, u32, u8> = HashMap::try_from(map)?;
         Ok(pids.keys().filter_map(Result::ok).collect())
     }
@@ -303,7 +336,10 @@ impl Kernel {
     /// # Errors
     /// The map cannot be written.
     pub fn forget_pid(&mut self, pid: u32) -> Result<()> {
-        let map = self.ebpf.map_mut("PIDS").context("the object has no map PIDS")?;
+        let map = self
+            .ebpf
+            .map_mut("PIDS")
+            .context("the object has no map PIDS")?;
         let mut pids: HashMap<_, u32, u8> = HashMap::try_from(map)?;
         match pids.remove(&pid) {
             Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
@@ -317,11 +353,17 @@ impl Kernel {
     /// The map cannot be read or written.
     pub fn sweep_flows(&mut self, monotonic: u64) -> Result<()> {
         const KEY: usize = size_of::<wire::FlowKey>();
-        let map = self.ebpf.map_mut("FLOWS").context("the object has no map FLOWS")?;
+        let map = self
+            .ebpf
+            .map_mut("FLOWS")
+            .context("the object has no map FLOWS")?;
         let mut flows: HashMap<_, [u8; KEY], u64> = HashMap::try_from(map)?;
         let ended = |ended: u64| ended != 0 && ended < monotonic;
-        let old: Vec<_> =
-            flows.iter().filter_map(Result::ok).filter(|flow| ended(flow.1)).collect();
+        let old: Vec<_> = flows
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|flow| ended(flow.1))
+            .collect();
         for (flow, _) in old {
             // Gone already: nothing is left to do.
             let _ = flows.remove(&flow);
@@ -330,26 +372,39 @@ impl Kernel {
     }
 
     fn fill<K: Pod>(&mut self, name: &str, keys: &[K]) -> Result<()> {
-        let map = self.ebpf.map_mut(name).with_context(|| format!("the object has no map {name}"))?;
+        let map = self
+            .ebpf
+            .map_mut(name)
+            .with_context(|| format!("the object has no map {name}"))?;
         let mut map: HashMap<_, K, u8> = HashMap::try_from(map)?;
         for key in keys {
-            map.insert(key, 1, 0).with_context(|| format!("too many values for {name}"))?;
+            map.insert(key, 1, 0)
+                .with_context(|| format!("too many values for {name}"))?;
         }
         Ok(())
     }
 
     fn gate(&self, index: u32) -> Result<u32> {
-        let map = self.ebpf.map("GATES").context("the object has no map GATES")?;
+        let map = self
+            .ebpf
+            .map("GATES")
+            .context("the object has no map GATES")?;
         Ok(Array::<_, u32>::try_from(map)?.get(&index, 0)?)
     }
 
     fn set_gate(&mut self, index: u32, open: u32) -> Result<()> {
-        let map = self.ebpf.map_mut("GATES").context("the object has no map GATES")?;
+        let map = self
+            .ebpf
+            .map_mut("GATES")
+            .context("the object has no map GATES")?;
         Ok(Array::<_, u32>::try_from(map)?.set(index, open, 0)?)
     }
 
     fn sums<const N: usize>(&self, name: &str) -> Result<[u64; N]> {
-        let map = self.ebpf.map(name).with_context(|| format!("the object has no map {name}"))?;
+        let map = self
+            .ebpf
+            .map(name)
+            .with_context(|| format!("the object has no map {name}"))?;
         let map: PerCpuArray<_, u64> = PerCpuArray::try_from(map)?;
         let mut sums = [0; N];
         for (sum, index) in sums.iter_mut().zip(0..) {
@@ -359,10 +414,15 @@ impl Kernel {
     }
 
     fn entries<const N: usize, V: AnyBitPattern>(&self, name: &str) -> Result<Vec<(u64, V)>> {
-        let map = self.ebpf.map(name).with_context(|| format!("the object has no map {name}"))?;
+        let map = self
+            .ebpf
+            .map(name)
+            .with_context(|| format!("the object has no map {name}"))?;
         let map: HashMap<_, u64, [u8; N]> = HashMap::try_from(map)?;
         let read = map.iter().filter_map(Result::ok);
-        Ok(read.map(|(key, value)| (key, pod_read_unaligned(&value))).collect())
+        Ok(read
+            .map(|(key, value)| (key, pod_read_unaligned(&value)))
+            .collect())
     }
 }
 
@@ -409,14 +469,29 @@ fn reason(error: &anyhow::Error) -> String {
 fn with_tracefs<T: Send>(attach: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     const TRACEFS: &str = "/sys/kernel/tracing";
     let mounted = [TRACEFS, "/sys/kernel/debug/tracing"];
-    if mounted.iter().any(|at| Path::new(at).join("events").exists()) {
+    if mounted
+        .iter()
+        .any(|at| Path::new(at).join("events").exists())
+    {
         return attach();
     }
     let private = || {
         let nothing = None::<&str>;
         unshare(CloneFlags::CLONE_NEWNS).context("no mount namespace of its own")?;
-        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_SLAVE, nothing)?;
-        mount(Some("tracefs"), TRACEFS, Some("tracefs"), MsFlags::empty(), nothing)?;
+        mount(
+            nothing,
+            "/",
+            nothing,
+            MsFlags::MS_REC | MsFlags::MS_SLAVE,
+            nothing,
+        )?;
+        mount(
+            Some("tracefs"),
+            TRACEFS,
+            Some("tracefs"),
+            MsFlags::empty(),
+            nothing,
+        )?;
         attach()
     };
     thread::scope(|scope| match scope.spawn(private).join() {

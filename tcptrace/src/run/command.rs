@@ -33,35 +33,47 @@ impl Held {
         child.args(args);
         let (tell_fd, wait_fd) = (tell.as_raw_fd(), wait.as_raw_fd());
         let hold = move || {
-            // SAFETY: getpid, write and read may be called between fork and exec, and both
-            // descriptors are open there.
-            #[expect(clippy::multiple_unsafe_ops_per_block, reason = "three calls, one reason")]
-            let released = unsafe {
-                let pid = libc::getpid().to_ne_bytes();
-                libc::write(tell_fd, pid.as_ptr().cast(), pid.len());
-                let mut byte = 0_u8;
-                libc::read(wait_fd, (&raw mut byte).cast(), 1)
-            };
-            if released == 1 { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
+            let pid = std::process::id().to_ne_bytes();
+            // SAFETY: write may be called between fork and exec, and the descriptor is open there.
+            unsafe { libc::write(tell_fd, pid.as_ptr().cast(), pid.len()) };
+            let mut byte = 0_u8;
+            // SAFETY: read may be called between fork and exec, and the descriptor is open there.
+            let released = unsafe { libc::read(wait_fd, (&raw mut byte).cast(), 1) };
+            if released == 1 {
+                Ok(())
+            } else {
+                Err(io::ErrorKind::Interrupted.into())
+            }
         };
-        // SAFETY: see there.
+        // SAFETY: the closure calls only what may be called between fork and exec.
         unsafe { child.pre_exec(hold) };
         let (send, ended) = oneshot::channel();
         // `spawn` returns only when the child has become the command, so it waits elsewhere.
-        let thread = thread::Builder::new().name("command".into()).spawn(move || {
-            let _open_until_exec = (tell, wait);
-            let ended = child.spawn().and_then(|mut child| child.wait());
-            // The run may be over.
-            let _ = send.send(ended);
-        })?;
+        let thread = thread::Builder::new()
+            .name("command".into())
+            .spawn(move || {
+                let _open_until_exec = (tell, wait);
+                let ended = child.spawn().and_then(|mut child| child.wait());
+                // The run may be over.
+                let _ = send.send(ended);
+            })?;
         let mut pid = [0; 4];
-        File::from(told).read_exact(&mut pid).context("the command could not be forked")?;
-        Ok(Self { pid: u32::from_ne_bytes(pid), release: release.into(), thread, ended })
+        File::from(told)
+            .read_exact(&mut pid)
+            .context("the command could not be forked")?;
+        Ok(Self {
+            pid: u32::from_ne_bytes(pid),
+            release: release.into(),
+            thread,
+            ended,
+        })
     }
 
     /// Lets it go; the result comes when it has ended.
     pub(super) fn release(mut self) -> Result<oneshot::Receiver<io::Result<ExitStatus>>> {
-        self.release.write_all(b"!").context("the command did not wait")?;
+        self.release
+            .write_all(b"!")
+            .context("the command did not wait")?;
         drop(self.thread);
         Ok(self.ended)
     }
@@ -72,6 +84,10 @@ pub(super) fn status(ended: io::Result<ExitStatus>, command: &OsString) -> Resul
     let status = ended
         .map_err(|error| anyhow!("cannot run {}: {error}", command.display()))
         .context("the command never started")?;
-    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
-    Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(super::status::FAILED))
+    let code = status
+        .code()
+        .or_else(|| status.signal().map(|signal| 128 + signal));
+    Ok(code
+        .and_then(|code| u8::try_from(code).ok())
+        .unwrap_or(super::status::FAILED))
 }

@@ -54,8 +54,8 @@ enum Stop {
 
 /// `tcptrace [FILTER] [OUTPUT]`.
 pub(super) fn trace(args: &Trace) -> Result<u8, Failure> {
-    let selection = Selection::parse(&args.event, &args.errno)
-        .map_err(|error| Failure { status: 2, error })?;
+    let selection =
+        Selection::parse(&args.event, &args.errno).map_err(|error| Failure { status: 2, error })?;
     let ring_bytes = ring_bytes(args.ring_buffer)?;
     // Before anything is loaded: what is wrong with the request does not need the kernel.
     let outputs = outputs(args)?;
@@ -76,32 +76,60 @@ pub(super) fn trace(args: &Trace) -> Result<u8, Failure> {
         max_sockets: args.max_sockets,
     };
     let mut kernel = Kernel::load(&setup)?;
-    let command = if args.cmd.is_empty() { None } else { Some(Held::new(&args.cmd)?) };
-    filters.values.pids.extend(command.as_ref().map(|held| held.pid));
+    let command = if args.cmd.is_empty() {
+        None
+    } else {
+        Some(Held::new(&args.cmd)?)
+    };
+    filters
+        .values
+        .pids
+        .extend(command.as_ref().map(|held| held.pid));
     kernel.set_filters(&filters.values)?;
     let attempts = kernel.attach(&plan);
     check_attached(&plan, &attempts, selection.required())?;
-    if !attempts.iter().any(|it| it.program == "sys_exit_accept4" && it.outcome.is_ok()) {
+    if !attempts
+        .iter()
+        .any(|it| it.program == "sys_exit_accept4" && it.outcome.is_ok())
+    {
         kernel.watch_first_uses()?;
     }
 
-    let report = Report { facts: host.facts, plan, attempts: Some(attempts) };
+    let report = Report {
+        facts: host.facts,
+        plan,
+        attempts: Some(attempts),
+    };
     let decoder = Decoder {
         clock_offset: clock(ClockId::CLOCK_REALTIME) - monotonic(),
         ns_per_jiffy: filters.config.ns_per_jiffy,
         reset_reasons: Arc::from(host.resolved.reset_reasons),
     };
-    let verifier = Verifier::new(attribution::Host { cgroups: Cgroups::open().ok() });
+    let verifier = Verifier::new(attribution::Host {
+        cgroups: Cgroups::open().ok(),
+    });
     let session = Session::new(decoder, selection, outputs, verifier, args.count);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(live(Live { args, filters, report, kernel, session, command }))
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(live(Live {
+        args,
+        filters,
+        report,
+        kernel,
+        session,
+        command,
+    }))
 }
 
 /// What `doctor` knows of a plan: everything is attached for a moment.
 pub(super) fn try_out(resolved: &Resolved, plan: &Plan) -> Result<Vec<Attempt>> {
     let mut kernel = Kernel::load(&Setup {
         layout: resolved.layout,
-        config: Config { kinds: u32::MAX, ..Config::OFF },
+        config: Config {
+            kinds: u32::MAX,
+            ..Config::OFF
+        },
         ring_bytes: 1 << 16,
         max_sockets: 1024,
     })?;
@@ -119,7 +147,14 @@ struct Live<'a> {
 }
 
 async fn live(live: Live<'_>) -> Result<u8, Failure> {
-    let Live { args, filters, report, mut kernel, mut session, command } = live;
+    let Live {
+        args,
+        filters,
+        report,
+        mut kernel,
+        mut session,
+        command,
+    } = live;
     let begun = Instant::now();
     let mut source = Ring::new(kernel.take_ring()?)?;
     let stop = stop(args)?;
@@ -152,7 +187,13 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     let counters = comparable.map(|before| Counters::read().map(|after| (before, after)));
     session.reconcile_until_now();
     watch.detach();
-    let account = settle(&mut source, &mut session, &mut watch, begun.elapsed(), counters);
+    let account = settle(
+        &mut source,
+        &mut session,
+        &mut watch,
+        begun.elapsed(),
+        counters,
+    );
     match account {
         // A summary that nobody reads is no failure, wherever the pipe closed.
         Err(failure) if failure.error.downcast_ref() != Some(&sink::Error::Closed) => {
@@ -309,7 +350,10 @@ async fn ended(
     let (Some(released), Some(program)) = (released, args.cmd.first()) else {
         return std::future::pending().await;
     };
-    command::status(released.await.context("nobody waits for the command")?, program)
+    command::status(
+        released.await.context("nobody waits for the command")?,
+        program,
+    )
 }
 
 /// What is wrong already is looked for beside the loop: it may take a second.
@@ -354,17 +398,26 @@ fn check_privileges(host: &Host) -> Result<(), Failure> {
         names.join(" and "),
         grant_command(&host.facts)
     );
-    Err(Failure { status: status::PRIVILEGE, error })
+    Err(Failure {
+        status: status::PRIVILEGE,
+        error,
+    })
 }
 
 /// What everything rests on, and what was asked for by name, must be there; the rest is missed
 /// aloud.
 fn check_attached(plan: &Plan, attempts: &[Attempt], required: u32) -> Result<(), Failure> {
-    for planned in plan.signals.iter().filter(|it| it.core || it.asked_by & required != 0) {
+    for planned in plan
+        .signals
+        .iter()
+        .filter(|it| it.core || it.asked_by & required != 0)
+    {
         if is_seen(planned, attempts) {
             continue;
         }
-        let tried = attempts.iter().filter(|attempt| attempt.signal == planned.signal);
+        let tried = attempts
+            .iter()
+            .filter(|attempt| attempt.signal == planned.signal);
         let tried = tried.filter_map(|attempt| {
             let error = attempt.outcome.as_ref().err()?;
             Some(format!("{}: {error}", attempt.way))
@@ -379,7 +432,10 @@ fn check_attached(plan: &Plan, attempts: &[Attempt], required: u32) -> Result<()
             planned.signal.0,
             why.join("; ")
         );
-        return Err(Failure { status: status::KERNEL, error });
+        return Err(Failure {
+            status: status::KERNEL,
+            error,
+        });
     }
     Ok(())
 }
@@ -388,7 +444,9 @@ fn check_attached(plan: &Plan, attempts: &[Attempt], required: u32) -> Result<()
 fn is_seen(planned: &Planned, attempts: &[Attempt]) -> bool {
     planned.candidates.iter().any(|candidate| {
         let way = candidate.rung.to_string();
-        let mut tried = attempts.iter().filter(|it| it.signal == planned.signal && it.way == way);
+        let mut tried = attempts
+            .iter()
+            .filter(|it| it.signal == planned.signal && it.way == way);
         let attached = tried.clone().count() == candidate.rung.programs.len();
         attached && tried.all(|attempt| attempt.outcome.is_ok())
     })
@@ -401,7 +459,9 @@ fn outputs(args: &Trace) -> Result<Outputs, Failure> {
         host_name: nix::unistd::gethostname()
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default(),
-        host_id: std::fs::read_to_string("/etc/machine-id").ok().map(|id| id.trim().to_owned()),
+        host_id: std::fs::read_to_string("/etc/machine-id")
+            .ok()
+            .map(|id| id.trim().to_owned()),
     });
     let terminal = io::stdout().is_terminal();
     let format = match args.output {
@@ -420,8 +480,10 @@ fn outputs(args: &Trace) -> Result<Outputs, Failure> {
     };
     outputs.add(format, Box::new(Stream::stdout()?));
     if let Some(path) = &args.output_file {
-        let rotation =
-            args.rotate_size.map(|size| Rotation { size, keep: args.rotate_keep });
+        let rotation = args.rotate_size.map(|size| Rotation {
+            size,
+            keep: args.rotate_keep,
+        });
         outputs.add(Format::Json, Box::new(sink::File::open(path, rotation)?));
     }
     Ok(outputs)
@@ -429,7 +491,12 @@ fn outputs(args: &Trace) -> Result<Outputs, Failure> {
 
 /// <https://man7.org/linux/man-pages/man4/tty_ioctl.4.html>
 fn terminal_width() -> Option<usize> {
-    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    let mut size = libc::winsize {
+        ws_row: 0,
+        ws_col: 0,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     // SAFETY: the call fills the structure it is given.
     let told = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) };
     (told == 0 && size.ws_col > 0).then_some(size.ws_col.into())

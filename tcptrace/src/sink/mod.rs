@@ -160,7 +160,9 @@ impl Outputs {
         for group in &mut self.groups {
             match &group.format {
                 // A person reads these on standard error, set for the purpose.
-                Format::Columns(_) if matches!(event.kind, Kind::Coverage(_) | Kind::Summary(_)) => {
+                Format::Columns(_)
+                    if matches!(event.kind, Kind::Coverage(_) | Kind::Summary(_)) =>
+                {
                     continue;
                 }
                 Format::Columns(columns) => {

@@ -249,7 +249,7 @@ pub(crate) fn all() -> Vec<Event> {
         note: Some("needs kernel 6.6".to_owned()),
     };
     let loss = Loss {
-        hook: "tcp_send_reset",
+        hook: "tcp_send_reset".to_owned(),
         count: 3,
         reason: "ring_full",
     };

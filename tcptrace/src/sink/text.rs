@@ -660,11 +660,7 @@ mod tests {
         };
         let coverage = [
             coverage("reset.sent", Some("raw_tracepoint tcp_send_reset"), None),
-            coverage(
-                "retransmit",
-                Some("raw_tracepoint x"),
-                Some("only the first\u{1b}[2J"),
-            ),
+            coverage("retransmit", None, Some("refused\u{1b}[2J")),
             coverage(
                 "fd.exhausted",
                 None,
@@ -673,8 +669,8 @@ mod tests {
         ];
         banner(&coverage, &mut text).expect("memory takes it");
         insta::assert_snapshot!(String::from_utf8_lossy(&text), @r"
-        tcptrace 0.1.0 sees 2 of 3 signals on this kernel; Ctrl-C ends it
-          retransmit through raw_tracepoint x: only the first\u{1b}[2J
+        tcptrace 0.1.0 sees 1 of 3 signals on this kernel; `tcptrace doctor` says how, and what each leaves out; Ctrl-C ends it
+          retransmit is not seen: refused\u{1b}[2J
           fd.exhausted is not seen: mount tracefs on /sys/kernel/tracing
         ");
     }

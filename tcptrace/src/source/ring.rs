@@ -23,7 +23,6 @@ impl Ring {
         let ring = unsafe { AsyncFd::register(ring) }.map_err(Into::<io::Error>::into)?;
         Ok(Self { ring })
     }
-
 }
 
 impl Source for Ring {

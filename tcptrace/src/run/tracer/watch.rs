@@ -43,7 +43,7 @@ const ROUND: usize = 1000;
 /// What costs more than reading a counter is done this often.
 const CHORES: Duration = Duration::from_secs(1);
 /// How long the end of a traced process's connection is remembered for its other end.
-const RETENTION: Duration = Duration::from_secs(60);
+const RETENTION: Duration = Duration::from_mins(1);
 
 const HOOKS: [&str; hook::COUNT as usize] = [
     "inet_sock_set_state",
@@ -101,11 +101,15 @@ impl Watch {
             self.chores = Instant::now();
             self.forget_the_gone()?;
             let retention = u64::try_from(RETENTION.as_nanos())?;
-            self.kernel.sweep_flows(monotonic().saturating_sub(retention))?;
+            self.kernel
+                .sweep_flows(monotonic().saturating_sub(retention))?;
             if !self.cgroups.is_empty() {
                 // New ones below those named; that one of those named is gone is no failure.
                 let cgroups = config::cgroups(&self.cgroups).unwrap_or_default();
-                self.kernel.set_filters(&FilterValues { cgroups, ..FilterValues::default() })?;
+                self.kernel.set_filters(&FilterValues {
+                    cgroups,
+                    ..FilterValues::default()
+                })?;
             }
         }
         Ok(())
@@ -160,7 +164,11 @@ impl Watch {
                 continue;
             }
             let age = Duration::from_nanos(now.saturating_sub(entry.since));
-            let mut next = self.stuck.get(&entry.id).copied().unwrap_or(self.close_wait_after);
+            let mut next = self
+                .stuck
+                .get(&entry.id)
+                .copied()
+                .unwrap_or(self.close_wait_after);
             if age >= next && due.len() < ROUND {
                 next = age.max(next) * AGAIN;
                 due.push((address, entry));
@@ -172,7 +180,11 @@ impl Watch {
         let mut events = Vec::with_capacity(due.len());
         for (address, entry) in due {
             let known = self.kernel.sock(address)?;
-            events.push(session.decoder.stuck((address, &entry), known.as_ref(), now));
+            events.push(
+                session
+                    .decoder
+                    .stuck((address, &entry), known.as_ref(), now),
+            );
         }
         look_closer(&mut events);
         for mut event in events {
@@ -191,7 +203,8 @@ impl Watch {
         let pids = self.kernel.pids()?;
         // The sockets of the dying are closed after the process can no longer be seen, but long
         // before the next look.
-        let (alive, gone): (Vec<_>, Vec<_>) = pids.into_iter().partition(|&pid| process::alive(pid));
+        let (alive, gone): (Vec<_>, Vec<_>) =
+            pids.into_iter().partition(|&pid| process::alive(pid));
         for pid in &gone {
             self.kernel.forget_pid(*pid)?;
         }
@@ -200,8 +213,21 @@ impl Watch {
     }
 }
 
-fn tell(session: &mut Session, hook: String, count: u64, reason: &'static str) -> Result<(), Error> {
-    if count == 0 { Ok(()) } else { session.lost(Loss { hook, count, reason }) }
+fn tell(
+    session: &mut Session,
+    hook: String,
+    count: u64,
+    reason: &'static str,
+) -> Result<(), Error> {
+    if count == 0 {
+        Ok(())
+    } else {
+        session.lost(Loss {
+            hook,
+            count,
+            reason,
+        })
+    }
 }
 
 /// Completes connections in CLOSE_WAIT with what only the socket itself can say now: its inode, the
@@ -216,8 +242,14 @@ fn look_closer(events: &mut [Event]) {
     if netns.is_empty() {
         return;
     }
-    let Ok(namespaces) = netns::list() else { return };
-    for namespace in namespaces.list.iter().filter(|it| netns.binary_search(&it.inode).is_ok()) {
+    let Ok(namespaces) = netns::list() else {
+        return;
+    };
+    for namespace in namespaces
+        .list
+        .iter()
+        .filter(|it| netns.binary_search(&it.inode).is_ok())
+    {
         let look = || {
             let mut found = HashMap::new();
             let dump = sockets::dump(&[State::CloseWait], |socket| {
@@ -226,7 +258,9 @@ fn look_closer(events: &mut [Event]) {
             dump.map(|_| found)
         };
         // A namespace that cannot be entered leaves its events as they are.
-        let Ok(Ok(found)) = netns::enter(namespace, look) else { continue };
+        let Ok(Ok(found)) = netns::enter(namespace, look) else {
+            continue;
+        };
         for socket in events.iter_mut().filter_map(|event| event.socket.as_mut()) {
             if socket.flow.netns == namespace.inode
                 && let Some(there) = found.get(&(socket.flow.local, socket.flow.peer))
