@@ -53,7 +53,11 @@ fn what_cannot_be_done_is_refused_with_1_and_a_reason() {
         1,
         &["/proc/nowhere/file"],
     );
-    refused(&["--", "/no/such/program"], 1, &["/no/such/program"]);
+    refused(
+        &["--no-header", "--", "/no/such/program"],
+        1,
+        &["/no/such/program"],
+    );
 }
 
 #[test]

@@ -278,25 +278,17 @@ impl Report {
 }
 
 impl Judged {
-    /// At most two lines of the stream for people: one for each of the first owners expected.
-    fn stories<'a>(&self, text: &'a [String]) -> Vec<&'a String> {
-        let mut owners: Vec<String> = vec![];
-        for owner in self
-            .checks
-            .iter()
-            .filter(|check| check.seen > 0)
-            .filter_map(|c| c.owner)
-        {
-            let owner = owner.to_string();
-            if !owners.contains(&owner) {
-                owners.push(owner);
-            }
-        }
-        let of = |owner: &String| {
-            text.iter()
-                .find(|line| line.split_whitespace().nth(1) == Some(owner.as_str()))
+    /// The first two lines of the stream for people about the processes expected.
+    fn stories<'a>(&self, text: &'a [String]) -> impl Iterator<Item = &'a String> {
+        let seen = self.checks.iter().filter(|check| check.seen > 0);
+        let owners: Vec<String> = seen
+            .filter_map(|check| Some(check.owner?.to_string()))
+            .collect();
+        let about = move |line: &&String| {
+            let pid = line.split_whitespace().nth(1);
+            pid.is_some_and(|pid| owners.iter().any(|owner| owner == pid))
         };
-        owners.iter().take(2).filter_map(of).collect()
+        text.iter().filter(about).take(2)
     }
 }
 

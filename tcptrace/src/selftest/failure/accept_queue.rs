@@ -17,7 +17,7 @@ pub(super) const SYN: Failure = Failure {
     changes_host: false,
     provoke: |_| {
         let mut expects = vec![];
-        for family in [FAMILIES[0], FAMILIES[1]] {
+        for family in FAMILIES {
             let mut server = actor("is-slow")?;
             let mut client = actor("crowd")?;
             let (listener, addr) = server.listener(family.addr()?, BACKLOG.cast_signed())?;
