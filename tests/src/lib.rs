@@ -6,7 +6,6 @@
 
 use std::fs::OpenOptions;
 use std::net::SocketAddr;
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -64,14 +63,6 @@ pub fn trace_unfiltered(args: &[&str]) -> Result<Tracer> {
 /// # Errors
 /// When it cannot be started.
 pub fn actor(name: &str) -> Result<Actor> {
-    actor_as(name, 0)
-}
-
-/// A new process of this name and user.
-///
-/// # Errors
-/// When it cannot be started.
-pub fn actor_as(name: &str, uid: u32) -> Result<Actor> {
     // Beside the test programs' own directory, where cargo puts the package's binaries.
     let test = std::env::current_exe()?;
     let built = test
@@ -79,8 +70,18 @@ pub fn actor_as(name: &str, uid: u32) -> Result<Actor> {
         .and_then(|deps| deps.parent())
         .context("a test outside target")?;
     let mut command = Command::new(built.join("actor"));
-    command.arg(name).uid(uid);
+    command.arg(name);
     Actor::spawn(command).with_context(|| format!("cannot start the actor {name}"))
+}
+
+/// A new process of this name that has become this user.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn actor_as(name: &str, uid: i32) -> Result<Actor> {
+    let mut actor = actor(name)?;
+    actor.sys(libc::SYS_setresuid, &[uid.into(), uid.into(), uid.into()])?;
+    Ok(actor)
 }
 
 /// A listener on an address like `127.0.0.1:0`.

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -53,7 +53,11 @@ fn what_cannot_be_done_is_refused_with_1_and_a_reason() {
         1,
         &["/proc/nowhere/file"],
     );
-    refused(&["--", "/no/such/program"], 1, &["/no/such/program"]);
+    refused(
+        &["--no-header", "--", "/no/such/program"],
+        1,
+        &["/no/such/program"],
+    );
 }
 
 #[test]
@@ -298,19 +302,14 @@ fn provoke_a_bit_of_everything(netns: &Netns) -> Result<()> {
 }
 
 #[test]
-fn help_and_completions_need_no_privileges() {
-    for args in [
-        &["--help"][..],
-        &["schema"],
-        &["completions", "bash"],
-        &["explain", "EPIPE"],
-    ] {
-        let mut command: Command = tcptrace();
-        let output = command.args(args).uid(65534).gid(65534).output();
+fn help_and_schema_need_no_privileges() {
+    for arg in ["--help", "--version", "schema"] {
+        let mut command = tcptrace();
+        let output = command.arg(arg).uid(65534).gid(65534).output();
         let output = output.expect("tcptrace does not start");
         assert!(
             output.status.success() && !output.stdout.is_empty(),
-            "{args:?}"
+            "{arg}"
         );
     }
 }

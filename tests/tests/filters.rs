@@ -48,21 +48,35 @@ impl Town {
     }
 }
 
-/// The server's ends of which a reset was sent, and that every one was seen at both ends.
+/// Provokes the resets under a filter: the servers' addresses of those seen, each at both ends.
 fn resets(args: &[&str]) -> Result<Vec<SocketAddr>> {
-    let mut seen = vec![];
-    let mut result = Ok(());
+    let (events, pairs) = fall_under(args)?;
+    Ok(both_ends(&events, &pairs))
+}
+
+/// How many resets were sent by which server's address, and how many received from it.
+fn ends(args: &[&str], server: &str) -> Result<(u64, u64)> {
+    let (events, _) = fall_under(args)?;
+    let server = server.parse()?;
+    let sent = events.named("reset.sent");
+    let received = events.named("reset.received");
+    let counts = (sent.local(server).count(), received.peer(server).count());
+    assert_eq!((sent.count(), received.count()), counts, "and no other");
+    Ok(counts)
+}
+
+fn fall_under(args: &[&str]) -> Result<(Events, Vec<Pair>)> {
+    let mut result = Ok((Events::default(), vec![]));
     in_netns(|netns| {
-        let tracer = trace(netns, args)?;
-        result = Town::new().and_then(|mut town| {
+        result = (|| {
+            let tracer = trace(netns, args)?;
+            let mut town = Town::new()?;
             town.fall()?;
-            let events = Events::of(tracer)?;
-            seen = both_ends(&events, &[town.to_left, town.to_right].concat());
-            Ok(())
-        });
+            Ok((Events::of(tracer)?, [town.to_left, town.to_right].concat()))
+        })();
         Ok(())
     });
-    result.map(|()| seen)
+    result
 }
 
 fn both_ends(events: &Events, pairs: &[Pair]) -> Vec<SocketAddr> {
@@ -117,8 +131,6 @@ fn by_user() -> Result<()> {
 #[test]
 fn by_port() -> Result<()> {
     assert_eq!(resets(&["--port", "7001"])?, addrs(&LEFT));
-    assert_eq!(resets(&["-L", "7002"])?, addrs(&RIGHT));
-    assert_eq!(resets(&["-D", "7001"])?, addrs(&LEFT));
     assert_eq!(resets(&["--port", "7003"])?, []);
     Ok(())
 }
@@ -131,8 +143,16 @@ fn by_address() -> Result<()> {
         addrs(&[LEFT[0], RIGHT[0]])
     );
     assert_eq!(resets(&["--addr", "::/0"])?, addrs(&[LEFT[1], RIGHT[1]]));
-    assert_eq!(resets(&["--peer", "127.0.0.2"])?, addrs(&RIGHT[..1]));
     assert_eq!(resets(&["--addr", "10.0.0.0/8"])?, []);
+    Ok(())
+}
+
+#[test]
+fn by_one_ends_port_or_address_only_that_end_is_seen() -> Result<()> {
+    assert_eq!(ends(&["-4", "-L", "7002"], RIGHT[0])?, (1, 0));
+    assert_eq!(ends(&["-4", "-D", "7001"], LEFT[0])?, (0, 1));
+    assert_eq!(ends(&["--peer", "127.0.0.2"], RIGHT[0])?, (0, 1));
+    assert_eq!(ends(&["-6", "--peer", "10.0.0.0/8"], RIGHT[1])?, (0, 0));
     Ok(())
 }
 

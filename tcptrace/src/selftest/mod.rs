@@ -150,9 +150,12 @@ fn provoke_all(
             }));
         }
         let namespaces: Vec<u32> = told.iter().take(failures.len()).collect::<Result<_>>()?;
-        let tracer = Arc::new(Tracer::start(tracer_command("json", &namespaces)?)?);
+        let tracer = Arc::new(Tracer::start(tracer_command(
+            &["-o", "json", "--event", "+fd.invalid,+state.changed"],
+            &namespaces,
+        )?)?);
         let text = stories
-            .then(|| Tracer::start(tracer_command("columns", &namespaces)?))
+            .then(|| Tracer::start(tracer_command(&["--event", "+fd.invalid"], &namespaces)?))
             .transpose()?;
         for start in starts {
             start
@@ -188,16 +191,9 @@ fn provoke(failure: &'static Failure, stage: &Stage) -> Result<Outcome> {
     })
 }
 
-fn tracer_command(output: &str, namespaces: &[u32]) -> Result<Command> {
+fn tracer_command(args: &[&str], namespaces: &[u32]) -> Result<Command> {
     let mut command = myself()?;
-    command.args([
-        "-o",
-        output,
-        "--event",
-        "+fd.invalid,+state.changed",
-        "--color",
-        "never",
-    ]);
+    command.args(args).args(["--color", "never"]);
     for namespace in namespaces {
         command.args(["--netns", &namespace.to_string()]);
     }

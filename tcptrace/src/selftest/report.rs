@@ -5,13 +5,33 @@ use std::io::{self, Write};
 use serde_json::{Value, json};
 
 use super::Outcome;
-use super::failure::{Count, Expect};
+use super::failure::{Count, Expect, NO_SOCKET};
 use super::tracer::Record;
 
-/// The kernel's own counters that must equal the number of these events in every namespace.
-const RECONCILED: [(&str, &str); 2] = [
-    ("reset.sent", "TcpOutRsts"),
-    ("accept_queue.overflow", "TcpExtListenOverflows"),
+/// A counter of the kernel that must equal the number of these events in every namespace.
+struct Reconciled {
+    event: &'static str,
+    counter: &'static str,
+    signals: &'static [&'static str],
+    limit: Option<&'static str>,
+}
+
+const RECONCILED: [Reconciled; 2] = [
+    Reconciled {
+        event: "reset.sent",
+        counter: "TcpOutRsts",
+        signals: &["reset sent"],
+        limit: Some(NO_SOCKET),
+    },
+    Reconciled {
+        event: "accept_queue.overflow",
+        counter: "TcpExtListenOverflows",
+        signals: &[
+            "accept queue: SYN dropped",
+            "accept queue: final ACK dropped",
+        ],
+        limit: None,
+    },
 ];
 
 /// All verdicts.
@@ -79,14 +99,18 @@ impl Check {
             owned: events.iter().filter(owned).count() as u64,
             counter,
             wrong,
-            invisible: invisible(expect.event, records),
+            invisible: invisible(&[expect.signal], expect.limit, records),
         }
     }
 
     /// All events of a kind in the namespace, against the kernel's counter.
     fn reconcile(
-        event: &'static str,
-        counter: &'static str,
+        &Reconciled {
+            event,
+            counter,
+            signals,
+            limit,
+        }: &Reconciled,
         outcome: &Outcome,
         records: &[Record],
     ) -> Option<Self> {
@@ -104,7 +128,7 @@ impl Check {
             owned: 0,
             counter: Some(counter),
             wrong: None,
-            invisible: limited(event, records),
+            invisible: invisible(signals, limit, records),
         })
     }
 
@@ -153,7 +177,7 @@ impl Report {
                 .map(|expect| Check::new(expect, outcome, records));
             let reconciled = RECONCILED
                 .iter()
-                .filter_map(|(event, counter)| Check::reconcile(event, counter, outcome, records));
+                .filter_map(|counter| Check::reconcile(counter, outcome, records));
             Judged {
                 name: outcome.failure.name,
                 symptom: outcome.failure.symptom,
@@ -254,51 +278,31 @@ impl Report {
 }
 
 impl Judged {
-    /// At most two lines of the stream for people: one for each of the first owners expected.
-    fn stories<'a>(&self, text: &'a [String]) -> Vec<&'a String> {
-        let mut owners: Vec<String> = vec![];
-        for owner in self
-            .checks
-            .iter()
-            .filter(|check| check.seen > 0)
-            .filter_map(|c| c.owner)
-        {
-            let owner = owner.to_string();
-            if !owners.contains(&owner) {
-                owners.push(owner);
-            }
-        }
-        let of = |owner: &String| {
-            text.iter()
-                .find(|line| line.split_whitespace().nth(1) == Some(owner.as_str()))
+    /// The first two lines of the stream for people about the processes expected.
+    fn stories<'a>(&self, text: &'a [String]) -> impl Iterator<Item = &'a String> {
+        let seen = self.checks.iter().filter(|check| check.seen > 0);
+        let owners: Vec<String> = seen
+            .filter_map(|check| Some(check.owner?.to_string()))
+            .collect();
+        let about = move |line: &&String| {
+            let pid = line.split_whitespace().nth(1);
+            pid.is_some_and(|pid| owners.iter().any(|owner| owner == pid))
         };
-        owners.iter().take(2).filter_map(of).collect()
+        text.iter().filter(about).take(2)
     }
 }
 
-/// Why this kernel shows no event of this name; `None` when it does.
-fn invisible(event: &str, records: &[Record]) -> Option<String> {
-    let coverage = coverage(event, records)?;
-    if coverage.get("tcptrace.coverage.way").is_some() {
-        return None;
-    }
-    let note = coverage
-        .text("tcptrace.coverage.note")
-        .unwrap_or("this kernel has no way");
-    Some(note.to_owned())
-}
-
-/// Why this kernel may show fewer events of this name than its counter says.
-fn limited(event: &str, records: &[Record]) -> Option<String> {
-    Some(
-        coverage(event, records)?
-            .text("tcptrace.coverage.note")?
-            .to_owned(),
-    )
-}
-
-fn coverage<'a>(event: &str, records: &'a [Record]) -> Option<&'a Record> {
-    records.iter().find(|record| {
-        record.name() == "coverage" && record.text("tcptrace.coverage.signal") == Some(event)
+/// Why this kernel does not show what comes through these signals; `None` when it does.
+fn invisible(signals: &[&str], limit: Option<&str>, records: &[Record]) -> Option<String> {
+    signals.iter().find_map(|signal| {
+        let coverage = records.iter().find(|record| {
+            record.name() == "coverage" && record.text("tcptrace.coverage.signal") == Some(signal)
+        })?;
+        let note = coverage
+            .text("tcptrace.coverage.note")
+            .unwrap_or("this kernel has no way");
+        let hidden = coverage.get("tcptrace.coverage.way").is_none()
+            || limit.is_some_and(|limit| note.contains(limit));
+        hidden.then(|| note.to_owned())
     })
 }

@@ -17,7 +17,7 @@ pub(super) const SYN: Failure = Failure {
     changes_host: false,
     provoke: |_| {
         let mut expects = vec![];
-        for family in [FAMILIES[0], FAMILIES[1]] {
+        for family in FAMILIES {
             let mut server = actor("is-slow")?;
             let mut client = actor("crowd")?;
             let (listener, addr) = server.listener(family.addr()?, BACKLOG.cast_signed())?;
@@ -38,6 +38,7 @@ pub(super) const SYN: Failure = Failure {
                 )
                 .local(addr)
                 .times(CLIENTS.into())
+                .through("accept queue: SYN dropped")
                 .owner(&server)
                 .says("tcptrace.accept_queue.path", "syn")
                 .says("tcptrace.accept_queue.len", BACKLOG + 1)
@@ -104,6 +105,7 @@ fn overflow_at_the_ack() -> Result<(Vec<Expect>, Actor, Actor, Vec<Fd>)> {
     }
     server.wait_for_queue(listener, BACKLOG + 1)?;
     let expect = Expect::new("accept_queue.overflow", "dropped ACKs")
+        .through("accept queue: final ACK dropped")
         .local(addr)
         .owner(&server)
         .says("tcptrace.accept_queue.path", "ack")

@@ -36,6 +36,7 @@ pub(super) const FAILURE: Failure = Failure {
                     "socket.error",
                     format!("{}: what read returned", family.name),
                 )
+                .through("failed receives")
                 .at_client(&pair)
                 .owner(&client)
                 .says("error.type", "ECONNRESET"),

@@ -6,7 +6,7 @@ pub(super) const FAILURE: Failure = Failure {
     name: "fd_exhausted",
     symptom: "accept4 and socket: too many open files",
     changes_host: false,
-    provoke: |_| {
+    provoke: |stage| {
         let mut server = actor("is-full")?;
         let mut client = actor("knocks")?;
         let (listener, addr) = server.listener(FAMILIES[0].addr()?, 8)?;
@@ -27,9 +27,12 @@ pub(super) const FAILURE: Failure = Failure {
                 .says("error.type", "EMFILE")
                 .says("tcptrace.fd.limit", limit)
         };
-        Ok(vec![
+        let expects = vec![
             exhausted("accept4", "accept4, tried 3 times").times(3),
             exhausted("socket", "socket"),
-        ])
+        ];
+        // The limit is read from the process, while there is one.
+        stage.wait_for(&expects[1])?;
+        Ok(expects)
     },
 };

@@ -122,6 +122,9 @@ impl Family {
     }
 }
 
+/// What the coverage says where a RST without a full socket is not seen.
+pub(super) const NO_SOCKET: &str = "a RST for a closed port";
+
 /// How often an event must have come.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Count {
@@ -138,19 +141,30 @@ pub(super) struct Expect {
     pub(super) count: Count,
     pub(super) owner: Option<u32>,
     pub(super) says: Vec<(&'static str, Value)>,
+    /// The signal, as the coverage names it, without which no such event can come.
+    pub(super) signal: &'static str,
+    /// What the coverage says of a signal that does not show this case.
+    pub(super) limit: Option<&'static str>,
     select: Vec<(&'static str, Value)>,
 }
 
 impl Expect {
     /// One event of this name.
     fn new(event: &'static str, what: impl Into<String>) -> Self {
-        let count = Count::Exactly(1);
         Self {
             what: what.into(),
             event,
-            count,
+            count: Count::Exactly(1),
             owner: None,
             says: vec![],
+            signal: match event {
+                "reset.sent" => "reset sent",
+                "reset.received" => "reset received",
+                "fd.exhausted" => "descriptors exhausted in accept, accept4, socket",
+                "fd.invalid" => "invalid descriptors",
+                _ => "state changes",
+            },
+            limit: None,
             select: vec![],
         }
     }
@@ -163,6 +177,18 @@ impl Expect {
     /// As often as the kernel counted.
     fn times_counted(mut self, counter: &'static str) -> Self {
         self.count = Count::Counter(counter);
+        self
+    }
+
+    /// Seen through this signal of the coverage.
+    fn through(mut self, signal: &'static str) -> Self {
+        self.signal = signal;
+        self
+    }
+
+    /// Not seen where the coverage of the signal says this.
+    fn unless(mut self, limit: &'static str) -> Self {
+        self.limit = Some(limit);
         self
     }
 
@@ -208,9 +234,12 @@ impl Expect {
 
     /// True for an event this is about.
     pub(super) fn selects(&self, record: &Record, netns: u32) -> bool {
-        record.name() == self.event
-            && record.number("tcptrace.netns") == Some(netns.into())
-            && super::holds(record, &self.select)
+        // Without a socket there is no namespace, and the process is what is known.
+        let here = match record.number("tcptrace.netns") {
+            Some(inode) => inode == u64::from(netns),
+            None => record.pid() == self.owner.map(u64::from),
+        };
+        record.name() == self.event && here && super::holds(record, &self.select)
     }
 
     /// True when the event says what it must.

@@ -14,12 +14,16 @@ pub(super) const FAILURE: Failure = Failure {
         for (fd, what) in [(listener, "a listener"), (fresh, "an unconnected socket")] {
             program.send(fd, b"x").expect_err("not connected");
             program.recv(fd, 16).expect_err("not connected");
-            for (error, call) in [("EPIPE", "sendto"), ("ENOTCONN", "recvfrom")] {
+            for (error, call, signal) in [
+                ("EPIPE", "sendto", "failed sends"),
+                ("ENOTCONN", "recvfrom", "failed receives"),
+            ] {
                 expects.push(
                     Expect::new("socket.error", format!("{call} on {what}"))
                         .with("tcptrace.socket.fd", fd)
                         .with("tcptrace.syscall.name", call)
                         .owner(&program)
+                        .through(signal)
                         .says("error.type", error),
                 );
             }

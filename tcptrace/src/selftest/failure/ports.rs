@@ -23,6 +23,7 @@ pub(super) const FAILURE: Failure = Failure {
                 .owner(&client)
                 .says("error.type", "EADDRNOTAVAIL"),
             Expect::new("socket.error", "bind, port taken")
+                .through("address in use")
                 .with("tcptrace.syscall.name", "bind")
                 .owner(&client)
                 .says("error.type", "EADDRINUSE"),

@@ -1,6 +1,6 @@
 //! Connection refused: nobody listens on that port.
 
-use super::{Expect, FAMILIES, Failure, actor};
+use super::{Expect, FAMILIES, Failure, NO_SOCKET, actor};
 
 pub(super) const FAILURE: Failure = Failure {
     name: "no_listener",
@@ -24,6 +24,7 @@ pub(super) const FAILURE: Failure = Failure {
                     format!("{}: the RST of the closed port", family.name),
                 )
                 .local(addr)
+                .unless(NO_SOCKET)
                 .says("error.type", "no_listener"),
             ]);
         }

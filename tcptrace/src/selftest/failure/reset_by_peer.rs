@@ -30,6 +30,7 @@ pub(super) const FAILURE: Failure = Failure {
                     .says("error.type", "ECONNRESET"),
                 Expect::new("socket.error", format!("{}: the read", family.name))
                     .at_server(&pair)
+                    .through("failed receives")
                     .with("error.type", "ECONNRESET")
                     .owner(&victim),
                 Expect::new(
@@ -37,6 +38,7 @@ pub(super) const FAILURE: Failure = Failure {
                     format!("{}: the write after it", family.name),
                 )
                 .at_server(&pair)
+                .through("failed sends")
                 .with("error.type", "EPIPE")
                 .owner(&victim),
             ]);

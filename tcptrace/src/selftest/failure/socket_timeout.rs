@@ -32,6 +32,7 @@ pub(super) const FAILURE: Failure = Failure {
             .expect_err("nothing is there");
         Ok(vec![
             Expect::new("socket.error", "recvfrom, after 50 ms")
+                .through("failed receives")
                 .at_client(&pair)
                 .owner(&client)
                 .says("error.type", "EAGAIN"),

@@ -73,6 +73,7 @@ pub(super) const ESTABLISHED: Failure = Failure {
                 .at_client(&waits)
                 .owner(&client),
             Expect::new("socket.error", "what read returned")
+                .through("failed receives")
                 .with("error.type", "ETIMEDOUT")
                 .times(2)
                 .owner(&client),

@@ -30,6 +30,7 @@ pub(super) const FAILURE: Failure = Failure {
                     .says("network.connection.state", "close_wait")
                     .says("error.type", "EPIPE"),
                 Expect::new("socket.error", format!("{}: the EPIPE train", family.name))
+                    .through("failed sends")
                     .at_client(&pair)
                     .times(3)
                     .owner(&client)
