@@ -115,6 +115,8 @@ layout! {
         task_signal: "task_struct" "signal",
         task_files: "task_struct" "files",
         task_cred: "task_struct" "cred",
+        task_nsproxy: "task_struct" "nsproxy",
+        nsproxy_net: "nsproxy" "net_ns",
         task_cgroups: "task_struct" "cgroups",
         cred_uid: "cred" "uid",
         css_set_cgroup: "css_set" "dfl_cgrp",

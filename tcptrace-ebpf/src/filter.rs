@@ -45,18 +45,19 @@ pub(crate) fn socket(tuple: &Tuple, family: u8, owner: &Task) -> Verdict {
     }
 }
 
-/// A call without a socket, by `owner`.
+/// A call without a socket, by `owner` in this network namespace.
 #[inline(always)]
-pub(crate) fn task(owner: &Task) -> bool {
+pub(crate) fn task(owner: &Task, netns: u32) -> bool {
     // What is not a socket has no port and no address to match.
     let socket_filters = config!(local_port)
         | config!(peer_port)
         | config!(port)
         | config!(addr)
         | config!(peer)
-        | config!(family)
-        | config!(netns);
-    socket_filters == 0 && (!has_owner_filter() || owner_matches(owner))
+        | config!(family);
+    socket_filters == 0
+        && (config!(netns) == 0 || NETNS.get_ptr(netns).is_some())
+        && (!has_owner_filter() || owner_matches(owner))
 }
 
 /// Some filter asks who owns the socket.

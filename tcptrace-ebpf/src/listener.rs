@@ -95,17 +95,25 @@ pub(crate) fn parent(tuple: &Tuple, family: u8) -> Option<Socket> {
 #[inline(always)]
 pub(crate) fn dropper(tuple: &Tuple, family: u8) -> Option<Socket> {
     let mut key = key(tuple, family);
-    let mut found = full(&mut key);
-    if found == 0 {
-        key.addr = [0; 16];
-        found = full(&mut key);
-    }
+    let mut found = full_or_any(&mut key);
     // An IPv6 listener takes IPv4 too, when no IPv4 one is there.
     if found == 0 && family == AF_INET {
         key.family = AF_INET6;
-        found = full(&mut key);
+        key.addr = tuple.local;
+        found = full_or_any(&mut key);
     }
     (found != 0).then_some(Socket(found))
+}
+
+/// [`full`] at this key, else at that of any address.
+#[inline(never)]
+fn full_or_any(key: &mut ListenerKey) -> u64 {
+    let found = full(key);
+    if found != 0 {
+        return found;
+    }
+    key.addr = [0; 16];
+    full(key)
 }
 
 /// [`only`] found more than one.

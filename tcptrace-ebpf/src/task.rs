@@ -11,7 +11,7 @@ use tcptrace_common::{
 
 use crate::{
     kernel::{field, layout, read},
-    sock::Socket,
+    sock::{self, Socket},
 };
 
 /// <https://github.com/torvalds/linux/blob/v6.18/include/linux/sched.h>
@@ -49,6 +49,12 @@ pub(crate) fn describe(task: &mut Task) {
     task.cgroup = unsafe { bpf_get_current_cgroup_id() };
     task.flags = field!(current, task_flags: u32);
     task.comm = field!(field!(current, task_group_leader: u64), task_comm: [u8; 16]);
+}
+
+/// Network namespace of the running task.
+#[inline(always)]
+pub(crate) fn netns() -> u32 {
+    sock::netns(field!(field!(current(), task_nsproxy: u64), nsproxy_net: u64))
 }
 
 /// Describes a task that is not running, from its `struct task_struct`.

@@ -185,13 +185,15 @@ fn without_event(kind: u8, hook: u8, socket: Option<Socket>, error: i64, ends: O
     if let Some(socket) = socket {
         family = socket.family();
         socket.tuple(&mut tuple);
+    } else {
+        tuple.netns = task::netns();
     }
     if let Some(ends) = ends {
         tuple = ends;
     }
     let verdict = match socket {
         Some(_) => filter::socket(&tuple, family, &caller),
-        None if filter::task(&caller) => Verdict::Take,
+        None if filter::task(&caller, tuple.netns) => Verdict::Take,
         None => Verdict::Drop,
     };
     if verdict == Verdict::Drop {
