@@ -72,10 +72,11 @@ fn a_train_of_errors_points_to_the_reset_that_caused_it() {
 
 #[test]
 fn the_stream_tells_what_the_program_was_told() {
-    in_netns(|netns| {
-        let tracer = trace(netns, &["--event", "+fd.invalid"])?;
+    in_netns(|_| {
         let mut server = actor("server")?;
         let mut client = actor("client")?;
+        let pid = client.pid().to_string();
+        let tracer = trace_unfiltered(&["--event", "+fd.invalid", "--pid", &pid])?;
         let pair = connected(&mut server, &mut client, V4)?;
         server.abort(pair.server)?;
         client.wait_for(pair.client, libc::POLLHUP)?;
