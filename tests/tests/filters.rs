@@ -97,6 +97,12 @@ fn both_ends(events: &Events, pairs: &[Pair]) -> Vec<SocketAddr> {
     seen
 }
 
+/// The namespace this program was started in, by number.
+fn hosts_netns() -> Result<String> {
+    use std::os::unix::fs::MetadataExt;
+    Ok(std::fs::metadata("/proc/self/ns/net")?.ino().to_string())
+}
+
 fn addrs(list: &[&str]) -> Vec<SocketAddr> {
     list.iter().filter_map(|addr| addr.parse().ok()).collect()
 }
@@ -142,7 +148,7 @@ fn by_address() -> Result<()> {
         resets(&["--addr", "127.0.0.0/8"])?,
         addrs(&[LEFT[0], RIGHT[0]])
     );
-    assert_eq!(resets(&["--addr", "::/0"])?, addrs(&[LEFT[1], RIGHT[1]]));
+    assert_eq!(resets(&["--addr", "::1"])?, addrs(&[LEFT[1], RIGHT[1]]));
     assert_eq!(resets(&["--addr", "10.0.0.0/8"])?, []);
     Ok(())
 }
@@ -167,12 +173,30 @@ fn by_family() -> Result<()> {
 fn by_namespace() {
     in_netns(|netns| {
         let mut town = Town::new()?;
-        let elsewhere = trace_unfiltered(&["--netns", "1"])?;
+        let elsewhere = trace_unfiltered(&["--netns", &hosts_netns()?])?;
         let here = trace(netns, &[])?;
         town.fall()?;
         let pairs = [town.to_left, town.to_right].concat();
         assert_eq!(both_ends(&Events::of(here)?, &pairs), addrs(&ALL));
         assert_eq!(both_ends(&Events::of(elsewhere)?, &pairs), []);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_call_without_a_socket_is_made_in_its_callers_namespace() {
+    in_netns(|netns| {
+        let elsewhere = trace_unfiltered(&["--netns", &hosts_netns()?, "--event", "fd"])?;
+        let here = trace(netns, &["--event", "fd"])?;
+        let mut program = actor("program")?;
+        program.send(-1, b"x").expect_err("EBADF");
+        program.limit_descriptors(1)?;
+        program.socket(libc::AF_INET, 0).expect_err("EMFILE");
+        let here = Events::of(here)?;
+        assert_eq!(here.named("fd.invalid").pids(), [program.pid()]);
+        assert_eq!(here.named("fd.exhausted").pids(), [program.pid()]);
+        let elsewhere = Events::of(elsewhere)?;
+        assert_eq!(elsewhere.only(|e| e.name().starts_with("fd.")).count(), 0);
         Ok(())
     });
 }

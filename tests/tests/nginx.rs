@@ -36,6 +36,8 @@ impl Nginx {
             .arg("-c")
             .arg(&path)
             .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
             .spawn()
             .context("nginx is not there: apt-get install nginx-light")?;
         Ok(Self { master, directory })
@@ -63,16 +65,16 @@ impl Nginx {
 impl Drop for Nginx {
     fn drop(&mut self) {
         let path = format!("/proc/{0}/task/{0}/children", self.master.id());
-        for pid in fs::read_to_string(path)
-            .unwrap_or_default()
-            .split_whitespace()
-        {
-            if let Ok(pid) = pid.parse() {
-                _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
-        }
+        let workers = fs::read_to_string(path).unwrap_or_default();
+        // The master first: it would replace a worker that dies.
         _ = self.master.kill();
         _ = self.master.wait();
+        for worker in workers
+            .split_whitespace()
+            .filter_map(|pid| pid.parse().ok())
+        {
+            _ = kill(Pid::from_raw(worker), Signal::SIGKILL);
+        }
         _ = fs::remove_dir_all(&self.directory);
     }
 }

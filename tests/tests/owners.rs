@@ -309,8 +309,9 @@ fn ten_thousand_other_sockets_lend_nobody_their_owner() {
         let theirs =
             sent.only(|e| e.number("network.local.port") != Some(listener.1.port().into()));
         assert_eq!(theirs.pids(), [churn.pid()].repeat(5000));
+        let received = events.named("reset.received").peer(listener.1);
         for pair in pairs {
-            let received = events.named("reset.received").at_client(&pair);
+            let received = received.at_client(&pair);
             assert_eq!(received.one()?.pid(), Some(client.pid().into()));
         }
         Ok(())

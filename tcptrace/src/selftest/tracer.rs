@@ -64,7 +64,7 @@ impl Record {
 struct Output {
     stdout: Vec<String>,
     stderr: Vec<String>,
-    /// Of stdout and stderr, how many have ended.
+    /// How many readers have come to the end.
     ended: usize,
 }
 
@@ -105,30 +105,17 @@ impl Tracer {
     /// # Errors
     /// When it cannot be started or ends before it traces: then with what it said on stderr.
     pub fn start(command: Command) -> Result<Self> {
-        let mut tracer = Self::spawn(command)?;
-        let ready = |output: &Output| output.stderr.iter().any(|line| line.starts_with(READY));
-        if !tracer.wait_while(PATIENCE, |output| !ready(output) && output.ended < 2)
-            || !ready(&tracer.lock())
-        {
-            _ = tracer.child.kill();
-            let trace = tracer.join()?;
-            let said = trace.stderr.join("\n");
-            bail!(
-                "the tracer did not come up ({}). It said:\n{said}",
-                trace.status
-            );
-        }
-        Ok(tracer)
+        Self::start_into(command, Stdio::piped())
     }
 
-    /// Starts `command` and does not wait.
+    /// As [`Tracer::start`], with its stdout elsewhere: no record comes back from here.
     ///
     /// # Errors
-    /// When it cannot be started.
-    pub fn spawn(mut command: Command) -> Result<Self> {
+    /// As [`Tracer::start`].
+    pub fn start_into(mut command: Command, stdout: impl Into<Stdio>) -> Result<Self> {
         command
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+            .stdout(stdout)
             .stderr(Stdio::piped());
         // SAFETY: prctl is async-signal-safe and touches no memory.
         unsafe {
@@ -139,15 +126,35 @@ impl Tracer {
             .with_context(|| format!("cannot start {}", command.get_program().display()))?;
         let output = Shared::default();
         let mut readers = vec![];
-        if let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) {
+        if let Some(stdout) = child.stdout.take() {
             readers.push(read_lines(stdout, &output, |output| &mut output.stdout));
+        }
+        if let Some(stderr) = child.stderr.take() {
             readers.push(read_lines(stderr, &output, |output| &mut output.stderr));
         }
-        Ok(Self {
+        let mut tracer = Self {
             child,
             output,
             readers,
-        })
+        };
+        tracer.wait_until_ready()?;
+        Ok(tracer)
+    }
+
+    fn wait_until_ready(&mut self) -> Result<()> {
+        let ready = |output: &Output| output.stderr.iter().any(|line| line.starts_with(READY));
+        let all = self.readers.len();
+        self.wait_while(PATIENCE, |output| !ready(output) && output.ended < all);
+        if ready(&self.lock()) {
+            return Ok(());
+        }
+        _ = self.child.kill();
+        let trace = self.join()?;
+        bail!(
+            "the tracer did not come up ({}). It said:\n{}",
+            trace.status,
+            trace.stderr.join("\n")
+        )
     }
 
     /// Its process id.
@@ -175,7 +182,7 @@ impl Tracer {
                 .filter_map(|line| parse(line).ok())
                 .find(|record| wanted(record));
             looked_at = output.stdout.len();
-            found.is_none() && output.ended < 2
+            found.is_none() && output.ended < self.readers.len()
         });
         let tail = || {
             let output = self.lock();
