@@ -55,13 +55,15 @@ wire! {
 }
 
 wire! {
-    /// Data of a `NETWORKS` key: the prefix length counts 8 bits for the role.
+    /// Data of a `NETWORKS` key: the prefix length counts 16 bits for the first two.
     pub struct NetworkKey {
+        /// 4 or 6: a v4-mapped address lies in no IPv6 network.
+        pub family: u8,
         /// See [`role`].
         pub role: u8,
         /// Address, v4-mapped.
         pub addr: [u8; 16],
-    } size 17
+    } size 18
 }
 
 /// Which end a port or network filter is about.

@@ -114,13 +114,11 @@ fn port(role: u16, port: u16) -> bool {
 
 #[inline(always)]
 fn network(role: u16, addr: [u8; 16]) -> bool {
-    NETWORKS
-        .get(Key::new(
-            8 + 128,
-            NetworkKey {
-                role: role as u8,
-                addr,
-            },
-        ))
-        .is_some()
+    let family = if is_mapped(&addr) { 4 } else { 6 };
+    let data = NetworkKey {
+        family,
+        role: role as u8,
+        addr,
+    };
+    NETWORKS.get(Key::new(16 + 128, data)).is_some()
 }

@@ -140,11 +140,14 @@ fn only(key: &mut ListenerKey) -> u64 {
     found
 }
 
-/// Address of the listener at this key that is full, and of several such the one whose count of
-/// drops has moved; 0: none.
+/// Address of the listener at this key that just dropped a SYN; 0: none.
+///
+/// A lone listener did when its queue is full. Of several the SYN may have gone to one that is not
+/// full, so one of them is charged only with a drop of its own that nobody was charged with yet.
 #[inline(never)]
 fn full(key: &mut ListenerKey) -> u64 {
     let mut found = 0;
+    let mut several = false;
     for slot in 0..SLOTS {
         key.slot = slot;
         let Some(&there) = get(key) else { break };
@@ -152,28 +155,51 @@ fn full(key: &mut ListenerKey) -> u64 {
         if there == 0 || listener.state() != LISTEN {
             continue;
         }
-        let (len, max) = listener.accept_queue();
-        if len <= max {
-            continue;
-        }
-        found = there;
         if has_dropped(listener) {
-            break;
+            return there;
         }
+        several = found != 0;
+        found = there;
     }
-    found
+    if several || !is_full(Socket(found)) {
+        0
+    } else {
+        found
+    }
 }
 
-/// Its count of drops moved since the last look.
+/// Takes one of the drops it was not charged with yet. There are none while it is not full: what it
+/// dropped then was something else.
 #[inline(never)]
 fn has_dropped(listener: Socket) -> bool {
     let drops = listener.drops();
     let Some(known) = owner::of(listener) else {
         return false;
     };
-    let moved = known.drops != drops;
-    known.drops = drops;
-    moved
+    if !is_full(listener) {
+        known.drops = drops;
+        return false;
+    }
+    let dropped = known.drops != drops;
+    known.drops = known.drops.wrapping_add(u32::from(dropped));
+    dropped
+}
+
+/// The listener dropped something that was no SYN: nobody is to be charged with it later.
+#[inline(always)]
+pub(crate) fn charge(listener: Socket) {
+    let drops = listener.drops();
+    if let Some(known) = owner::of(listener) {
+        known.drops = drops;
+    }
+}
+
+/// Its accept queue takes no more: it holds one more than its limit.
+/// <https://github.com/torvalds/linux/blob/v6.18/include/net/sock.h> (`sk_acceptq_is_full`)
+#[inline(always)]
+pub(crate) fn is_full(listener: Socket) -> bool {
+    let (len, max) = listener.accept_queue();
+    len > max
 }
 
 #[inline(always)]

@@ -32,12 +32,15 @@ const OPT_IN: [&str; 4] = [
 ];
 
 impl Selection {
-    /// Reads the lists of `--event` and `--errno`.
+    /// Reads the lists of `--event` and `--errno`. Entries into CLOSE_WAIT are printed too when they
+    /// are asked for at once.
     ///
     /// # Errors
     /// A name that is none.
-    pub fn parse(events: &[String], errnos: &[Errno]) -> Result<Self> {
-        let usual = Kind::SELECTABLE.map(|name| !OPT_IN.contains(&name));
+    pub fn parse(events: &[String], errnos: &[Errno], close_wait_at_once: bool) -> Result<Self> {
+        let usual = Kind::SELECTABLE.map(|name| {
+            !OPT_IN.contains(&name) || close_wait_at_once && name == "close_wait.entered"
+        });
         let only_adds = events.iter().all(|item| item.starts_with('+'));
         let mut chosen = if only_adds {
             usual
@@ -387,6 +390,7 @@ mod tests {
                 .map(|&event| event.to_owned())
                 .collect::<Vec<_>>(),
             &[],
+            false,
         )
     }
 

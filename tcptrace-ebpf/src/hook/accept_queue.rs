@@ -36,12 +36,14 @@ fn consume_skb(ctx: RawTracePointContext) -> i32 {
 fn kfree_skb(ctx: RawTracePointContext) -> i32 {
     let reason = ctx.arg::<u64>(2) as u32;
     if reason == layout!(drop_listen_overflow) {
-        dropped(Socket(ctx.arg(3)), ctx.arg(0), hook::KFREE_SKB, path::ACK);
+        let listener = Socket(ctx.arg(3));
+        listener::charge(listener);
+        dropped(listener, ctx.arg(0), hook::KFREE_SKB, path::ACK);
     } else if reason == layout!(drop_no_socket) {
         let listener = Socket(ctx.arg(3));
         // A SYN cookie that came back to a full queue; every other segment without a socket has
         // no listener either.
-        if listener.0 != 0 && listener.state() == LISTEN && is_full(listener) {
+        if listener.0 != 0 && listener.state() == LISTEN && listener::is_full(listener) {
             dropped(listener, ctx.arg(0), hook::KFREE_SKB, path::COOKIE);
         }
     }
@@ -65,12 +67,6 @@ fn syn(skb: u64) {
         return;
     }
     dropped(listener, skb, hook::CONSUME_SKB, path::SYN);
-}
-
-#[inline(always)]
-fn is_full(listener: Socket) -> bool {
-    let (len, max) = listener.accept_queue();
-    len > max
 }
 
 /// Without SYN cookies a full SYN queue drops the SYN before the accept queue is looked at.

@@ -129,8 +129,12 @@ impl Kernel {
         let mut networks: LpmTrie<_, [u8; size_of::<NetworkKey>()], u8> = LpmTrie::try_from(map)?;
         for &(role, network) in &values.networks {
             let (addr, prefix) = mapped(network);
-            let role = u8::try_from(role).context("a role is 0, 1 or 2")?;
-            let key = Key::new(8 + prefix, array(&NetworkKey { role, addr }));
+            let data = NetworkKey {
+                family: if network.network().is_ipv4() { 4 } else { 6 },
+                role: u8::try_from(role).context("a role is 0, 1 or 2")?,
+                addr,
+            };
+            let key = Key::new(16 + prefix, array(&data));
             networks
                 .insert(&key, 1, 0)
                 .with_context(|| format!("too many networks: {network}"))?;

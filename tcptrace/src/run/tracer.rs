@@ -54,8 +54,8 @@ enum Stop {
 
 /// `tcptrace [FILTER] [OUTPUT]`.
 pub(super) fn trace(args: &Trace) -> Result<u8, Failure> {
-    let selection =
-        Selection::parse(&args.event, &args.errno).map_err(|error| Failure { status: 2, error })?;
+    let selection = Selection::parse(&args.event, &args.errno, args.close_wait_after.is_zero())
+        .map_err(|error| Failure { status: 2, error })?;
     let ring_bytes = ring_bytes(args.ring_buffer)?;
     // Before anything is loaded: what is wrong with the request does not need the kernel.
     let outputs = outputs(args)?;

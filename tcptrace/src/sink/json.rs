@@ -1,13 +1,17 @@
 //! JSON in the shape of OpenTelemetry's log data model.
+//!
+//! The frame of a record is written by hand: its names are constants that need no escaping, and
+//! through a serializer that looks at each of them a record would cost twice the time. What comes
+//! from outside is escaped by `serde_json`.
+
+use std::fmt::{self, Write as _};
 
 use bytes::{BufMut as _, BytesMut};
 use jiff::Timestamp;
-use serde::ser::{Error as _, SerializeMap as _};
-use serde::{Serialize, Serializer};
 
 use super::record::{self, Severity, Value, name};
 use super::{Body, Context, Error};
-use crate::event::{self, Event};
+use crate::event::Event;
 
 /// A line is never longer: the smallest limit of the log collectors we know.
 const MAX_LINE: usize = 8_000;
@@ -19,143 +23,198 @@ const SCHEMA_VERSION: &str = "1.0";
 /// most six, and at most six such texts are in a record.
 const LEAN_TEXT: usize = 96;
 
-/// Adds one line.
-pub(super) fn line(context: &Context, event: &Event, to: &mut BytesMut) -> Result<(), Error> {
-    let start = to.len();
-    for lean in [false, true] {
-        to.truncate(start);
-        serde_json::to_writer(to.writer(), &Envelope::new(context, event, lean))
-            .map_err(|error| failed(&error))?;
-        to.put_u8(b'\n');
-        if to.len() - start <= MAX_LINE {
-            break;
+const NS_PER_SECOND: u64 = 1_000_000_000;
+
+/// Writes records.
+pub(super) struct Records {
+    context: Context,
+    /// What every record ends with.
+    tail: String,
+    /// The second whose date is in `date`.
+    second: Option<u64>,
+    date: String,
+}
+
+impl Records {
+    pub(super) fn new(context: Context) -> Self {
+        let mut tail = BytesMut::from(&b"},\"resource\":{\"service.name\":\"tcptrace\""[..]);
+        let mut text = |name: &str, text: &str| {
+            key(&mut tail, b',', name);
+            string(&mut tail, text);
+        };
+        text("service.version", env!("CARGO_PKG_VERSION"));
+        text("host.name", &context.host_name);
+        if let Some(id) = &context.host_id {
+            text("host.id", id);
         }
-    }
-    Ok(())
-}
-
-/// Adds the same over several lines, without a limit: it is for reading.
-pub(super) fn pretty(context: &Context, event: &Event, to: &mut BytesMut) -> Result<(), Error> {
-    serde_json::to_writer_pretty(to.writer(), &Envelope::new(context, event, false))
-        .map_err(|error| failed(&error))?;
-    to.put_u8(b'\n');
-    Ok(())
-}
-
-fn failed(error: &serde_json::Error) -> Error {
-    Error::Failed(format!(
-        "cannot write an event as JSON: {error}; please report this"
-    ))
-}
-
-#[derive(Serialize)]
-struct Envelope<'a> {
-    timestamp: Rfc3339,
-    event_name: &'static str,
-    severity_text: &'static str,
-    severity_number: u8,
-    body: Text<Body<'a>>,
-    attributes: Attributes<'a>,
-    resource: Resource<'a>,
-    schema_version: &'static str,
-}
-
-impl<'a> Envelope<'a> {
-    fn new(context: &'a Context, event: &'a Event, lean: bool) -> Self {
-        let severity = Severity::of(event);
+        tail.extend_from_slice(b"}");
+        key(&mut tail, b',', "schema_version");
+        string(&mut tail, SCHEMA_VERSION);
+        tail.extend_from_slice(b"}\n");
         Self {
-            timestamp: Rfc3339(event.time),
-            event_name: event.name(),
-            severity_text: severity.as_str(),
-            severity_number: severity as u8,
-            body: Text {
-                text: Body(event),
-                lean,
-            },
-            attributes: Attributes {
-                context,
-                event,
-                lean,
-            },
-            resource: Resource {
-                service_name: "tcptrace",
-                service_version: env!("CARGO_PKG_VERSION"),
-                host_name: &context.host_name,
-                host_id: context.host_id.as_deref(),
-            },
-            schema_version: SCHEMA_VERSION,
+            context,
+            tail: String::from_utf8_lossy(&tail).into_owned(),
+            second: None,
+            date: String::new(),
         }
     }
-}
 
-#[derive(Serialize)]
-struct Resource<'a> {
-    #[serde(rename = "service.name")]
-    service_name: &'static str,
-    #[serde(rename = "service.version")]
-    service_version: &'static str,
-    #[serde(rename = "host.name")]
-    host_name: &'a str,
-    #[serde(rename = "host.id", skip_serializing_if = "Option::is_none")]
-    host_id: Option<&'a str>,
-}
-
-/// In UTC, always to the nanosecond.
-struct Rfc3339(event::Timestamp);
-
-impl Serialize for Rfc3339 {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let time = Timestamp::from_nanosecond(i128::from(self.0.0)).map_err(S::Error::custom)?;
-        serializer.collect_str(&format_args!("{time:.9}"))
+    /// Adds one line.
+    pub(super) fn line(&mut self, event: &Event, to: &mut BytesMut) {
+        let start = to.len();
+        self.write(event, to, false);
+        if to.len() - start > MAX_LINE {
+            to.truncate(start);
+            self.write(event, to, true);
+        }
     }
+
+    /// Adds the same over several lines: it is for reading.
+    pub(super) fn pretty(&mut self, event: &Event, to: &mut BytesMut) -> Result<(), Error> {
+        let mut line = BytesMut::new();
+        self.line(event, &mut line);
+        let failed = |error| {
+            Error::Failed(format!(
+                "cannot write an event as JSON: {error}; please report this"
+            ))
+        };
+        let record: serde_json::Value = serde_json::from_slice(&line).map_err(failed)?;
+        serde_json::to_writer_pretty(to.writer(), &record).map_err(failed)?;
+        to.put_u8(b'\n');
+        Ok(())
+    }
+
+    fn write(&mut self, event: &Event, to: &mut BytesMut, lean: bool) {
+        to.reserve(MAX_LINE);
+        key(to, b'{', "timestamp");
+        self.timestamp(event.time.0, to);
+        key(to, b',', "event_name");
+        string(to, event.name());
+        let severity = Severity::of(event);
+        key(to, b',', "severity_text");
+        string(to, severity.as_str());
+        key(to, b',', "severity_number");
+        integer(to, i64::from(severity as u8));
+        key(to, b',', "body");
+        text(to, &Body(event), lean);
+        key(to, b',', "attributes");
+        let mut before = b'{';
+        // What is written to memory cannot fail.
+        let _ = record::attributes(&self.context, event, &mut |name, value| {
+            if lean && is_shed(name) {
+                return Ok::<(), std::convert::Infallible>(());
+            }
+            key(to, before, name);
+            before = b',';
+            match value {
+                Value::Int(value) => integer(to, value),
+                Value::True => to.extend_from_slice(b"true"),
+                Value::Str(value) => string(to, if lean { cut(value) } else { value }),
+                Value::Text(value) => text(to, value, lean),
+                Value::Ints(values) => list(to, values, |to, &value| integer(to, value.into())),
+                Value::Strs(values) => list(to, values, |to, value| string(to, value)),
+            }
+            Ok(())
+        });
+        to.extend_from_slice(self.tail.as_bytes());
+    }
+
+    /// In UTC, always to the nanosecond.
+    fn timestamp(&mut self, ns: u64, to: &mut BytesMut) {
+        let second = ns / NS_PER_SECOND;
+        if self.second != Some(second) {
+            self.second = Some(second);
+            self.date.clear();
+            // Every u64 of nanoseconds is a date, and a String takes all.
+            let date = i64::try_from(second)
+                .ok()
+                .and_then(|it| Timestamp::from_second(it).ok());
+            let _ = write!(
+                self.date,
+                "{}",
+                date.unwrap_or_default().strftime("%Y-%m-%dT%H:%M:%S")
+            );
+        }
+        to.put_u8(b'"');
+        to.extend_from_slice(self.date.as_bytes());
+        to.put_u8(b'.');
+        let mut rest = ns % NS_PER_SECOND;
+        let mut digits = [b'0'; 9];
+        for digit in digits.iter_mut().rev() {
+            *digit += (rest % 10) as u8;
+            rest /= 10;
+        }
+        to.extend_from_slice(&digits);
+        to.extend_from_slice(b"Z\"");
+    }
+}
+
+/// Names are constants of letters, dots and underscores.
+fn key(to: &mut BytesMut, before: u8, name: &str) {
+    to.put_u8(before);
+    to.put_u8(b'"');
+    to.extend_from_slice(name.as_bytes());
+    to.extend_from_slice(b"\":");
+}
+
+fn integer(to: &mut BytesMut, value: i64) {
+    to.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+}
+
+fn string(to: &mut BytesMut, text: &str) {
+    to.put_u8(b'"');
+    escaped(to, text);
+    to.put_u8(b'"');
 }
 
 /// Text, cut where the line must be lean.
-struct Text<T> {
-    text: T,
-    lean: bool,
-}
-
-impl<T: std::fmt::Display> Serialize for Text<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if self.lean {
-            serializer.serialize_str(cut(&self.text.to_string()))
-        } else {
-            serializer.collect_str(&self.text)
-        }
+fn text(to: &mut BytesMut, text: &dyn fmt::Display, lean: bool) {
+    if lean {
+        string(to, cut(&text.to_string()));
+    } else {
+        to.put_u8(b'"');
+        // What is written to memory cannot fail.
+        let _ = write!(Escaped(to), "{text}");
+        to.put_u8(b'"');
     }
 }
 
-struct Attributes<'a> {
-    context: &'a Context,
-    event: &'a Event,
-    lean: bool,
+fn list<T>(to: &mut BytesMut, values: &[T], mut each: impl FnMut(&mut BytesMut, &T)) {
+    to.put_u8(b'[');
+    for (nth, value) in values.iter().enumerate() {
+        if nth > 0 {
+            to.put_u8(b',');
+        }
+        each(to, value);
+    }
+    to.put_u8(b']');
 }
 
-impl Serialize for Attributes<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        record::attributes(self.context, self.event, &mut |name, value| {
-            if self.lean && is_shed(name) {
-                return Ok(());
-            }
-            match value {
-                Value::Int(value) => map.serialize_entry(name, &value),
-                Value::True => map.serialize_entry(name, &true),
-                Value::Str(value) if self.lean => map.serialize_entry(name, cut(value)),
-                Value::Str(value) => map.serialize_entry(name, value),
-                Value::Text(value) => map.serialize_entry(
-                    name,
-                    &Text {
-                        text: value,
-                        lean: self.lean,
-                    },
-                ),
-                Value::Ints(value) => map.serialize_entry(name, value),
-                Value::Strs(value) => map.serialize_entry(name, value),
-            }
-        })?;
-        map.end()
+/// Adds text between quotes that somebody else writes.
+fn escaped(to: &mut BytesMut, text: &str) {
+    if text
+        .bytes()
+        .all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\')
+    {
+        to.extend_from_slice(text.as_bytes());
+        return;
+    }
+    // With its own quotes, which are taken off again. Text in memory cannot fail.
+    let quoted = serde_json::to_string(text).unwrap_or_default();
+    to.extend_from_slice(
+        quoted
+            .get(1..quoted.len() - 1)
+            .unwrap_or_default()
+            .as_bytes(),
+    );
+}
+
+struct Escaped<'a>(&'a mut BytesMut);
+
+impl fmt::Write for Escaped<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        escaped(self.0, text);
+        Ok(())
     }
 }
 
@@ -192,7 +251,7 @@ mod tests {
 
     fn parsed(event: &Event) -> Json {
         let mut buffer = BytesMut::new();
-        line(&samples::context(), event, &mut buffer).expect("a sample can be written");
+        Records::new(samples::context()).line(event, &mut buffer);
         serde_json::from_slice(&buffer).expect("a line is JSON")
     }
 
@@ -321,7 +380,7 @@ mod tests {
                 _ => {}
             }
             let mut buffer = BytesMut::new();
-            line(&samples::context(), &event, &mut buffer).expect("it can be written");
+            Records::new(samples::context()).line(&event, &mut buffer);
             assert!(
                 buffer.len() <= MAX_LINE,
                 "{}: {} bytes",
@@ -343,8 +402,8 @@ mod tests {
             sk: u64,
         ) {
             let mut event = samples::reset_sent();
-            event.time = event::Timestamp(time);
-            event.id = event::EventId(id);
+            event.time = crate::event::Timestamp(time);
+            event.id = crate::event::EventId(id);
             if let Some(socket) = &mut event.socket {
                 socket.id.sk = sk;
                 socket.flow.local = SocketAddr::from(local);
@@ -356,7 +415,7 @@ mod tests {
                 process.exe = exe.map(Into::into);
             }
             let mut buffer = BytesMut::new();
-            line(&samples::context(), &event, &mut buffer).expect("it can be written");
+            Records::new(samples::context()).line(&event, &mut buffer);
             prop_assert!(buffer.len() <= MAX_LINE);
             prop_assert_eq!(
                 buffer.iter().position(|&byte| byte == b'\n'),
@@ -369,7 +428,9 @@ mod tests {
 
     fn rendered(event: &Event) -> String {
         let mut buffer = BytesMut::new();
-        pretty(&samples::context(), event, &mut buffer).expect("a sample can be written");
+        Records::new(samples::context())
+            .pretty(event, &mut buffer)
+            .expect("a sample can be written");
         String::from_utf8(buffer.to_vec()).expect("JSON is text")
     }
 

@@ -111,7 +111,7 @@ pub enum Format {
 
 /// All outputs of a run.
 pub struct Outputs {
-    context: Context,
+    json: json::Records,
     groups: Vec<Group>,
     /// Taken back from the records of earlier events once their sinks have let go of them.
     buffer: BytesMut,
@@ -129,7 +129,7 @@ impl Outputs {
     #[must_use]
     pub fn new(context: Context) -> Self {
         Self {
-            context,
+            json: json::Records::new(context),
             groups: Vec::new(),
             buffer: BytesMut::new(),
         }
@@ -171,8 +171,8 @@ impl Outputs {
                     }
                     columns.event(event, &mut self.buffer);
                 }
-                Format::Json => json::line(&self.context, event, &mut self.buffer)?,
-                Format::JsonPretty => json::pretty(&self.context, event, &mut self.buffer)?,
+                Format::Json => self.json.line(event, &mut self.buffer),
+                Format::JsonPretty => self.json.pretty(event, &mut self.buffer)?,
             }
             group.begun = true;
             let record = self.buffer.split().freeze();
