@@ -11,7 +11,7 @@ use tcptrace_common::{
 
 /// Records on their way to the agent; the agent sets the size.
 #[map]
-pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 24, 0);
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 25, 0);
 
 /// Records that found no room in [`EVENTS`], by hook.
 #[map]

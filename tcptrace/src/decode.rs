@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use bytemuck::Zeroable;
 use tcptrace_common::event as wire;
@@ -22,8 +21,9 @@ pub struct Decoder {
     pub clock_offset: u64,
     /// Length of a jiffy, ns.
     pub ns_per_jiffy: u32,
-    /// Names of `enum sk_rst_reason`, by value.
-    pub reset_reasons: Arc<[(u32, String)]>,
+    /// Names of `enum sk_rst_reason`, by value. They live as long as the program, so that an event
+    /// borrows instead of copying.
+    pub reset_reasons: Vec<(u32, &'static str)>,
 }
 
 /// An event, and what the agent needs to complete it from `/proc`.
@@ -235,7 +235,7 @@ impl Decoder {
             .iter()
             .find(|(value, _)| *value == number);
         Some(ResetReason(match name {
-            Some((_, name)) => Cow::Owned(name.clone()),
+            Some(&(_, name)) => Cow::Borrowed(name),
             None => Cow::Owned(number.to_string()),
         }))
     }
@@ -364,7 +364,7 @@ mod tests {
         Decoder {
             clock_offset: 1_000_000_000,
             ns_per_jiffy: 4_000_000,
-            reset_reasons: Arc::from([(11, "TCP_ABORT_ON_CLOSE".to_owned())]),
+            reset_reasons: vec![(11, "TCP_ABORT_ON_CLOSE")],
         }
     }
 

@@ -1,6 +1,7 @@
 //! One run between its source and its outputs: completes events from `/proc`, chooses what is
 //! printed, counts everything. No reactor and no kernel, so that tests drive it with bytes.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
@@ -266,7 +267,7 @@ pub struct Tally {
     pub lost: u64,
     /// Records of another version of the kernel half.
     pub malformed: u64,
-    kinds: HashMap<(&'static str, Option<String>), u64>,
+    kinds: HashMap<(&'static str, Option<Cow<'static, str>>), u64>,
     processes: HashMap<u32, (Comm, u64)>,
     listeners: HashMap<String, u64>,
     /// The namespace and period whose counts the kernel's counters are compared with.
@@ -282,7 +283,7 @@ impl Tally {
     const NAMED: usize = 10;
 
     fn saw(&mut self, event: &Event) {
-        let error = diagnose::error_type(event).map(std::borrow::Cow::into_owned);
+        let error = diagnose::error_type(event);
         *self.kinds.entry((event.name(), error)).or_default() += 1;
         if let Some(owner) = &event.owner.process
             && (self.processes.len() < Self::CAPACITY || self.processes.contains_key(&owner.pid))
@@ -327,7 +328,7 @@ impl Tally {
             .iter()
             .map(|((name, error), &count)| SummaryRow {
                 name,
-                error: error.clone(),
+                error: error.clone().map(Cow::into_owned),
                 count,
             })
             .collect();
@@ -382,4 +383,150 @@ pub fn clock(id: ClockId) -> u64 {
 #[must_use]
 pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use bytes::Bytes;
+    use tcptrace_common::event::{self as wire, flag, hook, kind};
+
+    use super::*;
+    use crate::event::Errno;
+    use crate::host::attribution;
+    use crate::sink::{Context, Format, Sink};
+
+    #[derive(Clone, Default)]
+    struct Memory(Rc<RefCell<Vec<Event>>>);
+
+    impl Sink for Memory {
+        fn write(&mut self, event: &Event, _: &Bytes) -> Result<(), Error> {
+            self.0.borrow_mut().push(event.clone());
+            Ok(())
+        }
+
+        fn flush(&mut self) -> Result<(), Error> {
+            Ok(())
+        }
+    }
+
+    fn session(events: &[&str], errnos: &[Errno]) -> (Session, Memory) {
+        let memory = Memory::default();
+        let context = Context {
+            run: 1,
+            key: [0; 16],
+            host_name: String::new(),
+            host_id: None,
+        };
+        let mut outputs = Outputs::new(context);
+        outputs.add(Format::Json, Box::new(memory.clone()));
+        let events: Vec<_> = events.iter().map(|&event| event.to_owned()).collect();
+        let selection = Selection::parse(&events, errnos, false).expect("a selection");
+        let decoder = Decoder {
+            clock_offset: 0,
+            ns_per_jiffy: 1,
+            reset_reasons: Vec::new(),
+        };
+        let verifier = Verifier::new(attribution::Host::default());
+        (
+            Session::new(decoder, selection, outputs, verifier, None),
+            memory,
+        )
+    }
+
+    fn raw(kind: u8, id: u64, cause: u64, errno: i32) -> wire::Event {
+        let mut raw: wire::Event = bytemuck::Zeroable::zeroed();
+        (raw.kind, raw.id, raw.cause, raw.errno) = (kind, id, cause, errno);
+        raw.hook = hook::SEND_LENGTH;
+        raw.family = 2;
+        raw.flags = flag::SEND;
+        raw
+    }
+
+    fn feed(session: &mut Session, records: &[wire::Event]) {
+        for record in records {
+            session
+                .take(bytemuck::bytes_of(record))
+                .expect("memory takes it");
+        }
+    }
+
+    fn ids(memory: &Memory) -> Vec<u64> {
+        memory.0.borrow().iter().map(|event| event.id.0).collect()
+    }
+
+    #[test]
+    fn the_cause_of_what_is_printed_is_printed_before_it_and_once() {
+        let (mut session, memory) = session(&["socket.error"], &[]);
+        feed(
+            &mut session,
+            &[
+                raw(kind::RESET_RECEIVED, 1, 0, 0),
+                raw(kind::RESET_RECEIVED, 2, 0, 0),
+                raw(kind::SOCKET_ERROR, 3, 2, libc::ECONNRESET),
+                raw(kind::SOCKET_ERROR, 4, 2, libc::EPIPE),
+            ],
+        );
+        assert_eq!(ids(&memory), [2, 3, 4]);
+    }
+
+    #[test]
+    fn errors_that_were_not_asked_for_are_only_counted() {
+        let (mut session, memory) = session(&[], &[Errno(libc::EPIPE)]);
+        feed(
+            &mut session,
+            &[
+                raw(kind::SOCKET_ERROR, 1, 0, libc::ECONNRESET),
+                raw(kind::SOCKET_ERROR, 2, 0, libc::EPIPE),
+                raw(kind::RESET_SENT, 3, 0, 0),
+            ],
+        );
+        assert_eq!(ids(&memory), [2]);
+        let summary = session.tally().summary(Duration::ZERO, 0);
+        assert_eq!((summary.events, summary.kinds.len()), (1, 3));
+    }
+
+    #[test]
+    fn evidence_is_bounded() {
+        let mut evidence = Evidence::new(true);
+        let (session, _) = session(&[], &[]);
+        for id in 0..2 * Evidence::CAPACITY as u64 {
+            let record = raw(kind::RESET_RECEIVED, id, 0, 0);
+            let decoded = session
+                .decoder
+                .decode(bytemuck::bytes_of(&record))
+                .expect("a record");
+            evidence.keep(decoded.event);
+        }
+        assert_eq!(evidence.events.len(), Evidence::CAPACITY);
+        assert_eq!(evidence.take(EventId(0)), None);
+        assert!(
+            evidence
+                .take(EventId(2 * Evidence::CAPACITY as u64 - 1))
+                .is_some()
+        );
+    }
+
+    #[test]
+    fn a_record_of_another_version_is_counted_not_guessed() {
+        let (mut session, memory) = session(&[], &[]);
+        session.take(b"not a record").expect("it is left out");
+        assert_eq!(session.tally().malformed, 1);
+        assert!(ids(&memory).is_empty());
+    }
+
+    #[test]
+    fn losses_reach_the_stream_and_the_summary() {
+        let (mut session, memory) = session(&[], &[]);
+        let loss = Loss {
+            hook: "tcp_send_reset".to_owned(),
+            count: 7,
+            reason: "ring_full",
+        };
+        session.lost(loss.clone()).expect("memory takes it");
+        assert_eq!(memory.0.borrow()[0].kind, Kind::EventsLost(loss));
+        assert_eq!(session.tally().summary(Duration::ZERO, 0).lost, 7);
+    }
 }

@@ -268,7 +268,8 @@ pub struct Loss {
     pub hook: String,
     /// How many since the last such record.
     pub count: u64,
-    /// Why: `ring_full`, `table_full` (what it would have told is unknown later), `recursion`.
+    /// Why: `ring_full`, `table_full` (what it would have told is unknown later), `recursion`,
+    /// `malformed` (of another version of the kernel half).
     pub reason: &'static str,
 }
 

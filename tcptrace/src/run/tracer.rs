@@ -5,7 +5,6 @@ mod watch;
 use std::fs::File;
 use std::future::Future;
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -103,7 +102,7 @@ pub(super) fn trace(args: &Trace) -> Result<u8, Failure> {
     let decoder = Decoder {
         clock_offset: clock(ClockId::CLOCK_REALTIME) - monotonic(),
         ns_per_jiffy: filters.config.ns_per_jiffy,
-        reset_reasons: Arc::from(host.resolved.reset_reasons),
+        reset_reasons: leak(host.resolved.reset_reasons),
     };
     let verifier = Verifier::new(attribution::Host {
         cgroups: Cgroups::open().ok(),
@@ -120,6 +119,14 @@ pub(super) fn trace(args: &Trace) -> Result<u8, Failure> {
         session,
         command,
     }))
+}
+
+/// Some dozen names, once in the life of the program.
+fn leak(reasons: Vec<(u32, String)>) -> Vec<(u32, &'static str)> {
+    let leaked = reasons
+        .into_iter()
+        .map(|(number, name)| (number, &*name.leak()));
+    leaked.collect()
 }
 
 /// What `doctor` knows of a plan: everything is attached for a moment.
@@ -228,11 +235,20 @@ fn announce(
     Ok(())
 }
 
+/// What is looked after while records come.
+trait Upkeep {
+    /// Looks after everything that is due.
+    fn tend(&mut self, session: &mut Session) -> Result<()>;
+
+    /// Nothing is left to trace.
+    fn is_over(&self) -> bool;
+}
+
 /// The loop: records as they come, the kernel half looked after now and then.
 async fn drive(
     source: &mut impl Source,
     session: &mut Session,
-    watch: &mut Watch,
+    upkeep: &mut impl Upkeep,
     mut found: mpsc::Receiver<Event>,
     stop: impl Future<Output = Result<Stop>>,
 ) -> Result<Stop, Failure> {
@@ -247,8 +263,8 @@ async fn drive(
             stop = &mut stop => return Ok(stop?),
             _ = hangup.recv() => session.reopen()?,
             _ = tick.tick() => {
-                watch.tend(session)?;
-                if watch.all_gone() {
+                upkeep.tend(session)?;
+                if upkeep.is_over() {
                     return Ok(Stop::Asked);
                 }
             }
@@ -508,7 +524,7 @@ fn ring_bytes(asked: u64) -> Result<u32, Failure> {
     u32::try_from(asked).ok().filter(|_| right).ok_or_else(|| Failure {
         status: 2,
         error: anyhow!(
-            "--ring-buffer {asked}: the kernel wants a power of two from 4KiB to 1GiB, e.g. 16MiB"
+            "--ring-buffer {asked}: the kernel wants a power of two from 4KiB to 1GiB, e.g. 32MiB"
         ),
     })
 }
@@ -518,4 +534,148 @@ fn random<const N: usize>() -> Result<[u8; N]> {
     let mut source = File::open("/dev/urandom").context("no random numbers")?;
     source.read_exact(&mut bytes).context("no random numbers")?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use bytes::Bytes;
+    use tcptrace_common::event as wire;
+
+    use super::*;
+
+    /// Records that are all there at once, and then none for ever.
+    struct Recorded(Vec<wire::Event>);
+
+    impl Source for Recorded {
+        async fn ready(&mut self) -> io::Result<()> {
+            if self.0.is_empty() {
+                std::future::pending().await
+            } else {
+                Ok(())
+            }
+        }
+
+        fn drain(&mut self, limit: usize, mut each: impl FnMut(&[u8])) -> usize {
+            let taken = self.0.len().min(limit);
+            for record in self.0.drain(..taken) {
+                each(bytemuck::bytes_of(&record));
+            }
+            taken
+        }
+    }
+
+    /// Ends the loop at the second look.
+    #[derive(Default)]
+    struct TwoLooks(u32);
+
+    impl Upkeep for TwoLooks {
+        fn tend(&mut self, _: &mut Session) -> Result<()> {
+            self.0 += 1;
+            Ok(())
+        }
+
+        fn is_over(&self) -> bool {
+            self.0 == 2
+        }
+    }
+
+    #[derive(Clone, Default)]
+    struct Memory(Rc<RefCell<Vec<String>>>);
+
+    impl sink::Sink for Memory {
+        fn write(&mut self, event: &Event, _: &Bytes) -> Result<(), sink::Error> {
+            self.0.borrow_mut().push(event.name().to_owned());
+            Ok(())
+        }
+
+        fn flush(&mut self) -> Result<(), sink::Error> {
+            Ok(())
+        }
+    }
+
+    struct Closed;
+
+    impl sink::Sink for Closed {
+        fn write(&mut self, _: &Event, _: &Bytes) -> Result<(), sink::Error> {
+            Err(sink::Error::Closed)
+        }
+
+        fn flush(&mut self) -> Result<(), sink::Error> {
+            Ok(())
+        }
+    }
+
+    fn session(sink: Box<dyn sink::Sink>, limit: Option<u64>) -> Session {
+        let mut outputs = Outputs::new(sink::Context {
+            run: 1,
+            key: [0; 16],
+            host_name: "host".to_owned(),
+            host_id: None,
+        });
+        outputs.add(Format::Json, sink);
+        let decoder = Decoder {
+            clock_offset: 0,
+            ns_per_jiffy: 1,
+            reset_reasons: Vec::new(),
+        };
+        let selection = Selection::parse(&[], &[], false).expect("the usual events");
+        Session::new(
+            decoder,
+            selection,
+            outputs,
+            Verifier::new(attribution::Host::default()),
+            limit,
+        )
+    }
+
+    fn resets(count: usize) -> Recorded {
+        let mut reset: wire::Event = bytemuck::Zeroable::zeroed();
+        reset.kind = wire::kind::RESET_SENT;
+        Recorded(vec![reset; count])
+    }
+
+    fn run(source: &mut Recorded, session: &mut Session) -> Result<Stop, Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.expect("a runtime").block_on(async {
+            let (_send, found) = mpsc::channel(1);
+            drive(
+                source,
+                session,
+                &mut TwoLooks::default(),
+                found,
+                std::future::pending(),
+            )
+            .await
+        })
+    }
+
+    #[test]
+    fn every_record_is_printed_also_those_of_many_batches() {
+        let memory = Memory::default();
+        let mut session = session(Box::new(memory.clone()), None);
+        let mut source = resets(3 * BATCH + 1);
+        assert!(matches!(run(&mut source, &mut session), Ok(Stop::Asked)));
+        assert_eq!(memory.0.borrow().len(), 3 * BATCH + 1);
+        assert_eq!(session.tally().printed, 3 * BATCH as u64 + 1);
+    }
+
+    #[test]
+    fn it_ends_at_the_count_that_was_asked_for() {
+        let memory = Memory::default();
+        let mut session = session(Box::new(memory.clone()), Some(2));
+        assert!(matches!(run(&mut resets(5), &mut session), Ok(Stop::Asked)));
+        assert_eq!(*memory.0.borrow(), ["tcptrace.reset.sent"; 2]);
+    }
+
+    #[test]
+    fn a_reader_that_has_gone_is_told_from_a_failure() {
+        let mut session = session(Box::new(Closed), None);
+        let failure = run(&mut resets(1), &mut session).expect_err("the output is closed");
+        assert_eq!(failure.error.downcast_ref(), Some(&sink::Error::Closed));
+    }
 }

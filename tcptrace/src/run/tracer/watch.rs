@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use tcptrace_common::event::{hook, stat};
 
+use super::Upkeep;
 use crate::cli::Trace;
 use crate::config;
 use crate::event::{Event, Loss, State, Summary};
@@ -24,12 +25,14 @@ pub(super) struct Watch {
     lost: [u64; hook::COUNT as usize],
     stats: [u64; stat::COUNT as usize],
     missed: HashMap<String, u64>,
+    malformed: u64,
     /// When a connection stuck in CLOSE_WAIT is told of next, by its entry.
     stuck: HashMap<u64, Duration>,
     close_wait_after: Duration,
     cgroups: Vec<String>,
     /// Processes are traced by number, so the trace ends with the last of them.
     by_pid: bool,
+    /// None of them is left.
     gone: bool,
     chores: Instant,
 }
@@ -83,6 +86,7 @@ impl Watch {
             lost: [0; hook::COUNT as usize],
             stats: [0; stat::COUNT as usize],
             missed: HashMap::new(),
+            malformed: 0,
             stuck: HashMap::new(),
             close_wait_after: args.close_wait_after.max(STUCK),
             cgroups: args.cgroup.clone(),
@@ -90,34 +94,6 @@ impl Watch {
             gone: false,
             chores: Instant::now(),
         })
-    }
-
-    /// Looks after everything that is due.
-    pub(super) fn tend(&mut self, session: &mut Session) -> Result<()> {
-        self.account(session)?;
-        self.tell_stuck(session)?;
-        self.kernel.tend_gate()?;
-        if self.chores.elapsed() >= CHORES {
-            self.chores = Instant::now();
-            self.forget_the_gone()?;
-            let retention = u64::try_from(RETENTION.as_nanos())?;
-            self.kernel
-                .sweep_flows(monotonic().saturating_sub(retention))?;
-            if !self.cgroups.is_empty() {
-                // New ones below those named; that one of those named is gone is no failure.
-                let cgroups = config::cgroups(&self.cgroups).unwrap_or_default();
-                self.kernel.set_filters(&FilterValues {
-                    cgroups,
-                    ..FilterValues::default()
-                })?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Every process that was traced by number is gone.
-    pub(super) fn all_gone(&self) -> bool {
-        self.gone
     }
 
     /// Ends all hooks. What the ring still holds stays.
@@ -146,6 +122,14 @@ impl Watch {
             tell(session, table.to_owned(), grown, "table_full")?;
         }
         self.stats = stats;
+        let malformed = session.tally().malformed;
+        tell(
+            session,
+            "records".to_owned(),
+            malformed - self.malformed,
+            "malformed",
+        )?;
+        self.malformed = malformed;
         for (program, now) in self.kernel.recursion_misses() {
             let before = self.missed.insert(program.clone(), now).unwrap_or_default();
             tell(session, program, now - before, "recursion")?;
@@ -210,6 +194,34 @@ impl Watch {
         }
         self.gone = alive.is_empty();
         Ok(())
+    }
+}
+
+impl Upkeep for Watch {
+    fn tend(&mut self, session: &mut Session) -> Result<()> {
+        self.account(session)?;
+        self.tell_stuck(session)?;
+        self.kernel.tend_gate()?;
+        if self.chores.elapsed() >= CHORES {
+            self.chores = Instant::now();
+            self.forget_the_gone()?;
+            let retention = u64::try_from(RETENTION.as_nanos())?;
+            self.kernel
+                .sweep_flows(monotonic().saturating_sub(retention))?;
+            if !self.cgroups.is_empty() {
+                // New ones below those named; that one of those named is gone is no failure.
+                let cgroups = config::cgroups(&self.cgroups).unwrap_or_default();
+                self.kernel.set_filters(&FilterValues {
+                    cgroups,
+                    ..FilterValues::default()
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_over(&self) -> bool {
+        self.gone
     }
 }
 
