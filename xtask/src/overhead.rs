@@ -96,6 +96,7 @@ fn side_by_side(workload: &mut Workload, pairs: u32) -> Result<Vec<Vec<Vec<Pair>
     for round in 1..=pairs {
         println!("round {round} of {pairs}");
         for (nth, arguments) in TRACERS.iter().enumerate() {
+            check_alone()?;
             let without = workload.measure_all()?;
             let tracer = arguments
                 .map(|arguments| Tracer::start(arguments, Stdio::null()))
@@ -329,6 +330,24 @@ fn programs(infos: &[String]) -> Programs {
     runs.collect()
 }
 
+/// Another tracer would be in both halves of a pair, and hide its like.
+fn check_alone() -> Result<()> {
+    for process in fs::read_dir("/proc")? {
+        let process = process?;
+        let name = fs::read_to_string(process.path().join("comm"));
+        // What is no process, or is gone by now, has no name.
+        if name.is_ok_and(|name| name == "tcptrace\n") {
+            let pid = process.file_name();
+            bail!(
+                "another tcptrace (process {}) is running and would be measured too: end it and \
+                 measure again",
+                pid.display()
+            );
+        }
+    }
+    Ok(())
+}
+
 fn build_workload() -> Result<PathBuf> {
     let target = process::workspace().join("target");
     process::run(
@@ -362,7 +381,7 @@ Each number comes from a pair: the workload without a tracer, then at once with 
 measures one pair for each row of a workload, in turn. The workload runs on one CPU, over loopback
 (which hides what a network card adds) in a network namespace of its own; the tracer,
 `tcptrace -o json … > /dev/null`, runs on another. None of these workloads has an event to hand
-over. An operation is timed in 100 batches, of which the median counts.
+over. An operation is timed in 1000 batches, of which the median counts.
 
 The ratio of a pair is *with* divided by *without*. The table has medians over the pairs, and of the
 ratios the middle half and the extremes as well. *No tracer* compares the workload with itself: what
