@@ -2,6 +2,7 @@
 
 mod build;
 mod demo;
+mod overhead;
 mod process;
 mod setup;
 mod test;
@@ -29,6 +30,13 @@ enum Task {
         /// Run only the unit and live tests whose name contains this, without the other checks.
         filter: Option<String>,
     },
+    /// Measure what tracing costs on this kernel, and write docs/performance.md. Needs root, two
+    /// CPUs, and a machine that is idle and has no other tracer.
+    Overhead {
+        /// Measurements without and with the tracer, in turn, for each way to run it.
+        #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
+        pairs: u32,
+    },
     /// Check what no other tool checks in the source files.
     Tidy,
 }
@@ -39,6 +47,7 @@ fn main() -> ExitCode {
         Task::Build => build::run(),
         Task::Demo => demo::run(),
         Task::Test { full, filter } => test::run(full, filter.as_deref()),
+        Task::Overhead { pairs } => overhead::run(pairs),
         Task::Tidy => tidy::run(),
     };
     match outcome {
