@@ -203,10 +203,6 @@ impl Filters {
                 bail!("--pid: there is no process {pid}; `pgrep -l NAME` finds the number");
             }
         }
-        ensure!(
-            !trace.children || !trace.pid.is_empty() || !trace.cmd.is_empty(),
-            "--children follows the children of --pid PID: name one"
-        );
         let netns = trace
             .netns
             .iter()

@@ -260,7 +260,12 @@ impl Decoder {
                 ipv6_socket,
                 netns: tuple.netns,
             },
-            state: State::from_number(raw.state),
+            // Elsewhere the state before the event says more; here the new one is what it is about.
+            state: if raw.kind == kind::CLOSE_WAIT {
+                Some(State::CloseWait)
+            } else {
+                State::from_number(raw.state)
+            },
             fd: (raw.fd >= 0).then_some(raw.fd),
             inode: (raw.inode != 0).then_some(raw.inode),
             unread: raw.unread,

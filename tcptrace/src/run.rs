@@ -15,10 +15,12 @@ use crate::kernel::layout::{self, Resolved};
 use crate::kernel::plan::{Wanted, plan};
 use crate::{selftest, sink};
 
-/// Exit statuses besides 0 and those of clap (2: usage).
+/// Exit statuses besides 0.
 pub mod status {
     /// Something failed.
     pub const FAILED: u8 = 1;
+    /// The command line is wrong; clap's own too.
+    pub const USAGE: u8 = 2;
     /// A privilege is missing.
     pub const PRIVILEGE: u8 = 3;
     /// The kernel lacks what was asked for.

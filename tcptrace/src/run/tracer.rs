@@ -54,7 +54,17 @@ enum Stop {
 /// `tcptrace [FILTER] [OUTPUT]`.
 pub(super) fn trace(args: &Trace) -> Result<u8, Failure> {
     let selection = Selection::parse(&args.event, &args.errno, args.close_wait_after.is_zero())
-        .map_err(|error| Failure { status: 2, error })?;
+        .map_err(|error| Failure {
+            status: status::USAGE,
+            error,
+        })?;
+    if args.children && args.pid.is_empty() && args.cmd.is_empty() {
+        let error = anyhow!("--children follows the children of --pid PID: name one");
+        return Err(Failure {
+            status: status::USAGE,
+            error,
+        });
+    }
     let ring_bytes = ring_bytes(args.ring_buffer)?;
     // Before anything is loaded: what is wrong with the request does not need the kernel.
     let outputs = outputs(args)?;
@@ -522,8 +532,7 @@ fn ring_bytes(asked: u64) -> Result<u32, Failure> {
     let page = 4096;
     let right = asked.is_power_of_two() && (page..=1 << 30).contains(&asked);
     u32::try_from(asked).ok().filter(|_| right).ok_or_else(|| Failure {
-        status: 2,
-        error: anyhow!(
+        status: status::USAGE, error: anyhow!(
             "--ring-buffer {asked}: the kernel wants a power of two from 4KiB to 1GiB, e.g. 32MiB"
         ),
     })
