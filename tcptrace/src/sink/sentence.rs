@@ -157,7 +157,7 @@ fn reset_sent(f: &mut fmt::Formatter<'_>, event: &Event, reset: &ResetSent) -> f
         Some(Cause::StaleConnection) if state == Some(State::TimeWait) => {
             f.write_str("data came after the close")
         }
-        Some(Cause::StaleConnection) => f.write_str("this host forgot the connection"),
+        Some(Cause::StaleConnection) => f.write_str("no such connection here any more"),
         Some(Cause::AcceptQueueOverflow) => {
             f.write_str("accept queue full (tcp_abort_on_overflow)")
         }
@@ -179,11 +179,14 @@ fn reset_received(
     }
     let Some(socket) = socket else { return Ok(()) };
     // A SYN takes a sequence number, but is no byte the program wrote.
-    if socket.unacked > 0 && socket.state != Some(State::SynSent) {
+    let unanswered = socket.unacked > 0 && socket.state != Some(State::SynSent);
+    if unanswered {
         write!(f, ", {} unacked", Count(u64::from(socket.unacked), "byte"))?;
     }
     let silent = [socket.received_ago_ms, socket.sent_ago_ms];
-    if let Some(idle) = silent.into_iter().flatten().min() {
+    // Where bytes are on their way, a short silence says nothing.
+    let telling = |idle: &u64| !unanswered || *idle >= 1_000;
+    if let Some(idle) = silent.into_iter().flatten().min().filter(telling) {
         write!(f, ", idle {}", Millis(idle))?;
     }
     match socket.state {
@@ -541,7 +544,7 @@ mod tests {
             (
                 State::Listen,
                 "TCP_FLAGS",
-                "this host forgot the connection",
+                "no such connection here any more",
             ),
             (State::SynSent, "TCP_OLD_ACK", "cause not known"),
         ] {
