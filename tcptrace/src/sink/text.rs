@@ -186,13 +186,14 @@ pub fn banner(coverage: &[Coverage], to: &mut impl io::Write) -> io::Result<()> 
 ///
 /// Those of the writer.
 pub fn summary(summary: &Summary, to: &mut impl io::Write) -> io::Result<()> {
-    writeln!(
-        to,
-        "{} in {}, {} lost",
-        Count(summary.events, "event"),
-        Millis(summary.duration_ms),
-        summary.lost
-    )?;
+    let seen: u64 = summary.kinds.iter().map(|row| row.count).sum();
+    write!(to, "{}", Count(summary.events, "event"))?;
+    if seen > summary.events {
+        // The rest was not asked for, but is counted.
+        write!(to, " of {seen} seen")?;
+    }
+    let (duration, lost) = (Millis(summary.duration_ms), summary.lost);
+    writeln!(to, " in {duration}, {lost} lost")?;
     writeln!(to, "by event")?;
     let rows = summary.kinds.iter().map(|row| {
         let name = row.name.strip_prefix("tcptrace.").unwrap_or(row.name);
@@ -205,7 +206,7 @@ pub fn summary(summary: &Summary, to: &mut impl io::Write) -> io::Result<()> {
     counted(to, rows)?;
     writeln!(to, "by process")?;
     let named: u64 = summary.processes.iter().map(|(_, _, count)| count).sum();
-    let rest = summary.events.saturating_sub(named);
+    let rest = seen.saturating_sub(named);
     let processes = summary.processes.iter();
     let rows = processes.map(|(pid, comm, count)| (*count, format!("{comm}[{pid}]")));
     let others = (rest > 0).then(|| (rest, "others, none, or not known".to_owned()));
@@ -675,12 +676,11 @@ mod tests {
     #[test]
     fn the_rows_of_the_summary_add_up() {
         let mut text = Vec::new();
-        let with_strangers = Summary {
-            events: 33,
-            ..samples::summary()
-        };
+        let mut with_strangers = samples::summary();
+        with_strangers.kinds[0].count += 2;
         summary(&with_strangers, &mut text).expect("memory takes it");
         let text = String::from_utf8_lossy(&text);
+        assert!(text.starts_with("31 events of 33 seen in 12.3 s, 0 lost\n"));
         assert!(
             text.contains("        31  nginx[1234]\n         2  others, none, or not known\n"),
             "{text}"
