@@ -286,7 +286,10 @@ fn connect_failed(f: &mut fmt::Formatter<'_>, connect: &ConnectFailed) -> fmt::R
     if let Some(duration) = connect.duration_us {
         write!(f, " after {}", Micros(duration))?;
     }
-    write!(f, ", {}", Count(u64::from(connect.attempts), "SYN"))
+    match connect.attempts {
+        0 => Ok(()),
+        attempts => write!(f, ", {}", Count(u64::from(attempts), "SYN")),
+    }
 }
 
 fn timed_out(f: &mut fmt::Formatter<'_>, timeout: &Timeout) -> fmt::Result {
@@ -334,9 +337,7 @@ fn state_changed(f: &mut fmt::Formatter<'_>, change: &StateChange) -> fmt::Resul
     if let Some(duration) = change.duration_us {
         write!(f, " after {}", Micros(duration))?;
     }
-    change
-        .errno
-        .map_or(Ok(()), |errno| write!(f, ", {}", Error(errno)))
+    change.errno.map_or(Ok(()), |errno| write!(f, ", {errno}"))
 }
 
 /// A signal's line, in the stream and in the banner.
