@@ -325,6 +325,11 @@ fn fd_exhausted(f: &mut fmt::Formatter<'_>, fds: &FdExhausted) -> fmt::Result {
         write!(f, " in {syscall}")?;
     }
     match (fds.open, fds.limit) {
+        // Some were closed before they could be counted.
+        (Some(open), Some(limit)) if open < limit => {
+            let after = fds.read_after_ms.unwrap_or_default();
+            write!(f, ", {open} of {limit} fds open at +{after} ms")
+        }
         (Some(open), Some(limit)) => write!(f, ", {open} of {limit} fds open"),
         (Some(open), None) => write!(f, ", {open} fds open"),
         (None, Some(limit)) => write!(f, ", limit {limit}"),
@@ -623,6 +628,19 @@ mod tests {
         };
         let told = detail(&samples::event(None, Kind::CloseWaitStuck(wait)));
         assert_eq!(told, "5 sockets in CLOSE_WAIT >2 h");
+    }
+
+    #[test]
+    fn descriptors_closed_before_the_count_are_explained() {
+        let fds = FdExhausted {
+            syscall: None,
+            errno: Errno(libc::EMFILE),
+            open: Some(25),
+            limit: Some(32),
+            read_after_ms: Some(3),
+        };
+        let told = detail(&samples::event(None, Kind::FdExhausted(fds)));
+        assert_eq!(told, "EMFILE, 25 of 32 fds open at +3 ms");
     }
 
     #[test]
