@@ -199,11 +199,11 @@ fn columns_say_it_in_a_line_of_120() {
         let pair = connected(&mut server, &mut client, "[::1]:0")?;
         close_unread(&mut server, &mut client, &pair, 512)?;
         let trace = tracer.stop()?;
-        let pid = server.pid().to_string();
+        let pid = format!("[{}]", server.pid());
         let of_server: Vec<_> = trace
             .stdout
             .iter()
-            .filter(|line| line.split(' ').any(|word| word == pid))
+            .filter(|line| line.contains(&pid))
             .collect();
         ensure!(
             of_server.len() == 1,

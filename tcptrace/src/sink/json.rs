@@ -442,7 +442,7 @@ mod tests {
           "event_name": "tcptrace.reset.sent",
           "severity_text": "WARN",
           "severity_number": 13,
-          "body": "reset sent: nginx[1234], 10.0.0.1:8080 > 203.0.113.7:51234, closed fd 17 with 512 unread bytes [kernel: TCP_ABORT_ON_CLOSE]",
+          "body": "RST sent: nginx[1234], 10.0.0.1:8080 > 203.0.113.7:51234, closed fd 17, 512 bytes unread [kernel: TCP_ABORT_ON_CLOSE]",
           "attributes": {
             "otel.event.name": "tcptrace.reset.sent",
             "tcptrace.event.id": "5eed0001-40000000002",
@@ -497,7 +497,7 @@ mod tests {
           "event_name": "tcptrace.socket.error",
           "severity_text": "WARN",
           "severity_number": 13,
-          "body": "write failed: nginx[1234], 10.0.0.1:8080 > 203.0.113.7:51234, EPIPE (broken pipe), sendto fd 17, 4096 bytes (one of 3 holders)",
+          "body": "write failed: nginx[1234], 10.0.0.1:8080 > 203.0.113.7:51234, EPIPE (broken pipe), sendto fd 17 (owner shared by 3)",
           "attributes": {
             "otel.event.name": "tcptrace.socket.error",
             "tcptrace.event.id": "5eed0001-40000000002",

@@ -1,19 +1,23 @@
-//! What happened, in words a person reads first; the kernel's words come after them.
+//! What happened, in words a person reads first; the kernel's words come after them. What matters
+//! most comes first, because a line of columns may end early.
 
 use std::fmt::{self, Display as _};
+
+use nix::sys::signal::Signal;
 
 use super::record::ProcessName;
 use crate::diagnose::{self, Cause};
 use crate::event::{
     CallError, CloseWait, Confidence, ConnectFailed, Coverage, Errno, Event, Exit, FdExhausted,
-    Kind, Overflow, OverflowPath, Process, ResetReceived, ResetSent, Socket, StateChange, Timeout,
+    Kind, Overflow, OverflowPath, Process, ResetReceived, ResetSent, Socket, State, StateChange,
+    Timeout,
 };
 
 /// An event in a few words.
 pub(super) fn label(event: &Event) -> &'static str {
     match &event.kind {
-        Kind::ResetSent(_) => "reset sent",
-        Kind::ResetReceived(_) => "reset received",
+        Kind::ResetSent(_) => "RST sent",
+        Kind::ResetReceived(_) => "RST received",
         Kind::CloseWaitEntered(_) => "peer closed",
         Kind::CloseWaitStuck(_) => "not closed",
         Kind::AcceptQueueOverflow(_) => "queue full",
@@ -24,10 +28,10 @@ pub(super) fn label(event: &Event) -> &'static str {
             send: Some(false), ..
         }) => "read failed",
         Kind::SocketError(_) => "call failed",
-        Kind::ConnectFailed(_) => "connect failed",
+        Kind::ConnectFailed(_) => "conn failed",
         Kind::ConnectionTimeout(_) => "timed out",
-        Kind::FdExhausted(_) => "no descriptor",
-        Kind::FdInvalid(_) => "bad descriptor",
+        Kind::FdExhausted(_) => "too many fds",
+        Kind::FdInvalid(_) => "bad fd",
         Kind::StateChanged(_) => "state",
         Kind::Retransmit(_) => "retransmit",
         Kind::Coverage(_) => "coverage",
@@ -51,7 +55,33 @@ impl fmt::Display for Body<'_> {
         if let Some(socket) = &event.socket {
             write!(f, "{}, ", socket.flow)?;
         }
-        Detail(event).fmt(f)
+        Detail(event).fmt(f)?;
+        if let Some(doubt) = doubt(event) {
+            write!(f, " (owner {doubt})")?;
+        }
+        match kernel_word(event) {
+            Some(word) => write!(f, " [kernel: {word}]"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Why the owner is not certain, in the record's word.
+pub(super) fn doubt(event: &Event) -> Option<String> {
+    match event.owner.confidence {
+        Confidence::Exact | Confidence::Unknown => None,
+        Confidence::Shared => Some(format!("shared by {}", event.owner.holders.len())),
+        Confidence::Inherited | Confidence::Seeded => {
+            Some(event.owner.confidence.as_str().to_owned())
+        }
+    }
+}
+
+/// The kernel's own reason. People search for it; it comes last because it misleads.
+pub(super) fn kernel_word(event: &Event) -> Option<&str> {
+    match &event.kind {
+        Kind::ResetSent(reset) => reset.reason.as_ref().map(|reason| reason.0.as_ref()),
+        _ => None,
     }
 }
 
@@ -73,7 +103,7 @@ impl fmt::Display for Detail<'_> {
             Kind::ConnectionTimeout(timeout) => timed_out(f, timeout),
             Kind::FdExhausted(fds) => fd_exhausted(f, fds),
             Kind::StateChanged(change) => state_changed(f, change),
-            Kind::Retransmit(retransmit) => write!(f, "sent again, time {}", retransmit.attempt),
+            Kind::Retransmit(retransmit) => write!(f, "{} in a row", retransmit.attempt),
             Kind::Coverage(coverage) => seen(f, coverage),
             Kind::EventsLost(loss) => {
                 write!(
@@ -91,49 +121,25 @@ impl fmt::Display for Detail<'_> {
                 Millis(summary.duration_ms),
                 summary.lost
             ),
-        }?;
-        match event.owner.confidence {
-            Confidence::Exact | Confidence::Unknown => {}
-            Confidence::Inherited => f.write_str(" (listener's owner)")?,
-            Confidence::Seeded => f.write_str(" (owner found at start)")?,
-            Confidence::Shared => {
-                write!(
-                    f,
-                    " (one of {})",
-                    Count(event.owner.holders.len() as u64, "holder")
-                )?;
-            }
-        }
-        // People search for the kernel's word; it comes last because it misleads.
-        match &event.kind {
-            Kind::ResetSent(ResetSent {
-                reason: Some(reason),
-                ..
-            }) => {
-                write!(f, " [kernel: {}]", reason.0)
-            }
-            _ => Ok(()),
         }
     }
 }
 
 fn reset_sent(f: &mut fmt::Formatter<'_>, event: &Event, reset: &ResetSent) -> fmt::Result {
-    let fd = Fd(event.socket.as_ref().and_then(|socket| socket.fd));
-    let unread = Count(u64::from(reset.unread), "unread byte");
+    let socket = event.socket.as_ref();
+    let state = socket.and_then(|socket| socket.state);
+    let fd = Fd(socket.and_then(|socket| socket.fd));
+    let unread = Count(u64::from(reset.unread), "byte");
     match diagnose::cause(event) {
-        Some(Cause::ClosedWithUnreadData) => write!(f, "closed{fd} with {unread}"),
+        Some(Cause::ClosedWithUnreadData) => write!(f, "closed{fd}, {unread} unread"),
         Some(Cause::ProcessExited) => {
-            match event
-                .owner
-                .process
-                .as_ref()
-                .and_then(|process| process.exit)
-            {
-                Some(Exit::Signal(signal)) => write!(f, "killed by signal {signal}")?,
-                Some(Exit::Code(code)) => write!(f, "exited with code {code}")?,
+            let process = event.owner.process.as_ref();
+            match process.and_then(|process| process.exit) {
+                Some(Exit::Signal(signal)) => write!(f, "killed by {}", SignalName(signal))?,
+                Some(Exit::Code(code)) => write!(f, "exited with {code}")?,
                 None => f.write_str("exited")?,
             }
-            write!(f, ",{fd} with {unread}")
+            write!(f, ", {unread} unread,{fd}")
         }
         Some(Cause::LingerZero) => write!(f, "closed{fd} with SO_LINGER 0"),
         Some(Cause::ListenerClosed) => {
@@ -148,7 +154,10 @@ fn reset_sent(f: &mut fmt::Formatter<'_>, event: &Event, reset: &ResetSent) -> f
             None => f.write_str("killed by an administrator (ss -K)"),
         },
         Some(Cause::NoListener) => f.write_str("nothing listens on this port"),
-        Some(Cause::StaleConnection) => f.write_str("this host forgot the connection"),
+        Some(Cause::StaleConnection) if state == Some(State::TimeWait) => {
+            f.write_str("data came after the close")
+        }
+        Some(Cause::StaleConnection) => f.write_str("no such connection here any more"),
         Some(Cause::AcceptQueueOverflow) => {
             f.write_str("accept queue full (tcp_abort_on_overflow)")
         }
@@ -169,23 +178,22 @@ fn reset_received(
         None => f.write_str("after this end had closed")?,
     }
     let Some(socket) = socket else { return Ok(()) };
-    if let Some(idle) = [socket.received_ago_ms, socket.sent_ago_ms]
-        .into_iter()
-        .flatten()
-        .min()
-    {
+    // A SYN takes a sequence number, but is no byte the program wrote.
+    let unanswered = socket.unacked > 0 && socket.state != Some(State::SynSent);
+    if unanswered {
+        write!(f, ", {} unacked", Count(u64::from(socket.unacked), "byte"))?;
+    }
+    let silent = [socket.received_ago_ms, socket.sent_ago_ms];
+    // Where bytes are on their way, a short silence says nothing.
+    let telling = |idle: &u64| !unanswered || *idle >= 1_000;
+    if let Some(idle) = silent.into_iter().flatten().min().filter(telling) {
         write!(f, ", idle {}", Millis(idle))?;
     }
-    if socket.unacked > 0 {
-        write!(
-            f,
-            ", {} unacknowledged",
-            Count(u64::from(socket.unacked), "byte")
-        )?;
+    match socket.state {
+        // The error tells these apart already.
+        None | Some(State::Established | State::SynSent | State::CloseWait) => Ok(()),
+        Some(state) => write!(f, ", in {state}"),
     }
-    socket
-        .state
-        .map_or(Ok(()), |state| write!(f, ", in {state}"))
 }
 
 fn close_wait_entered(
@@ -203,22 +211,19 @@ fn close_wait_stuck(
     socket: Option<&Socket>,
     wait: &CloseWait,
 ) -> fmt::Result {
-    let bound = if wait.at_least { "at least " } else { "" };
+    let bound = if wait.at_least { ">" } else { "" };
     write!(
         f,
-        "{} open for {bound}{}",
+        "{} in CLOSE_WAIT {bound}{}",
         Which(socket, wait.count),
         Millis(wait.age_ms)
     )?;
-    if wait.count == 1 {
-        unread(f, socket)?;
-        match socket {
-            Some(socket) if socket.eof_read => f.write_str(", end of stream read")?,
-            Some(_) => f.write_str(", end of stream not read")?,
-            None => {}
-        }
+    match socket {
+        Some(socket) if wait.count == 1 && socket.unread > 0 => unread(f, Some(socket)),
+        Some(socket) if wait.count == 1 && socket.eof_read => f.write_str(", EOF read"),
+        Some(_) if wait.count == 1 => f.write_str(", EOF unread"),
+        _ => Ok(()),
     }
-    f.write_str(" (CLOSE_WAIT)")
 }
 
 fn unread(f: &mut fmt::Formatter<'_>, socket: Option<&Socket>) -> fmt::Result {
@@ -233,17 +238,23 @@ fn unread(f: &mut fmt::Formatter<'_>, socket: Option<&Socket>) -> fmt::Result {
 fn queue_full(f: &mut fmt::Formatter<'_>, overflow: &Overflow) -> fmt::Result {
     f.write_str(match overflow.path {
         Some(OverflowPath::Syn) => "SYN dropped",
-        Some(OverflowPath::Ack) => "handshake's ACK dropped",
-        Some(OverflowPath::Cookie) => "SYN cookie's ACK dropped",
+        Some(OverflowPath::Ack) => "ACK dropped",
+        Some(OverflowPath::Cookie) => "cookie ACK dropped",
         None => "found full",
     })?;
+    // A queue of the limit's length still takes one more.
+    let sign = if overflow.queue_len > overflow.queue_max {
+        ">"
+    } else {
+        "of"
+    };
     write!(
         f,
-        ", {} wait, limit {}",
+        ", queue {} {sign} {}",
         overflow.queue_len, overflow.queue_max
     )?;
     if overflow.drops > 0 {
-        write!(f, ", {} so far", Count(u64::from(overflow.drops), "drop"))?;
+        write!(f, ", {}", Count(u64::from(overflow.drops), "drop"))?;
     }
     Ok(())
 }
@@ -255,7 +266,7 @@ fn call_failed(f: &mut fmt::Formatter<'_>, call: &CallError) -> fmt::Result {
         } else {
             "SO_RCVTIMEO"
         };
-        write!(f, "{} ({option} expired)", call.errno)?;
+        write!(f, "{} ({option})", call.errno)?;
     } else {
         Error(call.errno).fmt(f)?;
     }
@@ -264,30 +275,34 @@ fn call_failed(f: &mut fmt::Formatter<'_>, call: &CallError) -> fmt::Result {
     } else if call.fd.is_some() {
         f.write_str(",")?;
     }
-    Fd(call.fd).fmt(f)?;
-    call.len
-        .map_or(Ok(()), |len| write!(f, ", {}", Count(len, "byte")))
+    Fd(call.fd).fmt(f)
 }
 
 fn connect_failed(f: &mut fmt::Formatter<'_>, connect: &ConnectFailed) -> fmt::Result {
     match connect.errno {
         Some(errno) => Error(errno).fmt(f)?,
-        None => f.write_str("closed before an answer")?,
+        None => f.write_str("closed unanswered")?,
     }
     if let Some(duration) = connect.duration_us {
         write!(f, " after {}", Micros(duration))?;
     }
-    write!(f, ", {} sent", Count(u64::from(connect.attempts), "SYN"))
+    match connect.attempts {
+        0 => Ok(()),
+        attempts => write!(f, ", {}", Count(u64::from(attempts), "SYN")),
+    }
 }
 
 fn timed_out(f: &mut fmt::Formatter<'_>, timeout: &Timeout) -> fmt::Result {
-    Error(timeout.errno).fmt(f)?;
-    if timeout.retransmits > 0 {
-        write!(
-            f,
-            ", {}",
-            Count(u64::from(timeout.retransmits), "retransmit")
-        )?;
+    if timeout.errno.0 == libc::ETIMEDOUT {
+        timeout.errno.fmt(f)?;
+    } else {
+        Error(timeout.errno).fmt(f)?;
+    }
+    if timeout.send_window == 0 {
+        f.write_str(", the peer stopped reading")?;
+    }
+    if let Some(ms) = timeout.user_timeout_ms {
+        write!(f, ", TCP_USER_TIMEOUT {}", Millis(u64::from(ms)))?;
     }
     if timeout.probes > 0 {
         let which = if timeout.keepalive {
@@ -295,29 +310,28 @@ fn timed_out(f: &mut fmt::Formatter<'_>, timeout: &Timeout) -> fmt::Result {
         } else {
             "probe"
         };
-        write!(
-            f,
-            ", {} unanswered",
-            Count(u64::from(timeout.probes), which)
-        )?;
+        write!(f, ", {}", Count(u64::from(timeout.probes), which))?;
     }
-    if timeout.send_window == 0 {
-        f.write_str(", the peer stopped reading")?;
+    if timeout.retransmits > 0 {
+        let retransmits = Count(u64::from(timeout.retransmits), "retransmit");
+        write!(f, ", {retransmits}")?;
     }
-    match timeout.user_timeout_ms {
-        Some(ms) => write!(f, ", TCP_USER_TIMEOUT {}", Millis(u64::from(ms))),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 fn fd_exhausted(f: &mut fmt::Formatter<'_>, fds: &FdExhausted) -> fmt::Result {
-    Error(fds.errno).fmt(f)?;
+    fds.errno.fmt(f)?;
     if let Some(syscall) = fds.syscall {
-        write!(f, ", {syscall}")?;
+        write!(f, " in {syscall}")?;
     }
     match (fds.open, fds.limit) {
-        (Some(open), Some(limit)) => write!(f, ", {open} of {limit} open"),
-        (Some(open), None) => write!(f, ", {open} open"),
+        // Some were closed before they could be counted.
+        (Some(open), Some(limit)) if open < limit => {
+            let after = fds.read_after_ms.unwrap_or_default();
+            write!(f, ", {open} of {limit} fds open at +{after} ms")
+        }
+        (Some(open), Some(limit)) => write!(f, ", {open} of {limit} fds open"),
+        (Some(open), None) => write!(f, ", {open} fds open"),
         (None, Some(limit)) => write!(f, ", limit {limit}"),
         (None, None) => Ok(()),
     }
@@ -328,20 +342,17 @@ fn state_changed(f: &mut fmt::Formatter<'_>, change: &StateChange) -> fmt::Resul
     if let Some(duration) = change.duration_us {
         write!(f, " after {}", Micros(duration))?;
     }
-    change
-        .errno
-        .map_or(Ok(()), |errno| write!(f, ", {}", Error(errno)))
+    change.errno.map_or(Ok(()), |errno| write!(f, ", {errno}"))
 }
 
 /// A signal's line, in the stream and in the banner.
 pub(super) fn seen(f: &mut impl fmt::Write, coverage: &Coverage) -> fmt::Result {
-    match &coverage.way {
-        Some(way) => write!(f, "{} through {way}", coverage.signal.0)?,
-        None => write!(f, "{} is not seen", coverage.signal.0)?,
-    }
-    match &coverage.note {
-        Some(note) => write!(f, ": {note}"),
-        None => Ok(()),
+    let signal = coverage.signal.0;
+    match (&coverage.way, &coverage.note) {
+        (Some(way), Some(note)) => write!(f, "{signal} through {way}: {note}"),
+        (Some(way), None) => write!(f, "{signal} through {way}"),
+        (None, Some(note)) => write!(f, "not seen: {signal} ({note})"),
+        (None, None) => write!(f, "not seen: {signal}"),
     }
 }
 
@@ -419,25 +430,35 @@ impl fmt::Display for Micros {
     }
 }
 
-/// An error's name, and the words a program prints for it.
+/// A signal's name, as `kill -l` has it, or its number.
+struct SignalName(i32);
+
+impl fmt::Display for SignalName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match Signal::try_from(self.0) {
+            Ok(signal) => f.write_str(signal.as_str()),
+            Err(_) => write!(f, "signal {}", self.0),
+        }
+    }
+}
+
+/// An error's name, and the words a program prints for it, without those the event says already.
 struct Error(Errno);
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let words = match self.0.0 {
             libc::EPIPE => "broken pipe",
-            libc::ECONNRESET => "connection reset by peer",
-            libc::ECONNREFUSED => "connection refused",
-            libc::ECONNABORTED => "connection aborted",
-            libc::ETIMEDOUT => "connection timed out",
+            libc::ECONNRESET => "reset by peer",
+            libc::ECONNREFUSED => "refused",
+            libc::ECONNABORTED => "aborted",
+            libc::ETIMEDOUT => "timed out",
             libc::EHOSTUNREACH => "no route to host",
-            libc::ENETUNREACH => "network is unreachable",
-            libc::EADDRINUSE => "address already in use",
-            libc::EADDRNOTAVAIL => "cannot assign requested address",
-            libc::ENOTCONN => "transport endpoint is not connected",
-            libc::EMFILE => "too many open files",
-            libc::ENFILE => "too many open files on this host",
-            libc::EBADF => "bad file descriptor",
+            libc::ENETUNREACH => "network unreachable",
+            libc::EADDRINUSE => "address in use",
+            libc::EADDRNOTAVAIL => "cannot assign address",
+            libc::ENOTCONN => "not connected",
+            libc::EBADF => "bad descriptor",
             libc::ENOTSOCK => "not a socket",
             libc::EAGAIN => "would block",
             libc::ENOBUFS | libc::ENOMEM => "no memory for it",
@@ -489,22 +510,18 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_says_its_cause_and_only_then_the_kernels_word() {
-        assert_eq!(reset(|_, _| ()), "closed fd 17 with 512 unread bytes");
+    fn a_reset_says_its_cause_and_not_the_kernels_word() {
+        assert_eq!(reset(|_, _| ()), "closed fd 17, 512 bytes unread");
         let by_signal = reset(exit(Exit::Signal(9)));
-        assert_eq!(by_signal, "killed by signal 9, fd 17 with 512 unread bytes");
+        assert_eq!(by_signal, "killed by SIGKILL, 512 bytes unread, fd 17");
+        let by_real_time = reset(exit(Exit::Signal(34)));
+        assert_eq!(by_real_time, "killed by signal 34, 512 bytes unread, fd 17");
         let by_itself = reset(exit(Exit::Code(0)));
-        assert_eq!(by_itself, "exited with code 0, fd 17 with 512 unread bytes");
+        assert_eq!(by_itself, "exited with 0, 512 bytes unread, fd 17");
         let lingered = reset(|_, reset| reset.linger_zero = true);
         assert_eq!(lingered, "closed fd 17 with SO_LINGER 0");
-        let unaccepted = reset(|event, reset| {
-            reset.unaccepted = true;
-            event.owner.confidence = Confidence::Inherited;
-        });
-        assert_eq!(
-            unaccepted,
-            "listener closed before accept (listener's owner)"
-        );
+        let unaccepted = reset(|_, reset| reset.unaccepted = true);
+        assert_eq!(unaccepted, "listener closed before accept");
         let aborted = reset(|event, reset| {
             reset.aborted = true;
             event.actor = Some(Process {
@@ -514,22 +531,67 @@ mod tests {
             });
         });
         assert_eq!(aborted, "killed by ss[99] (ss -K)");
+        for (state, reason, told) in [
+            (
+                State::Listen,
+                "INVALID_SYN",
+                "accept queue full (tcp_abort_on_overflow)",
+            ),
+            (
+                State::TimeWait,
+                "TCP_TIMEWAIT_SOCKET",
+                "data came after the close",
+            ),
+            (
+                State::FinWait2,
+                "TCP_ABORT_ON_DATA",
+                "data came after the close",
+            ),
+            (
+                State::Listen,
+                "TCP_FLAGS",
+                "no such connection here any more",
+            ),
+            (State::SynSent, "TCP_OLD_ACK", "cause not known"),
+        ] {
+            assert_eq!(answer(state, reason), told, "{state} {reason}");
+        }
+    }
+
+    #[test]
+    fn a_reset_received_says_what_comes_of_it() {
+        let received = |state, unacked| {
+            let mut event = samples::all().swap_remove(2);
+            if let Some(socket) = &mut event.socket {
+                socket.state = Some(state);
+                socket.unacked = unacked;
+            }
+            detail(&event)
+        };
+        let quiet = "gives ECONNRESET, idle 1.2 s";
+        assert_eq!(received(State::Established, 0), quiet);
+        // The one byte is the SYN.
+        assert_eq!(received(State::SynSent, 1), quiet);
         assert_eq!(
-            answer(State::Listen, "INVALID_SYN"),
-            "accept queue full (tcp_abort_on_overflow) [kernel: INVALID_SYN]"
+            received(State::FinWait1, 10),
+            "gives ECONNRESET, 10 bytes unacked, idle 1.2 s, in FIN_WAIT1"
         );
-        assert_eq!(
-            answer(State::TimeWait, "TCP_TIMEWAIT_SOCKET"),
-            "this host forgot the connection [kernel: TCP_TIMEWAIT_SOCKET]"
-        );
-        assert_eq!(
-            answer(State::FinWait2, "TCP_ABORT_ON_DATA"),
-            "data came after the close [kernel: TCP_ABORT_ON_DATA]"
-        );
-        assert_eq!(
-            answer(State::SynSent, "TCP_OLD_ACK"),
-            "cause not known [kernel: TCP_OLD_ACK]"
-        );
+    }
+
+    #[test]
+    fn a_connection_that_waits_to_be_closed_says_what_was_read() {
+        let stuck = |unread, eof_read| {
+            let mut event = samples::all().swap_remove(4);
+            if let Some(socket) = &mut event.socket {
+                socket.unread = unread;
+                socket.eof_read = eof_read;
+            }
+            detail(&event)
+        };
+        let since = "fd 17 in CLOSE_WAIT >61.2 s";
+        assert_eq!(stuck(7, false), format!("{since}, 7 bytes unread"));
+        assert_eq!(stuck(0, false), format!("{since}, EOF unread"));
+        assert_eq!(stuck(0, true), format!("{since}, EOF read"));
     }
 
     #[test]
@@ -543,13 +605,13 @@ mod tests {
             fd: None,
         };
         let told = |call| detail(&samples::event(None, Kind::SocketError(call)));
-        assert_eq!(told(call.clone()), "EAGAIN (SO_RCVTIMEO expired)");
+        assert_eq!(told(call.clone()), "EAGAIN (SO_RCVTIMEO)");
         assert_eq!(
             told(CallError {
                 fd: Some(5),
                 ..call
             }),
-            "EAGAIN (SO_RCVTIMEO expired), fd 5"
+            "EAGAIN (SO_RCVTIMEO), fd 5"
         );
         let connect = ConnectFailed {
             errno: None,
@@ -557,7 +619,7 @@ mod tests {
             duration_us: Some(3_000_000),
         };
         let told = detail(&samples::event(None, Kind::ConnectFailed(connect)));
-        assert_eq!(told, "closed before an answer after 3.0 s, 3 SYNs sent");
+        assert_eq!(told, "closed unanswered after 3.0 s, 3 SYNs");
         let wait = CloseWait {
             age_ms: 7_200_000,
             at_least: true,
@@ -565,14 +627,27 @@ mod tests {
             at_start: true,
         };
         let told = detail(&samples::event(None, Kind::CloseWaitStuck(wait)));
-        assert_eq!(told, "5 sockets open for at least 2 h (CLOSE_WAIT)");
+        assert_eq!(told, "5 sockets in CLOSE_WAIT >2 h");
+    }
+
+    #[test]
+    fn descriptors_closed_before_the_count_are_explained() {
+        let fds = FdExhausted {
+            syscall: None,
+            errno: Errno(libc::EMFILE),
+            open: Some(25),
+            limit: Some(32),
+            read_after_ms: Some(3),
+        };
+        let told = detail(&samples::event(None, Kind::FdExhausted(fds)));
+        assert_eq!(told, "EMFILE, 25 of 32 fds open at +3 ms");
     }
 
     #[test]
     fn the_body_needs_no_columns_beside_it() {
         assert_eq!(
             Body(&samples::refused()).to_string(),
-            "reset sent: unknown process, [2001:db8::1]:81 > [2001:db8::2]:40112, \
+            "RST sent: unknown process, [2001:db8::1]:81 > [2001:db8::2]:40112, \
              nothing listens on this port [kernel: NO_SOCKET]"
         );
     }

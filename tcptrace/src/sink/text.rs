@@ -9,8 +9,8 @@ use bytes::BytesMut;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::sentence::{Count, Detail, Millis, label, seen};
-use crate::event::{Confidence, Coverage, Event, Kind, Summary};
+use super::sentence::{Count, Detail, Millis, doubt, kernel_word, label, seen};
+use crate::event::{Confidence, Coverage, Event, Kind, Owner, Summary};
 
 /// Lines are this wide where no terminal says otherwise.
 const WIDTH: usize = 120;
@@ -20,10 +20,10 @@ const WIDTH: usize = 120;
 const DETAIL_MIN: usize = 24;
 
 const TIME: usize = 12;
-const PID: usize = 7;
-const COMM: usize = 12;
-const EVENT: usize = 14;
-const FLOW: usize = 35;
+const PROCESS: usize = 16;
+const EVENT: usize = 12;
+/// Two IPv4 addresses of the usual length.
+const FLOW: usize = 33;
 
 /// One line for each event, in columns that stay where they are; the flow is never cut, the free
 /// text is last and cut at the width.
@@ -57,14 +57,13 @@ impl Columns {
             let mut line = Line::new(to);
             for (name, width) in [
                 ("TIME", TIME),
-                ("PID", PID),
-                ("COMM", COMM),
+                ("PROCESS", PROCESS),
                 ("EVENT", EVENT),
                 ("LOCAL > PEER", FLOW),
             ] {
                 line.cell(width, name);
             }
-            line.text(usize::MAX, "DETAIL");
+            line.text(usize::MAX, "DETAIL [kernel's word]  ~ likely  ? unknown");
             line.end();
         }
     }
@@ -73,25 +72,7 @@ impl Columns {
     pub(super) fn event(&self, event: &Event, to: &mut BytesMut) {
         let mut line = Line::new(to);
         line.cell(TIME, self.time(event));
-        match (&event.owner.process, &event.socket) {
-            (Some(process), _) => {
-                let doubt = if event.owner.confidence == Confidence::Exact {
-                    ""
-                } else {
-                    "~"
-                };
-                line.at_least(PID, format_args!("{doubt}{}", process.pid));
-                line.cell(COMM, process.comm);
-            }
-            (None, Some(_)) => {
-                line.cell(PID, "?");
-                line.cell(COMM, "?");
-            }
-            (None, None) => {
-                line.cell(PID, "-");
-                line.cell(COMM, "-");
-            }
-        }
+        line.process(&event.owner, event.socket.is_some());
         let style = if self.color {
             style(&event.kind)
         } else {
@@ -103,7 +84,16 @@ impl Columns {
             None => line.at_least(FLOW, "-"),
         }
         let left = self.width.saturating_sub(line.used).max(DETAIL_MIN);
+        let end = line.used + left;
         line.text(left, Detail(event));
+        // What has no room whole is in the record.
+        let doubt = doubt(event).map(|doubt| format!(" ({doubt})"));
+        let word = kernel_word(event).map(|word| format!(" [{}]", Printable(word)));
+        for aside in doubt.into_iter().chain(word) {
+            if line.used + columns(&aside) <= end {
+                line.text(usize::MAX, aside);
+            }
+        }
         line.end();
     }
 
@@ -196,13 +186,14 @@ pub fn banner(coverage: &[Coverage], to: &mut impl io::Write) -> io::Result<()> 
 ///
 /// Those of the writer.
 pub fn summary(summary: &Summary, to: &mut impl io::Write) -> io::Result<()> {
-    writeln!(
-        to,
-        "{} in {}, {} lost",
-        Count(summary.events, "event"),
-        Millis(summary.duration_ms),
-        summary.lost
-    )?;
+    let seen: u64 = summary.kinds.iter().map(|row| row.count).sum();
+    write!(to, "{}", Count(summary.events, "event"))?;
+    if seen > summary.events {
+        // The rest was not asked for, but is counted.
+        write!(to, " of {seen} seen")?;
+    }
+    let (duration, lost) = (Millis(summary.duration_ms), summary.lost);
+    writeln!(to, " in {duration}, {lost} lost")?;
     writeln!(to, "by event")?;
     let rows = summary.kinds.iter().map(|row| {
         let name = row.name.strip_prefix("tcptrace.").unwrap_or(row.name);
@@ -214,11 +205,12 @@ pub fn summary(summary: &Summary, to: &mut impl io::Write) -> io::Result<()> {
     });
     counted(to, rows)?;
     writeln!(to, "by process")?;
-    let rows = summary.processes.iter();
-    counted(
-        to,
-        rows.map(|(pid, comm, n)| (*n, fmt::from_fn(move |f| write!(f, "{pid:<8} {comm}")))),
-    )?;
+    let named: u64 = summary.processes.iter().map(|(_, _, count)| count).sum();
+    let rest = seen.saturating_sub(named);
+    let processes = summary.processes.iter();
+    let rows = processes.map(|(pid, comm, count)| (*count, format!("{comm}[{pid}]")));
+    let others = (rest > 0).then(|| (rest, "others, none, or not known".to_owned()));
+    counted(to, rows.chain(others))?;
     writeln!(to, "overflows by listener")?;
     counted(
         to,
@@ -320,6 +312,11 @@ fn width(character: char) -> usize {
     }
 }
 
+/// The columns a text takes.
+fn columns(text: &str) -> usize {
+    text.chars().map(width).sum()
+}
+
 /// One line in the making.
 struct Line<'a> {
     to: &'a mut BytesMut,
@@ -342,6 +339,27 @@ impl<'a> Line<'a> {
         self.text(width, content);
         self.raw(style.render_reset());
         self.pad(start + width);
+    }
+
+    /// `name[pid]`: the name is cut, the id never.
+    fn process(&mut self, owner: &Owner, of_socket: bool) {
+        let start = self.used;
+        if let Some(process) = &owner.process {
+            let doubt = match owner.confidence {
+                Confidence::Exact => "",
+                _ => "~",
+            };
+            let id = format!("[{}]", process.pid);
+            self.text(usize::MAX, doubt);
+            self.text(
+                (start + PROCESS).saturating_sub(self.used + id.len()),
+                process.comm,
+            );
+            self.text(usize::MAX, id);
+        } else {
+            self.text(usize::MAX, if of_socket { "?" } else { "-" });
+        }
+        self.pad(start + PROCESS);
     }
 
     /// Never cut.
@@ -445,7 +463,7 @@ mod tests {
 
     /// Columns a terminal shows it in.
     fn shown(line: &str) -> usize {
-        line.trim_end_matches('\n').chars().map(width).sum()
+        super::columns(line.trim_end_matches('\n'))
     }
 
     #[test]
@@ -458,24 +476,24 @@ mod tests {
         }
         let text = String::from_utf8(buffer.to_vec()).expect("columns are text");
         insta::assert_snapshot!(text, @"
-        TIME         PID     COMM         EVENT          LOCAL > PEER                        DETAIL
-        11:10:03.123 1234    nginx        reset sent     10.0.0.1:8080 > 203.0.113.7:51234   closed fd 17 with 512 unread bytes…
-        11:10:03.123 ?       ?            reset sent     [2001:db8::1]:81 > [2001:db8::2]:40112 nothing listens on this port [k…
-        11:10:03.123 1234    nginx        reset received 10.0.0.1:8080 > 203.0.113.7:51234   gives ECONNRESET, idle 1.2 s, in E…
-        11:10:03.123 1234    nginx        peer closed    10.0.0.1:8080 > 203.0.113.7:51234   fd 17 still open (CLOSE_WAIT)
-        11:10:03.123 1234    nginx        not closed     10.0.0.1:8080 > 203.0.113.7:51234   fd 17 open for at least 61.2 s, en…
-        11:10:03.123 1234    nginx        queue full     0.0.0.0:8080                        SYN dropped, 129 wait, limit 128, …
-        11:10:03.123 ~1234   nginx        write failed   10.0.0.1:8080 > 203.0.113.7:51234   EPIPE (broken pipe), sendto fd 17,…
-        11:10:03.123 1234    nginx        connect failed 10.0.0.1:8080 > 203.0.113.7:51234   ECONNREFUSED (connection refused) …
-        11:10:03.123 1234    nginx        timed out      10.0.0.1:8080 > 203.0.113.7:51234   ETIMEDOUT (connection timed out), …
-        11:10:03.123 1234    nginx        no descriptor  -                                   EMFILE (too many open files), acce…
-        11:10:03.123 1234    nginx        bad descriptor -                                   EBADF (bad file descriptor), write…
-        11:10:03.123 1234    nginx        state          10.0.0.1:8080 > 203.0.113.7:51234   ESTABLISHED -> CLOSE_WAIT after 1.…
-        11:10:03.123 1234    nginx        retransmit     10.0.0.1:8080 > 203.0.113.7:51234   sent again, time 3
-        11:10:03.123 -       -            coverage       -                                   reset.sent through raw_tracepoint …
-        11:10:03.123 -       -            coverage       -                                   accept_queue.overflow is not seen:…
-        11:10:03.123 -       -            events lost    -                                   3 events of tcp_send_reset: ring_f…
-        11:10:03.123 -       -            summary        -                                   31 events in 12.3 s, 0 lost
+        TIME         PROCESS          EVENT        LOCAL > PEER                      DETAIL [kernel's word]  ~ likely  ? unknown
+        11:10:03.123 nginx[1234]      RST sent     10.0.0.1:8080 > 203.0.113.7:51234 closed fd 17, 512 bytes unread
+        11:10:03.123 ?                RST sent     [2001:db8::1]:81 > [2001:db8::2]:40112 nothing listens on this port
+        11:10:03.123 nginx[1234]      RST received 10.0.0.1:8080 > 203.0.113.7:51234 gives ECONNRESET, idle 1.2 s
+        11:10:03.123 nginx[1234]      peer closed  10.0.0.1:8080 > 203.0.113.7:51234 fd 17 still open (CLOSE_WAIT)
+        11:10:03.123 nginx[1234]      not closed   10.0.0.1:8080 > 203.0.113.7:51234 fd 17 in CLOSE_WAIT >61.2 s, EOF unread
+        11:10:03.123 nginx[1234]      queue full   0.0.0.0:8080                      SYN dropped, queue 129 > 128, 31 drops
+        11:10:03.123 ~nginx[1234]     write failed 10.0.0.1:8080 > 203.0.113.7:51234 EPIPE (broken pipe), sendto fd 17
+        11:10:03.123 nginx[1234]      conn failed  10.0.0.1:8080 > 203.0.113.7:51234 ECONNREFUSED (refused) after 310 us, 1 SYN
+        11:10:03.123 nginx[1234]      timed out    10.0.0.1:8080 > 203.0.113.7:51234 ETIMEDOUT, TCP_USER_TIMEOUT 30.0 s, 15 ret…
+        11:10:03.123 nginx[1234]      too many fds -                                 EMFILE in accept4, 1024 of 1024 fds open
+        11:10:03.123 nginx[1234]      bad fd       -                                 EBADF (bad descriptor), write fd 17
+        11:10:03.123 nginx[1234]      state        10.0.0.1:8080 > 203.0.113.7:51234 ESTABLISHED -> CLOSE_WAIT after 1.2 s
+        11:10:03.123 nginx[1234]      retransmit   10.0.0.1:8080 > 203.0.113.7:51234 3 in a row
+        11:10:03.123 -                coverage     -                                 reset.sent through raw_tracepoint tcp_send…
+        11:10:03.123 -                coverage     -                                 not seen: accept_queue.overflow (needs ker…
+        11:10:03.123 -                events lost  -                                 3 events of tcp_send_reset: ring_full
+        11:10:03.123 -                summary      -                                 31 events in 12.3 s, 0 lost
         ");
     }
 
@@ -490,23 +508,23 @@ mod tests {
             .map(|event| line(&columns, event))
             .collect();
         insta::assert_snapshot!(text, @"
-        11:10:03.123 1234    nginx        reset sent     10.0.0.1:8080 > 203.0.113.7:51234   closed fd 17 with 512 unread bytes [kernel: TCP_ABORT_ON_CLOSE]
-        11:10:03.123 ?       ?            reset sent     [2001:db8::1]:81 > [2001:db8::2]:40112 nothing listens on this port [kernel: NO_SOCKET]
-        11:10:03.123 1234    nginx        reset received 10.0.0.1:8080 > 203.0.113.7:51234   gives ECONNRESET, idle 1.2 s, in ESTABLISHED
-        11:10:03.123 1234    nginx        peer closed    10.0.0.1:8080 > 203.0.113.7:51234   fd 17 still open (CLOSE_WAIT)
-        11:10:03.123 1234    nginx        not closed     10.0.0.1:8080 > 203.0.113.7:51234   fd 17 open for at least 61.2 s, end of stream not read (CLOSE_WAIT)
-        11:10:03.123 1234    nginx        queue full     0.0.0.0:8080                        SYN dropped, 129 wait, limit 128, 31 drops so far
-        11:10:03.123 ~1234   nginx        write failed   10.0.0.1:8080 > 203.0.113.7:51234   EPIPE (broken pipe), sendto fd 17, 4096 bytes (one of 3 holders)
-        11:10:03.123 1234    nginx        connect failed 10.0.0.1:8080 > 203.0.113.7:51234   ECONNREFUSED (connection refused) after 310 us, 1 SYN sent
-        11:10:03.123 1234    nginx        timed out      10.0.0.1:8080 > 203.0.113.7:51234   ETIMEDOUT (connection timed out), 15 retransmits, TCP_USER_TIMEOUT 30.0 s
-        11:10:03.123 1234    nginx        no descriptor  -                                   EMFILE (too many open files), accept4, 1024 of 1024 open
-        11:10:03.123 1234    nginx        bad descriptor -                                   EBADF (bad file descriptor), write fd 17
-        11:10:03.123 1234    nginx        state          10.0.0.1:8080 > 203.0.113.7:51234   ESTABLISHED -> CLOSE_WAIT after 1.2 s
-        11:10:03.123 1234    nginx        retransmit     10.0.0.1:8080 > 203.0.113.7:51234   sent again, time 3
-        11:10:03.123 -       -            coverage       -                                   reset.sent through raw_tracepoint tcp_send_reset: RSTs for closed ports are not seen
-        11:10:03.123 -       -            coverage       -                                   accept_queue.overflow is not seen: needs kernel 6.6
-        11:10:03.123 -       -            events lost    -                                   3 events of tcp_send_reset: ring_full
-        11:10:03.123 -       -            summary        -                                   31 events in 12.3 s, 0 lost
+        11:10:03.123 nginx[1234]      RST sent     10.0.0.1:8080 > 203.0.113.7:51234 closed fd 17, 512 bytes unread [TCP_ABORT_ON_CLOSE]
+        11:10:03.123 ?                RST sent     [2001:db8::1]:81 > [2001:db8::2]:40112 nothing listens on this port [NO_SOCKET]
+        11:10:03.123 nginx[1234]      RST received 10.0.0.1:8080 > 203.0.113.7:51234 gives ECONNRESET, idle 1.2 s
+        11:10:03.123 nginx[1234]      peer closed  10.0.0.1:8080 > 203.0.113.7:51234 fd 17 still open (CLOSE_WAIT)
+        11:10:03.123 nginx[1234]      not closed   10.0.0.1:8080 > 203.0.113.7:51234 fd 17 in CLOSE_WAIT >61.2 s, EOF unread
+        11:10:03.123 nginx[1234]      queue full   0.0.0.0:8080                      SYN dropped, queue 129 > 128, 31 drops
+        11:10:03.123 ~nginx[1234]     write failed 10.0.0.1:8080 > 203.0.113.7:51234 EPIPE (broken pipe), sendto fd 17 (shared by 3)
+        11:10:03.123 nginx[1234]      conn failed  10.0.0.1:8080 > 203.0.113.7:51234 ECONNREFUSED (refused) after 310 us, 1 SYN
+        11:10:03.123 nginx[1234]      timed out    10.0.0.1:8080 > 203.0.113.7:51234 ETIMEDOUT, TCP_USER_TIMEOUT 30.0 s, 15 retransmits
+        11:10:03.123 nginx[1234]      too many fds -                                 EMFILE in accept4, 1024 of 1024 fds open
+        11:10:03.123 nginx[1234]      bad fd       -                                 EBADF (bad descriptor), write fd 17
+        11:10:03.123 nginx[1234]      state        10.0.0.1:8080 > 203.0.113.7:51234 ESTABLISHED -> CLOSE_WAIT after 1.2 s
+        11:10:03.123 nginx[1234]      retransmit   10.0.0.1:8080 > 203.0.113.7:51234 3 in a row
+        11:10:03.123 -                coverage     -                                 reset.sent through raw_tracepoint tcp_send_reset: RSTs for closed ports are not seen
+        11:10:03.123 -                coverage     -                                 not seen: accept_queue.overflow (needs kernel 6.6)
+        11:10:03.123 -                events lost  -                                 3 events of tcp_send_reset: ring_full
+        11:10:03.123 -                summary      -                                 31 events in 12.3 s, 0 lost
         ");
     }
 
@@ -521,26 +539,52 @@ mod tests {
         }
         let line = line(&samples::columns(), &event);
         assert!(line.contains(&flow), "{line}");
-        assert!(line.ends_with(" closed fd 17 with 512 u…\n"), "{line}");
+        assert!(line.ends_with(" closed fd 17, 512 bytes…\n"), "{line}");
     }
 
     #[test]
     fn an_owner_in_doubt_is_marked() {
         let mut event = samples::reset_sent();
         for (confidence, pid) in [
-            (Confidence::Exact, " 1234 "),
-            (Confidence::Shared, " ~1234 "),
-            (Confidence::Seeded, " ~1234 "),
-            (Confidence::Inherited, " ~1234 "),
+            (Confidence::Exact, " nginx[1234] "),
+            (Confidence::Shared, " ~nginx[1234] "),
+            (Confidence::Seeded, " ~nginx[1234] "),
+            (Confidence::Inherited, " ~nginx[1234] "),
         ] {
             event.owner.confidence = confidence;
             let line = line(&samples::columns(), &event);
             assert!(line.contains(pid), "{confidence:?}: {line}");
         }
         let unknown = line(&samples::columns(), &samples::refused());
+        assert!(unknown.contains(" ?                RST sent "), "{unknown}");
+    }
+
+    #[test]
+    fn a_long_name_is_cut_and_its_id_is_not() {
+        let mut event = samples::reset_sent();
+        event.owner.confidence = Confidence::Seeded;
+        if let Some(process) = &mut event.owner.process {
+            process.pid = 4_194_303;
+            process.comm = Comm::from("kube-apiserver");
+        }
+        let line = line(&samples::columns(), &event);
+        assert!(line.contains(" ~kube-…[4194303] RST sent "), "{line}");
+    }
+
+    #[test]
+    fn what_has_no_room_whole_is_left_out() {
+        let event = samples::refused();
+        let whole = "nothing listens on this port [NO_SOCKET]\n";
+        let columns = |width| Columns {
+            width,
+            ..samples::columns()
+        };
+        let needed = shown(&line(&columns(200), &event));
+        assert!(line(&columns(needed), &event).ends_with(whole));
+        let narrow = line(&columns(needed - 1), &event);
         assert!(
-            unknown.contains(" ?       ?            reset sent"),
-            "{unknown}"
+            narrow.ends_with("nothing listens on this port\n"),
+            "{narrow}"
         );
     }
 
@@ -561,7 +605,7 @@ mod tests {
             assert_eq!(stripped, line(&samples::columns(), &event));
         }
         let reset = line(&colored, &samples::reset_sent());
-        assert!(reset.contains("\u{1b}[31mreset sent\u{1b}[0m"), "{reset:?}");
+        assert!(reset.contains("\u{1b}[31mRST sent\u{1b}[0m"), "{reset:?}");
     }
 
     #[test]
@@ -604,8 +648,8 @@ mod tests {
             prop_assert!(line.ends_with('\n'));
             prop_assert!(!line[..line.len() - 1].chars().any(is_unprintable), "{:?}", line);
             prop_assert!(line.contains(&flow));
-            // 12 + 7 + 12 + 14 columns and their spaces, the flow and its space.
-            let before = 49 + flow.len().max(35) + 1;
+            // 12 + 16 + 12 columns and their spaces, the flow and its space.
+            let before = 43 + flow.len().max(33) + 1;
             prop_assert!(shown(&line) <= limit.max(before + 24), "{} {:?}", shown(&line), line);
         }
     }
@@ -620,13 +664,27 @@ mod tests {
                 29  reset.sent             linger_zero
                  2  retransmit
         by process
-                31  1234     nginx
+                31  nginx[1234]
         overflows by listener
                  0
         entries into CLOSE_WAIT 5
         resets sent 29 != TcpOutRsts +31 in this namespace: 2 not seen
         accept-queue overflows 0 = TcpExtListenOverflows +0 in this namespace
         ");
+    }
+
+    #[test]
+    fn the_rows_of_the_summary_add_up() {
+        let mut text = Vec::new();
+        let mut with_strangers = samples::summary();
+        with_strangers.kinds[0].count += 2;
+        summary(&with_strangers, &mut text).expect("memory takes it");
+        let text = String::from_utf8_lossy(&text);
+        assert!(text.starts_with("31 events of 33 seen in 12.3 s, 0 lost\n"));
+        assert!(
+            text.contains("        31  nginx[1234]\n         2  others, none, or not known\n"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -670,8 +728,8 @@ mod tests {
         banner(&coverage, &mut text).expect("memory takes it");
         insta::assert_snapshot!(String::from_utf8_lossy(&text), @r"
         tcptrace 0.1.0 sees 1 of 3 signals on this kernel; `tcptrace doctor` says how, and what each leaves out; Ctrl-C ends it
-          retransmit is not seen: refused\u{1b}[2J
-          fd.exhausted is not seen: mount tracefs on /sys/kernel/tracing
+          not seen: retransmit (refused\u{1b}[2J)
+          not seen: fd.exhausted (mount tracefs on /sys/kernel/tracing)
         ");
     }
 }
