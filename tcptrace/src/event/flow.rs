@@ -50,9 +50,48 @@ impl fmt::Display for Flow {
     /// `local > peer`, or the local end alone.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.peer {
-            Some(peer) => write!(f, "{} > {}", self.local, peer),
-            None => write!(f, "{}", self.local),
+            Some(peer) => write!(f, "{} > {}", End(self.local), End(peer)),
+            None => End(self.local).fmt(f),
         }
+    }
+}
+
+/// One end of a connection as text: `192.0.2.1:80`, `[2001:db8::1]:80`.
+#[derive(Clone, Copy, Debug)]
+pub struct End(pub SocketAddr);
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.ip() {
+            IpAddr::V4(_) => write!(f, "{}:{}", Address(self.0.ip()), self.0.port()),
+            IpAddr::V6(_) => write!(f, "[{}]:{}", Address(self.0.ip()), self.0.port()),
+        }
+    }
+}
+
+/// An address as text. IPv4 without the library's formatting: a record holds four of them, and they
+/// would be a tenth of its time.
+#[derive(Clone, Copy, Debug)]
+pub struct Address(pub IpAddr);
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let address = match self.0 {
+            IpAddr::V4(address) => address,
+            IpAddr::V6(address) => return address.fmt(f),
+        };
+        let mut text = [b'.'; 15];
+        let mut len = 0;
+        for (nth, octet) in address.octets().into_iter().enumerate() {
+            len += usize::from(nth > 0);
+            for (least, place) in [(100, 100), (10, 10), (0, 1)] {
+                if octet >= least {
+                    text[len] = b'0' + octet / place % 10;
+                    len += 1;
+                }
+            }
+        }
+        f.write_str(str::from_utf8(&text[..len]).unwrap_or_default())
     }
 }
 
@@ -71,6 +110,18 @@ pub fn address(bytes: [u8; 16], ipv6_socket: bool) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_read_as_the_library_writes_them() {
+        for octet in 0..=255 {
+            let address = IpAddr::from([octet, 0, 255, octet / 2]);
+            assert_eq!(Address(address).to_string(), address.to_string());
+            let end = SocketAddr::new(address, u16::from(octet));
+            assert_eq!(End(end).to_string(), end.to_string());
+        }
+        let end: SocketAddr = "[2001:db8::1]:80".parse().expect("an address");
+        assert_eq!(End(end).to_string(), end.to_string());
+    }
 
     #[test]
     fn mapped_addresses_read_as_ipv4() {

@@ -6,7 +6,7 @@ mod kind;
 mod names;
 mod owner;
 
-pub use flow::{Flow, SocketId, address};
+pub use flow::{Address, End, Flow, SocketId, address};
 pub use kind::{
     CallError, CloseWait, ConnectFailed, Coverage, FdExhausted, Kind, Loss, Overflow, OverflowPath,
     ResetReceived, ResetSent, Retransmit, Signal, StateChange, Summary, SummaryRow, Timeout,

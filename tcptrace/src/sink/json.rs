@@ -33,6 +33,8 @@ pub(super) struct Records {
     /// The second whose date is in `date`.
     second: Option<u64>,
     date: String,
+    /// Reused from text to text.
+    scratch: String,
 }
 
 impl Records {
@@ -56,6 +58,7 @@ impl Records {
             tail: String::from_utf8_lossy(&tail).into_owned(),
             second: None,
             date: String::new(),
+            scratch: String::new(),
         }
     }
 
@@ -96,9 +99,10 @@ impl Records {
         key(to, b',', "severity_number");
         integer(to, i64::from(severity as u8));
         key(to, b',', "body");
-        text(to, &Body(event), lean);
+        text(to, &mut self.scratch, &Body(event), lean);
         key(to, b',', "attributes");
         let mut before = b'{';
+        let scratch = &mut self.scratch;
         // What is written to memory cannot fail.
         let _ = record::attributes(&self.context, event, &mut |name, value| {
             if lean && is_shed(name) {
@@ -110,7 +114,7 @@ impl Records {
                 Value::Int(value) => integer(to, value),
                 Value::True => to.extend_from_slice(b"true"),
                 Value::Str(value) => string(to, if lean { cut(value) } else { value }),
-                Value::Text(value) => text(to, value, lean),
+                Value::Text(value) => text(to, scratch, value, lean),
                 Value::Ints(values) => list(to, values, |to, &value| integer(to, value.into())),
                 Value::Strs(values) => list(to, values, |to, value| string(to, value)),
             }
@@ -167,16 +171,13 @@ fn string(to: &mut BytesMut, text: &str) {
     to.put_u8(b'"');
 }
 
-/// Text, cut where the line must be lean.
-fn text(to: &mut BytesMut, text: &dyn fmt::Display, lean: bool) {
-    if lean {
-        string(to, cut(&text.to_string()));
-    } else {
-        to.put_u8(b'"');
-        // What is written to memory cannot fail.
-        let _ = write!(Escaped(to), "{text}");
-        to.put_u8(b'"');
-    }
+/// Text, cut where the line must be lean. It comes in many small pieces and is gathered in `scratch`
+/// to be escaped as one.
+fn text(to: &mut BytesMut, scratch: &mut String, text: &dyn fmt::Display, lean: bool) {
+    scratch.clear();
+    // A String takes all.
+    let _ = write!(scratch, "{text}");
+    string(to, if lean { cut(scratch) } else { scratch });
 }
 
 fn list<T>(to: &mut BytesMut, values: &[T], mut each: impl FnMut(&mut BytesMut, &T)) {
@@ -190,12 +191,11 @@ fn list<T>(to: &mut BytesMut, values: &[T], mut each: impl FnMut(&mut BytesMut, 
     to.put_u8(b']');
 }
 
-/// Adds text between quotes that somebody else writes.
+/// Adds text without its quotes.
 fn escaped(to: &mut BytesMut, text: &str) {
-    if text
-        .bytes()
-        .all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\')
-    {
+    // Without an early end, so that it is done many bytes at a time.
+    let special = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\';
+    if !text.bytes().fold(false, |any, byte| any | special(byte)) {
         to.extend_from_slice(text.as_bytes());
         return;
     }
@@ -207,15 +207,6 @@ fn escaped(to: &mut BytesMut, text: &str) {
             .unwrap_or_default()
             .as_bytes(),
     );
-}
-
-struct Escaped<'a>(&'a mut BytesMut);
-
-impl fmt::Write for Escaped<'_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        escaped(self.0, text);
-        Ok(())
-    }
 }
 
 /// What a line that is too long does without: what has no bound and is in `/proc` or on the terminal

@@ -10,8 +10,8 @@ use sha1::{Digest as _, Sha1};
 use super::Context;
 use crate::diagnose;
 use crate::event::{
-    Event, EventId, Exit, Flow, Kind, OverflowPath, Owner, Process, Socket, SocketId, State,
-    Summary,
+    Address, Event, EventId, Exit, Flow, Kind, OverflowPath, Owner, Process, Socket, SocketId,
+    State, Summary,
 };
 
 /// A value of the record.
@@ -297,13 +297,13 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
             if flow.is_ipv4() { "ipv4" } else { "ipv6" },
         )?;
         if flow.local.port() != 0 || !flow.local.ip().is_unspecified() {
-            self.text(name::LOCAL_ADDRESS, &flow.local.ip())?;
+            self.text(name::LOCAL_ADDRESS, &Address(flow.local.ip()))?;
         }
         if flow.local.port() != 0 {
             self.int(name::LOCAL_PORT, flow.local.port())?;
         }
         if let Some(peer) = flow.peer {
-            self.text(name::PEER_ADDRESS, &peer.ip())?;
+            self.text(name::PEER_ADDRESS, &Address(peer.ip()))?;
             self.int(name::PEER_PORT, peer.port())?;
         }
         let state = match kind {
