@@ -32,16 +32,21 @@ pub(crate) fn socket(tuple: &Tuple, family: u8, owner: &Task) -> Verdict {
     if !has_owner_filter() || owner_matches(owner) {
         return Verdict::Take;
     }
-    let other_end = FlowKey {
+    if FLOWS.get_ptr(other_end(tuple)).is_some() {
+        Verdict::TakeForPeer
+    } else {
+        Verdict::Drop
+    }
+}
+
+/// The connection as its other end sees it.
+#[inline(always)]
+pub(crate) fn other_end(tuple: &Tuple) -> FlowKey {
+    FlowKey {
         local: tuple.peer,
         peer: tuple.local,
         local_port: tuple.peer_port,
         peer_port: tuple.local_port,
-    };
-    if FLOWS.get_ptr(other_end).is_some() {
-        Verdict::TakeForPeer
-    } else {
-        Verdict::Drop
     }
 }
 
@@ -78,8 +83,9 @@ pub(crate) fn owner_matches(owner: &Task) -> bool {
         && (config!(cgroup) == 0 || CGROUPS.get_ptr(owner.cgroup).is_some())
 }
 
+/// The filters that ask about the connection match.
 #[inline(always)]
-fn tuple_matches(tuple: &Tuple, family: u8) -> bool {
+pub(crate) fn tuple_matches(tuple: &Tuple, family: u8) -> bool {
     (config!(family) == 0 || config!(family) == protocol(tuple, family))
         && (config!(netns) == 0 || NETNS.get_ptr(tuple.netns).is_some())
         && (config!(local_port) == 0 || port(role::LOCAL, tuple.local_port))

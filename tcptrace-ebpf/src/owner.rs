@@ -35,9 +35,9 @@ pub(crate) fn last_of(socket: Socket) -> Option<&'static mut Sock> {
         .map(|known| unsafe { &mut *known })
 }
 
-/// A socket's life begins in `state`, owned by `owner`.
+/// A socket's life begins in `state`, owned by `owner`. Says whether there was room to remember it.
 #[inline(never)]
-pub(crate) fn birth(socket: Socket, state: u8, owner: &Task, confidence: u8, fd: i32) {
+pub(crate) fn birth(socket: Socket, state: u8, owner: &Task, confidence: u8, fd: i32) -> bool {
     // SAFETY: the helper takes nothing.
     let now = unsafe { bpf_ktime_get_ns() };
     let known = Sock {
@@ -57,9 +57,11 @@ pub(crate) fn birth(socket: Socket, state: u8, owner: &Task, confidence: u8, fd:
         drops: 0,
         pad2: 0,
     };
-    if SOCKS.insert(socket.0, known, u64::from(BPF_ANY)).is_err() {
+    let room = SOCKS.insert(socket.0, known, u64::from(BPF_ANY)).is_ok();
+    if !room {
         count(&STATS, stat::SOCKETS_FULL);
     }
+    room
 }
 
 /// Remembers a socket older than the tracer, unless a hook already knows it.
@@ -142,7 +144,7 @@ pub(crate) fn publish(socket: Socket, owner: &Task) {
 
 #[inline(never)]
 fn publish_flow(socket: Socket) {
-    let key = flow_key(socket);
+    let key = flow_key_of(socket);
     if key.peer_port == 0 || key.local_port == 0 {
         return;
     }
@@ -162,7 +164,7 @@ pub(crate) fn death(socket: Socket) {
         known.destroyed = now;
     }
     if filter::has_owner_filter()
-        && let Some(flow) = FLOWS.get_ptr_mut(flow_key(socket))
+        && let Some(flow) = FLOWS.get_ptr_mut(flow_key_of(socket))
     {
         // SAFETY: the element stays readable, see `last_of`.
         unsafe { *flow = now };
@@ -171,11 +173,9 @@ pub(crate) fn death(socket: Socket) {
         return;
     };
     // SAFETY: this CPU's own element.
-    let slot = unsafe {
-        *position = (*position + 1) % u64::from(RING_OF_DEAD);
-        *position
-    };
-    let Some(grave) = DESTROYED.get_ptr_mut(slot as u32) else {
+    let position = unsafe { &mut *position };
+    *position = (*position + 1) % u64::from(RING_OF_DEAD);
+    let Some(grave) = DESTROYED.get_ptr_mut(*position as u32) else {
         return;
     };
     // SAFETY: this CPU's own element.
@@ -196,16 +196,22 @@ pub(crate) const NOBODY: Task = Task {
     comm: [0; 16],
 };
 
+/// The connection as its owner sees it.
 #[inline(always)]
-fn flow_key(socket: Socket) -> FlowKey {
-    let mut tuple = NOWHERE;
-    socket.tuple(&mut tuple);
+pub(crate) fn flow_key(tuple: &Tuple) -> FlowKey {
     FlowKey {
         local: tuple.local,
         peer: tuple.peer,
         local_port: tuple.local_port,
         peer_port: tuple.peer_port,
     }
+}
+
+#[inline(always)]
+fn flow_key_of(socket: Socket) -> FlowKey {
+    let mut tuple = NOWHERE;
+    socket.tuple(&mut tuple);
+    flow_key(&tuple)
 }
 
 /// No connection.

@@ -32,15 +32,14 @@ struct Context {
 #[unsafe(link_section = "iter/task_file")]
 unsafe extern "C" fn task_file(ctx: *const Context) -> i32 {
     // SAFETY: the kernel's promise.
-    let (task, file) = unsafe { ((*ctx).task as u64, (*ctx).file as u64) };
-    // SAFETY: as above.
-    let fd = unsafe { (*ctx).fd } as i32;
+    let Context { task, fd, file, .. } = unsafe { &*ctx };
+    let (task, file) = (*task as u64, *file as u64);
     // Both are NULL once, at the end.
     if task != 0
         && file != 0
         && let Some(socket) = Socket::of_file(file)
     {
-        found(socket, task, fd);
+        found(socket, task, *fd as i32);
     }
     0
 }
