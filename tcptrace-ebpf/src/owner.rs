@@ -99,9 +99,18 @@ pub(crate) fn accepted(socket: Socket, fd: i32) {
 /// The running task uses the socket: from now on it is the owner.
 #[inline(always)]
 pub(crate) fn learn(socket: Socket, fd: i32) {
-    if of(socket).is_some_and(|known| known.confidence == confidence::INHERITED) {
-        // Somebody accepts without the call, by io_uring: look for first uses from now on.
-        open_gate(gate::FIRST_USES);
+    if let Some(known) = of(socket) {
+        let id = task::pid_tgid();
+        if known.confidence == confidence::EXACT && known.owner.tgid == (id >> 32) as u32 {
+            // The owner still: all there is to learn is its thread and, maybe, its descriptor.
+            known.owner.tid = id as u32;
+            known.fd = if fd >= 0 { fd } else { known.fd };
+            return;
+        }
+        if known.confidence == confidence::INHERITED {
+            // Somebody accepts without the call, by io_uring: look for first uses from now on.
+            open_gate(gate::FIRST_USES);
+        }
     }
     take(socket, fd);
 }
