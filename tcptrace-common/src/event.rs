@@ -165,8 +165,10 @@ wire! {
         pub full: u8,
         /// 1 once a read returned 0.
         pub eof_read: u8,
+        /// 1: a process the filter matches holds it, whoever the owner is.
+        pub held: u8,
         /// Zero.
-        pub pad: [u8; 3],
+        pub pad: [u8; 2],
         /// The listener's `sk_drops` at the last look.
         pub drops: u32,
         /// Zero.

@@ -53,7 +53,8 @@ pub(crate) fn birth(socket: Socket, state: u8, owner: &Task, confidence: u8, fd:
         confidence,
         full: 0,
         eof_read: 0,
-        pad: [0; 3],
+        held: 0,
+        pad: [0; 2],
         drops: 0,
         pad2: 0,
     };
@@ -80,7 +81,8 @@ pub(crate) fn seed(socket: Socket, owner: &Task, fd: i32) {
         confidence: confidence::SEEDED,
         full: 0,
         eof_read: 0,
-        pad: [0; 3],
+        held: 0,
+        pad: [0; 2],
         drops: socket.drops(),
         pad2: 0,
     };
@@ -125,7 +127,9 @@ fn take(socket: Socket, fd: i32) {
     }
     let Some(known) = of(socket) else {
         birth(socket, socket.state(), &user, confidence::EXACT, fd);
-        publish(socket, &user);
+        if filter::owner_matches(&user) {
+            publish_flow(socket);
+        }
         return;
     };
     let owner = known.owner.tgid;
@@ -140,13 +144,25 @@ fn take(socket: Socket, fd: i32) {
     }
     known.owner = user;
     known.confidence = confidence::EXACT;
-    publish(socket, &user);
+    publish(socket, known);
+}
+
+/// A process holds the socket, maybe beside its owner: a worker and the listener its master opened.
+/// If the process is traced, so is the socket.
+#[inline(always)]
+pub(crate) fn hold(socket: Socket, holder: &Task) {
+    if filter::owner_matches(holder) {
+        if let Some(known) = of(socket) {
+            known.held = 1;
+        }
+        publish_flow(socket);
+    }
 }
 
 /// The other end of a traced process's connection is traced too: makes this end known to it.
 #[inline(always)]
-pub(crate) fn publish(socket: Socket, owner: &Task) {
-    if filter::has_owner_filter() && filter::owner_matches(owner) {
+pub(crate) fn publish(socket: Socket, known: &Sock) {
+    if known.held != 0 || filter::owner_matches(&known.owner) {
         publish_flow(socket);
     }
 }

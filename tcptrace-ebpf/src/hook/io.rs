@@ -111,11 +111,11 @@ fn failed(socket: Socket, error: i32, timeout: bool, hook: u8) {
         return;
     }
     let known = owner::of(socket);
-    let mut owner = owner::NOBODY;
-    task::describe(&mut owner);
+    let mut user = owner::NOBODY;
+    task::describe(&mut user);
     let mut tuple = owner::NOWHERE;
     socket.tuple(&mut tuple);
-    let verdict = filter::socket(&tuple, socket.family(), &owner);
+    let verdict = filter::user(&tuple, socket.family(), &user);
     if verdict == Verdict::Drop {
         return;
     }

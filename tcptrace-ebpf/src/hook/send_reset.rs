@@ -61,10 +61,9 @@ fn connected(socket: Socket, skb: u64, reason: u32, state: u8) {
     let unaccepted = skb == 0 && !socket.has_socket() && is_closing_listener(socket);
     let id = next_id(hook::SEND_RESET);
     let mut known = owner::last_of(socket);
-    let owner = known.as_ref().map_or(owner::NOBODY, |known| known.owner);
     let mut tuple = owner::NOWHERE;
     socket.tuple(&mut tuple);
-    let verdict = filter::socket(&tuple, socket.family(), &owner);
+    let verdict = filter::socket(&tuple, socket.family(), known.as_deref());
     if verdict == Verdict::Drop {
         return;
     }
@@ -120,8 +119,7 @@ fn unconnected(socket: Socket, state: u8, skb: u64, reason: u32) {
     } else {
         None
     };
-    let owner = known.map_or(owner::NOBODY, |known| known.owner);
-    let verdict = filter::socket(&tuple, family, &owner);
+    let verdict = filter::socket(&tuple, family, known);
     let id = next_id(hook::SEND_RESET);
     if verdict == Verdict::Drop {
         if socket.0 == 0

@@ -110,8 +110,7 @@ fn advance(Change { socket, old, new }: Change) {
         known.previous = old;
         known.state = new;
         if new == ESTABLISHED {
-            let owner = known.owner;
-            owner::publish(socket, &owner);
+            owner::publish(socket, known);
         }
     }
 }
@@ -139,11 +138,16 @@ fn child(socket: Socket) -> bool {
     let mut tuple = owner::NOWHERE;
     socket.tuple(&mut tuple);
     let parent = listener::parent(&tuple, socket.family());
-    let (heir, sure) = match parent.and_then(owner::of) {
-        Some(parent) => (parent.owner, confidence::INHERITED),
-        None => (owner::NOBODY, confidence::UNKNOWN),
+    let (heir, held, sure) = match parent.and_then(owner::of) {
+        Some(parent) => (parent.owner, parent.held, confidence::INHERITED),
+        None => (owner::NOBODY, 0, confidence::UNKNOWN),
     };
     owner::birth(socket, SYN_RECV, &heir, sure, -1);
+    if held != 0
+        && let Some(known) = owner::of(socket)
+    {
+        known.held = held;
+    }
     parent.is_some()
 }
 
@@ -201,8 +205,8 @@ fn close_wait(change: Change) {
         pad: [0; 6],
     };
     socket.tuple(&mut entry.tuple);
-    let owner = owner::of(socket).map_or(owner::NOBODY, |known| known.owner);
-    if filter::socket(&entry.tuple, entry.family, &owner) == Verdict::Drop {
+    let known = owner::of(socket);
+    if filter::socket(&entry.tuple, entry.family, known.as_deref()) == Verdict::Drop {
         return;
     }
     count(&STATS, stat::CLOSE_WAITS);
@@ -217,10 +221,9 @@ fn close_wait(change: Change) {
 #[inline(always)]
 fn event(id: u64, kind: u8, Change { socket, old, new }: Change) {
     let known = owner::of(socket);
-    let owner = known.as_ref().map_or(owner::NOBODY, |known| known.owner);
     let mut tuple = owner::NOWHERE;
     socket.tuple(&mut tuple);
-    let verdict = filter::socket(&tuple, socket.family(), &owner);
+    let verdict = filter::socket(&tuple, socket.family(), known.as_deref());
     if verdict == Verdict::Drop {
         return;
     }

@@ -51,7 +51,7 @@ fn found(socket: Socket, task: u64, fd: i32) {
     let known = owner::of(socket).is_some();
     let state = socket.state();
     owner::seed(socket, &holder, fd);
-    owner::publish(socket, &holder);
+    owner::hold(socket, &holder);
     if known {
         return;
     }
@@ -77,7 +77,7 @@ fn close_wait(socket: Socket, holder: &tcptrace_common::event::Task) {
         pad: [0; 6],
     };
     socket.tuple(&mut entry.tuple);
-    if filter::socket(&entry.tuple, entry.family, holder) != Verdict::Drop {
+    if filter::user(&entry.tuple, entry.family, holder) != Verdict::Drop {
         // There already: the hook saw it enter meanwhile and knows better.
         let _ = CLOSE_WAITS.insert(socket.0, entry, u64::from(BPF_NOEXIST));
     }
