@@ -107,7 +107,7 @@ wire! {
         pub received_ago: u32,
         /// Jiffies since data was last sent (`lsndtime`).
         pub sent_ago: u32,
-        /// The backlog a `listen` call asked for, else 0.
+        /// The backlog the program asked `listen` for; 0: not known, or it asked for none.
         pub backlog: u32,
         /// See [`flag`].
         pub flags: u32,
@@ -171,8 +171,8 @@ wire! {
         pub pad: [u8; 2],
         /// The listener's `sk_drops` at the last look.
         pub drops: u32,
-        /// Zero.
-        pub pad2: u32,
+        /// See [`Event::backlog`].
+        pub backlog: u32,
     } size 96
 }
 

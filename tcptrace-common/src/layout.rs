@@ -167,7 +167,7 @@ layout! {
         has_task_pt_regs: u32,
         /// Number of `close` in this architecture's system calls.
         nr_close: u32,
-        /// Not used: makes the size a multiple of eight, so that no byte is padding.
-        pad: u32,
+        /// Number of `listen`.
+        nr_listen: u32,
     }
 }

@@ -43,6 +43,15 @@ pub(crate) fn add(listener: Socket) {
     count(&STATS, stat::LISTENERS_FULL);
 }
 
+/// The program asked for this backlog; the kernel takes what `somaxconn` allows of it.
+/// <https://github.com/torvalds/linux/blob/v6.18/net/socket.c> (`__sys_listen_socket`)
+#[inline(always)]
+pub(crate) fn asked(listener: Socket, backlog: u32) {
+    if let Some(known) = owner::of(listener) {
+        known.backlog = backlog;
+    }
+}
+
 /// A listener closes. Its slot stays, empty, so that those behind it are still found.
 #[inline(never)]
 pub(crate) fn remove(listener: Socket) {

@@ -56,7 +56,7 @@ pub(crate) fn birth(socket: Socket, state: u8, owner: &Task, confidence: u8, fd:
         held: 0,
         pad: [0; 2],
         drops: 0,
-        pad2: 0,
+        backlog: 0,
     };
     let room = SOCKS.insert(socket.0, known, u64::from(BPF_ANY)).is_ok();
     if !room {
@@ -84,7 +84,7 @@ pub(crate) fn seed(socket: Socket, owner: &Task, fd: i32) {
         held: 0,
         pad: [0; 2],
         drops: socket.drops(),
-        pad2: 0,
+        backlog: 0,
     };
     // An entry that is there means a hook, or another holder, was first. -E2BIG: no room.
     if let Err(-7) = SOCKS.insert(socket.0, known, u64::from(BPF_NOEXIST)) {

@@ -197,6 +197,7 @@ impl Socket {
             event.fd = known.fd;
             event.state_since = known.state_since;
             event.other_state = known.previous;
+            event.backlog = known.backlog;
             if known.eof_read != 0 {
                 event.flags |= flag::EOF_READ;
             }

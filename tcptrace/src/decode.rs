@@ -174,6 +174,7 @@ impl Decoder {
                 },
                 queue_len: raw.queue_len,
                 queue_max: raw.queue_max,
+                backlog: (raw.backlog != 0).then_some(raw.backlog),
                 drops: raw.drops,
             }),
             kind::SOCKET_ERROR | kind::FD_INVALID => {

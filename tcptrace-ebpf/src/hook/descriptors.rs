@@ -11,7 +11,7 @@ use crate::{
     emit::{emit, is_wanted, next_id},
     filter::{self, Verdict},
     kernel::read_user,
-    owner,
+    listener, owner,
     sock::{Socket, mapped},
     task::{self, Call},
 };
@@ -75,6 +75,12 @@ fn sys_exit_listen(ctx: TracePointContext) -> i32 {
     let result = result(&ctx);
     if result == -EADDRINUSE {
         unbound(-result);
+    } else if result == 0 {
+        // It may have listened before, and be asking for another backlog now.
+        let call = Call::current();
+        if let Some(socket) = task::socket(call.arg0() as u32) {
+            listener::asked(socket, call.arg1() as u32);
+        }
     }
     0
 }
@@ -221,7 +227,6 @@ fn without_event(kind: u8, hook: u8, socket: Option<Socket>, error: i64, ends: O
             event.fd = call.arg0() as i32;
         }
         event.len = call.arg2();
-        event.backlog = call.arg1() as u32;
         event.flags |= if verdict == Verdict::TakeForPeer {
             flag::PEER_MATCHED
         } else {

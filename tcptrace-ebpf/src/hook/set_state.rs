@@ -13,7 +13,7 @@ use tcptrace_common::event::{CloseWait, confidence, flag, hook, kind, stat};
 use crate::{
     emit::{emit, is_wanted, next_id},
     filter::{self, Verdict},
-    kernel::config,
+    kernel::{config, layout},
     listener,
     maps::{CLOSE_WAITS, CLOSING, STATS, count},
     owner,
@@ -77,6 +77,10 @@ fn remember(ctx: &RawTracePointContext, Change { socket, old, new }: Change) {
             }
             if new == LISTEN {
                 listener::add(socket);
+                let call = Call::current();
+                if call.number() as u32 == layout!(nr_listen) {
+                    listener::asked(socket, call.arg1() as u32);
+                }
             }
         }
         (LISTEN, SYN_RECV) => {

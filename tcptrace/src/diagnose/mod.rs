@@ -384,6 +384,7 @@ mod tests {
             path: None,
             queue_len: 129,
             queue_max: 128,
+            backlog: None,
             drops: 0,
         };
         check(Kind::AcceptQueueOverflow(overflow), full, full);

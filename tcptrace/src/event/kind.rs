@@ -138,6 +138,9 @@ pub struct Overflow {
     pub queue_len: u32,
     /// The queue's limit; it holds one more.
     pub queue_max: u32,
+    /// The backlog the program asked `listen` for, where that was seen: the kernel limits the queue
+    /// to the smaller of it and `somaxconn`.
+    pub backlog: Option<u32>,
     /// The listener's own count of drops so far.
     pub drops: u32,
 }

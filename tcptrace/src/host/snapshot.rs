@@ -283,6 +283,8 @@ impl Facts {
                 path: None,
                 queue_len: listener.recv_queue,
                 queue_max: listener.send_queue,
+                // sock_diag tells the limit, not what was asked for.
+                backlog: None,
                 drops: listener.drops.unwrap_or_default(),
             };
             whose.included(&listener.flow, request).then(|| Found {
@@ -702,6 +704,7 @@ mod tests {
             path: None,
             queue_len: 5,
             queue_max: 4,
+            backlog: None,
             drops: 4,
         };
         assert_eq!(snapshot.events[0].kind, Kind::AcceptQueueOverflow(overflow));

@@ -63,6 +63,7 @@ pub fn resolve(btf: &Btf, rcv_state_process: Option<Range<u64>>) -> Resolved {
     // https://github.com/torvalds/linux/blob/v6.18/include/linux/file_ref.h
     layout.file_refs_one = btf.offset("file", "f_count").is_some().into();
     layout.nr_close = u32::try_from(libc::SYS_close).unwrap_or(ABSENT);
+    layout.nr_listen = u32::try_from(libc::SYS_listen).unwrap_or(ABSENT);
 
     let reset_reasons = btf
         .enum_variants("sk_rst_reason")

@@ -156,6 +156,7 @@ names! {
     SYSCALL_TIMEOUT = "tcptrace.syscall.timeout"
     QUEUE_LEN = "tcptrace.accept_queue.len"
     QUEUE_MAX = "tcptrace.accept_queue.max"
+    QUEUE_BACKLOG = "tcptrace.accept_queue.backlog"
     QUEUE_PATH = "tcptrace.accept_queue.path"
     QUEUE_DROPS = "tcptrace.accept_queue.drops"
     CLOSE_WAIT_AGE = "tcptrace.close_wait.age_ms"
@@ -390,6 +391,7 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
                 self.maybe_str(name::QUEUE_PATH, overflow.path.map(OverflowPath::as_str))?;
                 self.int(name::QUEUE_LEN, overflow.queue_len)?;
                 self.int(name::QUEUE_MAX, overflow.queue_max)?;
+                self.maybe(name::QUEUE_BACKLOG, overflow.backlog)?;
                 self.int(name::QUEUE_DROPS, overflow.drops)
             }
             Kind::SocketError(call) | Kind::FdInvalid(call) => {

@@ -137,6 +137,7 @@ pub(crate) fn queue_full() -> Event {
         path: Some(OverflowPath::Syn),
         queue_len: 129,
         queue_max: 128,
+        backlog: Some(511),
         drops: 31,
     };
     let listener = Socket {

@@ -482,7 +482,7 @@ mod tests {
         11:10:03.123 nginx[1234]      RST received 10.0.0.1:8080 > 203.0.113.7:51234 gives ECONNRESET, idle 1.2 s
         11:10:03.123 nginx[1234]      peer closed  10.0.0.1:8080 > 203.0.113.7:51234 fd 17 still open (CLOSE_WAIT)
         11:10:03.123 nginx[1234]      not closed   10.0.0.1:8080 > 203.0.113.7:51234 fd 17 in CLOSE_WAIT >61.2 s, EOF unread
-        11:10:03.123 nginx[1234]      queue full   0.0.0.0:8080                      SYN dropped, queue 129 > 128, 31 drops
+        11:10:03.123 nginx[1234]      queue full   0.0.0.0:8080                      SYN dropped, queue 129 > 128 (asked 511), …
         11:10:03.123 ~nginx[1234]     write failed 10.0.0.1:8080 > 203.0.113.7:51234 EPIPE (broken pipe), sendto fd 17
         11:10:03.123 nginx[1234]      conn failed  10.0.0.1:8080 > 203.0.113.7:51234 ECONNREFUSED (refused) after 310 us, 1 SYN
         11:10:03.123 nginx[1234]      timed out    10.0.0.1:8080 > 203.0.113.7:51234 ETIMEDOUT, TCP_USER_TIMEOUT 30.0 s, 15 ret…
@@ -513,7 +513,7 @@ mod tests {
         11:10:03.123 nginx[1234]      RST received 10.0.0.1:8080 > 203.0.113.7:51234 gives ECONNRESET, idle 1.2 s
         11:10:03.123 nginx[1234]      peer closed  10.0.0.1:8080 > 203.0.113.7:51234 fd 17 still open (CLOSE_WAIT)
         11:10:03.123 nginx[1234]      not closed   10.0.0.1:8080 > 203.0.113.7:51234 fd 17 in CLOSE_WAIT >61.2 s, EOF unread
-        11:10:03.123 nginx[1234]      queue full   0.0.0.0:8080                      SYN dropped, queue 129 > 128, 31 drops
+        11:10:03.123 nginx[1234]      queue full   0.0.0.0:8080                      SYN dropped, queue 129 > 128 (asked 511), 31 drops
         11:10:03.123 ~nginx[1234]     write failed 10.0.0.1:8080 > 203.0.113.7:51234 EPIPE (broken pipe), sendto fd 17 (shared by 3)
         11:10:03.123 nginx[1234]      conn failed  10.0.0.1:8080 > 203.0.113.7:51234 ECONNREFUSED (refused) after 310 us, 1 SYN
         11:10:03.123 nginx[1234]      timed out    10.0.0.1:8080 > 203.0.113.7:51234 ETIMEDOUT, TCP_USER_TIMEOUT 30.0 s, 15 retransmits
