@@ -291,12 +291,10 @@ impl Judged {
     fn stories<'a>(&self, text: &'a [String]) -> impl Iterator<Item = &'a String> {
         let seen = self.checks.iter().filter(|check| check.seen > 0);
         let owners: Vec<String> = seen
-            .filter_map(|check| Some(check.owner?.to_string()))
+            .filter_map(|check| Some(format!("[{}]", check.owner?)))
             .collect();
-        let about = move |line: &&String| {
-            let pid = line.split_whitespace().nth(1);
-            pid.is_some_and(|pid| owners.iter().any(|owner| owner == pid))
-        };
+        // A process is shown as `name[pid]`, and the name may hold anything.
+        let about = move |line: &&String| owners.iter().any(|owner| line.contains(owner));
         text.iter().filter(about).take(2)
     }
 }
