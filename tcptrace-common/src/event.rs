@@ -165,8 +165,10 @@ wire! {
         pub full: u8,
         /// 1 once a read returned 0.
         pub eof_read: u8,
+        /// 1: a process the filter matches holds it, whoever the owner is.
+        pub held: u8,
         /// Zero.
-        pub pad: [u8; 3],
+        pub pad: [u8; 2],
         /// The listener's `sk_drops` at the last look.
         pub drops: u32,
         /// Zero.
@@ -272,22 +274,18 @@ pub mod hook {
     pub const KFREE_SKB: u8 = 8;
     /// `sched_process_fork`
     pub const FORK: u8 = 9;
-    /// `sched_process_exec`
-    pub const EXEC: u8 = 10;
-    /// `sched_process_exit`
-    pub const EXIT: u8 = 11;
     /// `sys_exit_accept` and `sys_exit_accept4`
-    pub const ACCEPT_EXIT: u8 = 12;
+    pub const ACCEPT_EXIT: u8 = 10;
     /// `sys_exit_socket`
-    pub const SOCKET_EXIT: u8 = 13;
+    pub const SOCKET_EXIT: u8 = 11;
     /// `sys_exit_connect`
-    pub const CONNECT_EXIT: u8 = 14;
+    pub const CONNECT_EXIT: u8 = 12;
     /// `sys_exit_bind` and `sys_exit_listen`
-    pub const BIND_EXIT: u8 = 15;
+    pub const BIND_EXIT: u8 = 13;
     /// `sys_exit`, for every call
-    pub const SYS_EXIT: u8 = 16;
+    pub const SYS_EXIT: u8 = 14;
     /// One more than the last hook.
-    pub const COUNT: u8 = 17;
+    pub const COUNT: u8 = 15;
 }
 
 /// How sure the owner of a socket is.

@@ -24,13 +24,11 @@ pub(crate) fn next_id(hook: u8) -> u64 {
         return 0;
     };
     // SAFETY: this CPU's own element, and the hook's own program never interrupts itself.
-    let count = unsafe {
-        *sequence += 1;
-        *sequence
-    };
+    let sequence = unsafe { &mut *sequence };
+    *sequence += 1;
     // SAFETY: the helper takes nothing.
     let cpu = u64::from(unsafe { bpf_get_smp_processor_id() });
-    cpu << ID_CPU_SHIFT | u64::from(hook) << ID_HOOK_SHIFT | count & ((1 << ID_HOOK_SHIFT) - 1)
+    cpu << ID_CPU_SHIFT | u64::from(hook) << ID_HOOK_SHIFT | *sequence & ((1 << ID_HOOK_SHIFT) - 1)
 }
 
 /// Reserves a record, lets `fill` complete it and submits it. A record that finds no room is
@@ -60,9 +58,11 @@ pub(crate) fn emit(id: u64, kind: u8, hook: u8, fill: impl FnOnce(&mut Event)) {
 #[inline(always)]
 fn reset(entry: &mut RingBufEntry<Event>) -> &mut Event {
     let event: *mut Event = entry.as_mut_ptr();
-    for word in 0..size_of::<Event>() / 8 {
-        // SAFETY: the word lies in the reserved record, which is aligned to 8 bytes.
-        unsafe { event.cast::<u64>().add(word).write_volatile(0) };
+    for nth in 0..size_of::<Event>() / 8 {
+        let word = event.cast::<u64>().wrapping_add(nth);
+        // SAFETY: the word lies in the reserved record, which is aligned to 8 bytes. Volatile,
+        // because the compiler would make a call of `memset` of the loop.
+        unsafe { word.write_volatile(0) };
     }
     // SAFETY: every byte was just written, and a record of integers has no invalid value.
     unsafe { &mut *event }

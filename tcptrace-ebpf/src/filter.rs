@@ -2,7 +2,7 @@
 
 use aya_ebpf::maps::lpm_trie::Key;
 use tcptrace_common::{
-    event::{FlowKey, Task, Tuple},
+    event::{FlowKey, Sock, Task, Tuple},
     filter::{NetworkKey, PortKey, role},
 };
 
@@ -23,25 +23,42 @@ pub(crate) enum Verdict {
     TakeForPeer,
 }
 
-/// A socket with these ends, owned by `owner`.
+/// A socket with these ends, of which this is remembered.
+#[inline(always)]
+pub(crate) fn socket(tuple: &Tuple, family: u8, known: Option<&Sock>) -> Verdict {
+    let traced = known.is_some_and(|known| known.held != 0 || owner_matches(&known.owner));
+    decide(tuple, family, traced)
+}
+
+/// A socket with these ends, used by `user` now.
+#[inline(always)]
+pub(crate) fn user(tuple: &Tuple, family: u8, user: &Task) -> Verdict {
+    decide(tuple, family, owner_matches(user))
+}
+
 #[inline(never)]
-pub(crate) fn socket(tuple: &Tuple, family: u8, owner: &Task) -> Verdict {
+fn decide(tuple: &Tuple, family: u8, traced: bool) -> Verdict {
     if !tuple_matches(tuple, family) {
         return Verdict::Drop;
     }
-    if !has_owner_filter() || owner_matches(owner) {
+    if !has_owner_filter() || traced {
         return Verdict::Take;
     }
-    let other_end = FlowKey {
+    if FLOWS.get_ptr(other_end(tuple)).is_some() {
+        Verdict::TakeForPeer
+    } else {
+        Verdict::Drop
+    }
+}
+
+/// The connection as its other end sees it.
+#[inline(always)]
+pub(crate) fn other_end(tuple: &Tuple) -> FlowKey {
+    FlowKey {
         local: tuple.peer,
         peer: tuple.local,
         local_port: tuple.peer_port,
         peer_port: tuple.local_port,
-    };
-    if FLOWS.get_ptr(other_end).is_some() {
-        Verdict::TakeForPeer
-    } else {
-        Verdict::Drop
     }
 }
 
@@ -69,7 +86,7 @@ pub(crate) fn has_owner_filter() -> bool {
 /// The filters that ask who owns the socket match.
 #[inline(always)]
 pub(crate) fn owner_matches(owner: &Task) -> bool {
-    if owner.tgid == 0 {
+    if owner.tgid == 0 || !has_owner_filter() {
         return false;
     }
     (config!(pid) == 0 || PIDS.get_ptr(owner.tgid).is_some())
@@ -78,8 +95,9 @@ pub(crate) fn owner_matches(owner: &Task) -> bool {
         && (config!(cgroup) == 0 || CGROUPS.get_ptr(owner.cgroup).is_some())
 }
 
+/// The filters that ask about the connection match.
 #[inline(always)]
-fn tuple_matches(tuple: &Tuple, family: u8) -> bool {
+pub(crate) fn tuple_matches(tuple: &Tuple, family: u8) -> bool {
     (config!(family) == 0 || config!(family) == protocol(tuple, family))
         && (config!(netns) == 0 || NETNS.get_ptr(tuple.netns).is_some())
         && (config!(local_port) == 0 || port(role::LOCAL, tuple.local_port))

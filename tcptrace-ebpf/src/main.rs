@@ -7,6 +7,15 @@
     clippy::cast_sign_loss,
     reason = "kernel fields are read at their own width and handed on as the wire's integers"
 )]
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "the attribute of an attach point hands the context over by value"
+)]
+#![allow(
+    clippy::inline_always,
+    reason = "what is not inlined is a frame of its own on 512 bytes of stack, and is verified at \
+              every call: which it is, is decided function by function"
+)]
 
 mod emit;
 mod filter;

@@ -59,6 +59,25 @@ pub(crate) static CLOSE_WAITS: HashMap<u64, CloseWait> = HashMap::with_max_entri
 #[map]
 pub(crate) static FLOWS: HashMap<FlowKey, u64> = HashMap::with_max_entries(1 << 16, 0);
 
+/// RSTs that answered the SYN of somebody who may be a traced process, under the ends as that process
+/// sees them: whose it was shows when the RST reaches the socket.
+#[map]
+pub(crate) static REFUSALS: LruHashMap<FlowKey, Refusal> = LruHashMap::with_max_entries(1024, 0);
+
+/// A RST in [`REFUSALS`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Refusal {
+    /// Its id as an event.
+    pub(crate) id: u64,
+    /// When it was sent, ns.
+    pub(crate) time: u64,
+    /// The kernel's reason.
+    pub(crate) reason: u32,
+    /// Network namespace it was sent in.
+    pub(crate) netns: u32,
+}
+
 /// Processes to trace.
 #[map]
 pub(crate) static PIDS: HashMap<u32, u8> = HashMap::with_max_entries(1 << 14, 0);

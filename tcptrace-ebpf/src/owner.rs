@@ -35,9 +35,9 @@ pub(crate) fn last_of(socket: Socket) -> Option<&'static mut Sock> {
         .map(|known| unsafe { &mut *known })
 }
 
-/// A socket's life begins in `state`, owned by `owner`.
+/// A socket's life begins in `state`, owned by `owner`. Says whether there was room to remember it.
 #[inline(never)]
-pub(crate) fn birth(socket: Socket, state: u8, owner: &Task, confidence: u8, fd: i32) {
+pub(crate) fn birth(socket: Socket, state: u8, owner: &Task, confidence: u8, fd: i32) -> bool {
     // SAFETY: the helper takes nothing.
     let now = unsafe { bpf_ktime_get_ns() };
     let known = Sock {
@@ -53,13 +53,16 @@ pub(crate) fn birth(socket: Socket, state: u8, owner: &Task, confidence: u8, fd:
         confidence,
         full: 0,
         eof_read: 0,
-        pad: [0; 3],
+        held: 0,
+        pad: [0; 2],
         drops: 0,
         pad2: 0,
     };
-    if SOCKS.insert(socket.0, known, u64::from(BPF_ANY)).is_err() {
+    let room = SOCKS.insert(socket.0, known, u64::from(BPF_ANY)).is_ok();
+    if !room {
         count(&STATS, stat::SOCKETS_FULL);
     }
+    room
 }
 
 /// Remembers a socket older than the tracer, unless a hook already knows it.
@@ -78,7 +81,8 @@ pub(crate) fn seed(socket: Socket, owner: &Task, fd: i32) {
         confidence: confidence::SEEDED,
         full: 0,
         eof_read: 0,
-        pad: [0; 3],
+        held: 0,
+        pad: [0; 2],
         drops: socket.drops(),
         pad2: 0,
     };
@@ -97,9 +101,18 @@ pub(crate) fn accepted(socket: Socket, fd: i32) {
 /// The running task uses the socket: from now on it is the owner.
 #[inline(always)]
 pub(crate) fn learn(socket: Socket, fd: i32) {
-    if of(socket).is_some_and(|known| known.confidence == confidence::INHERITED) {
-        // Somebody accepts without the call, by io_uring: look for first uses from now on.
-        open_gate(gate::FIRST_USES);
+    if let Some(known) = of(socket) {
+        let id = task::pid_tgid();
+        if known.confidence == confidence::EXACT && known.owner.tgid == (id >> 32) as u32 {
+            // The owner still: all there is to learn is its thread and, maybe, its descriptor.
+            known.owner.tid = id as u32;
+            known.fd = if fd >= 0 { fd } else { known.fd };
+            return;
+        }
+        if known.confidence == confidence::INHERITED {
+            // Somebody accepts without the call, by io_uring: look for first uses from now on.
+            open_gate(gate::FIRST_USES);
+        }
     }
     take(socket, fd);
 }
@@ -114,7 +127,9 @@ fn take(socket: Socket, fd: i32) {
     }
     let Some(known) = of(socket) else {
         birth(socket, socket.state(), &user, confidence::EXACT, fd);
-        publish(socket, &user);
+        if filter::owner_matches(&user) {
+            publish_flow(socket);
+        }
         return;
     };
     let owner = known.owner.tgid;
@@ -129,20 +144,32 @@ fn take(socket: Socket, fd: i32) {
     }
     known.owner = user;
     known.confidence = confidence::EXACT;
-    publish(socket, &user);
+    publish(socket, known);
+}
+
+/// A process holds the socket, maybe beside its owner: a worker and the listener its master opened.
+/// If the process is traced, so is the socket.
+#[inline(always)]
+pub(crate) fn hold(socket: Socket, holder: &Task) {
+    if filter::owner_matches(holder) {
+        if let Some(known) = of(socket) {
+            known.held = 1;
+        }
+        publish_flow(socket);
+    }
 }
 
 /// The other end of a traced process's connection is traced too: makes this end known to it.
 #[inline(always)]
-pub(crate) fn publish(socket: Socket, owner: &Task) {
-    if filter::has_owner_filter() && filter::owner_matches(owner) {
+pub(crate) fn publish(socket: Socket, known: &Sock) {
+    if known.held != 0 || filter::owner_matches(&known.owner) {
         publish_flow(socket);
     }
 }
 
 #[inline(never)]
 fn publish_flow(socket: Socket) {
-    let key = flow_key(socket);
+    let key = flow_key_of(socket);
     if key.peer_port == 0 || key.local_port == 0 {
         return;
     }
@@ -162,7 +189,7 @@ pub(crate) fn death(socket: Socket) {
         known.destroyed = now;
     }
     if filter::has_owner_filter()
-        && let Some(flow) = FLOWS.get_ptr_mut(flow_key(socket))
+        && let Some(flow) = FLOWS.get_ptr_mut(flow_key_of(socket))
     {
         // SAFETY: the element stays readable, see `last_of`.
         unsafe { *flow = now };
@@ -171,11 +198,9 @@ pub(crate) fn death(socket: Socket) {
         return;
     };
     // SAFETY: this CPU's own element.
-    let slot = unsafe {
-        *position = (*position + 1) % u64::from(RING_OF_DEAD);
-        *position
-    };
-    let Some(grave) = DESTROYED.get_ptr_mut(slot as u32) else {
+    let position = unsafe { &mut *position };
+    *position = (*position + 1) % u64::from(RING_OF_DEAD);
+    let Some(grave) = DESTROYED.get_ptr_mut(*position as u32) else {
         return;
     };
     // SAFETY: this CPU's own element.
@@ -196,16 +221,22 @@ pub(crate) const NOBODY: Task = Task {
     comm: [0; 16],
 };
 
+/// The connection as its owner sees it.
 #[inline(always)]
-fn flow_key(socket: Socket) -> FlowKey {
-    let mut tuple = NOWHERE;
-    socket.tuple(&mut tuple);
+pub(crate) fn flow_key(tuple: &Tuple) -> FlowKey {
     FlowKey {
         local: tuple.local,
         peer: tuple.peer,
         local_port: tuple.local_port,
         peer_port: tuple.peer_port,
     }
+}
+
+#[inline(always)]
+fn flow_key_of(socket: Socket) -> FlowKey {
+    let mut tuple = NOWHERE;
+    socket.tuple(&mut tuple);
+    flow_key(&tuple)
 }
 
 /// No connection.

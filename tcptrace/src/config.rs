@@ -41,7 +41,7 @@ impl Selection {
         let usual = Kind::SELECTABLE.map(|name| {
             !OPT_IN.contains(&name) || close_wait_at_once && name == "close_wait.entered"
         });
-        let only_adds = events.iter().all(|item| item.starts_with('+'));
+        let only_adds = events.is_empty() || events.iter().any(|item| item.starts_with('+'));
         let mut chosen = if only_adds {
             usual
         } else {

@@ -269,7 +269,10 @@ impl Decoder {
             fd: (raw.fd >= 0).then_some(raw.fd),
             inode: (raw.inode != 0).then_some(raw.inode),
             unread: raw.unread,
-            unacked: raw.unacked,
+            // The SYN takes a sequence number and is no byte of anybody's.
+            unacked: raw
+                .unacked
+                .saturating_sub(u32::from(raw.state == State::SynSent as u8)),
             retransmits: raw.retransmits,
             // https://github.com/torvalds/linux/blob/v6.18/include/linux/tcp.h: eighths
             rtt_us: (raw.srtt != 0).then_some(raw.srtt / 8),

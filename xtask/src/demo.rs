@@ -6,5 +6,5 @@ use crate::{build, process};
 
 pub(crate) fn run() -> Result<()> {
     build::run()?;
-    process::run(process::as_root(build::binary()).arg("selftest"))
+    process::run(process::as_root(build::binary()).args(["selftest", "--stories"]))
 }

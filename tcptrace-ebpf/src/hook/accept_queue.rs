@@ -80,14 +80,13 @@ fn is_syn_queue_drop(listener: Socket) -> bool {
 #[inline(always)]
 fn dropped(listener: Socket, skb: u64, hook: u8, path: u8) {
     let known = owner::of(listener);
-    let owner = known.as_ref().map_or(owner::NOBODY, |known| known.owner);
     let mut tuple = owner::NOWHERE;
     let segment = Segment::of(skb);
     if let Some(segment) = segment {
         segment.tuple(&mut tuple);
     }
     tuple.netns = listener.netns();
-    let verdict = filter::socket(&tuple, listener.family(), &owner);
+    let verdict = filter::socket(&tuple, listener.family(), known.as_deref());
     if verdict == Verdict::Drop {
         return;
     }

@@ -104,6 +104,13 @@ fn accepted(result: i64) {
         if let Some(socket) = task::socket(result as u32) {
             owner::accepted(socket, result as i32);
         }
+        if filter::has_owner_filter()
+            && let Some(listener) = task::socket(Call::current().arg0() as u32)
+        {
+            let mut holder = owner::NOBODY;
+            task::describe(&mut holder);
+            owner::hold(listener, &holder);
+        }
     } else if result == -EMFILE || result == -ENFILE {
         exhausted(
             task::socket(Call::current().arg0() as u32),
@@ -192,7 +199,7 @@ fn without_event(kind: u8, hook: u8, socket: Option<Socket>, error: i64, ends: O
         tuple = ends;
     }
     let verdict = match socket {
-        Some(_) => filter::socket(&tuple, family, &caller),
+        Some(_) => filter::user(&tuple, family, &caller),
         None if filter::task(&caller, tuple.netns) => Verdict::Take,
         None => Verdict::Drop,
     };

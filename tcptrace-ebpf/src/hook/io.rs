@@ -1,6 +1,6 @@
 //! `sock_send_length` and `sock_recv_length`: what a send or receive returned, in the context of the
 //! task that called. Every way through a socket's own operations comes by: read and write, send and
-//! recv in all forms, sendfile, io_uring.
+//! recv in all forms, sendfile, `io_uring`.
 //! <https://github.com/torvalds/linux/blob/v6.18/net/socket.c> (`call_trace_sock_recv_length`)
 
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
@@ -40,7 +40,8 @@ fn sock_recv_length(ctx: RawTracePointContext) -> i32 {
     let result = ctx.arg::<u64>(1) as i32;
     let flags = ctx.arg::<u64>(2) as u32;
     // A non-blocking program that drains its socket ends every round here.
-    if !is_done(result) && !(result == -EAGAIN && flags & MSG_DONTWAIT != 0) {
+    let is_drained = result == -EAGAIN && flags & MSG_DONTWAIT != 0;
+    if !is_done(result) && !is_drained {
         returned(Socket(ctx.arg(0)), result, flags, hook::RECV_LENGTH);
     }
     0
@@ -67,7 +68,7 @@ fn returned(socket: Socket, result: i32, flags: u32, hook: u8) {
     if (error == EAGAIN && !timeout)
         || error == EINTR
         || error == EINPROGRESS
-        || (error >= ERESTARTSYS && error <= ERESTART_RESTARTBLOCK)
+        || (ERESTARTSYS..=ERESTART_RESTARTBLOCK).contains(&error)
     {
         return;
     }
@@ -110,11 +111,11 @@ fn failed(socket: Socket, error: i32, timeout: bool, hook: u8) {
         return;
     }
     let known = owner::of(socket);
-    let mut owner = owner::NOBODY;
-    task::describe(&mut owner);
+    let mut user = owner::NOBODY;
+    task::describe(&mut user);
     let mut tuple = owner::NOWHERE;
     socket.tuple(&mut tuple);
-    let verdict = filter::socket(&tuple, socket.family(), &owner);
+    let verdict = filter::user(&tuple, socket.family(), &user);
     if verdict == Verdict::Drop {
         return;
     }

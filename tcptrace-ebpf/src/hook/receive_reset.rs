@@ -5,14 +5,14 @@
 //! <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_input.c> (`tcp_reset`)
 
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
-use tcptrace_common::event::{flag, hook, kind, stat};
+use tcptrace_common::event::{Tuple, flag, hook, kind, stat};
 
 use crate::{
     emit::{emit, is_wanted, next_id},
     filter::{self, Verdict},
-    maps::{STATS, count},
+    maps::{REFUSALS, STATS, count},
     owner,
-    sock::Socket,
+    sock::{SYN_SENT, Socket},
 };
 
 #[raw_tracepoint]
@@ -28,12 +28,14 @@ fn received(socket: Socket) {
         return;
     }
     let mut known = owner::of(socket);
-    let owner = known.as_ref().map_or(owner::NOBODY, |known| known.owner);
     let mut tuple = owner::NOWHERE;
     socket.tuple(&mut tuple);
-    let verdict = filter::socket(&tuple, socket.family(), &owner);
+    let verdict = filter::socket(&tuple, socket.family(), known.as_deref());
     if verdict == Verdict::Drop {
         return;
+    }
+    if filter::has_owner_filter() && socket.state() == SYN_SENT && is_wanted(kind::RESET_SENT) {
+        refused(socket, &tuple);
     }
     let id = next_id(hook::RECEIVE_RESET);
     emit(id, kind::RESET_RECEIVED, hook::RECEIVE_RESET, |event| {
@@ -45,4 +47,30 @@ fn received(socket: Socket) {
     if let Some(known) = &mut known {
         known.cause = id;
     }
+}
+
+/// A traced process was refused: the RST that did it, when it was sent on this host.
+#[inline(never)]
+fn refused(socket: Socket, tuple: &Tuple) {
+    let key = owner::flow_key(tuple);
+    let Some(refusal) = REFUSALS.get_ptr(key) else {
+        return;
+    };
+    // SAFETY: an LRU's element stays readable; one that is reused meanwhile is another refusal.
+    let refusal = unsafe { *refusal };
+    emit(refusal.id, kind::RESET_SENT, hook::SEND_RESET, |event| {
+        event.time = refusal.time;
+        event.reason = refusal.reason;
+        event.family = socket.family();
+        event.tuple = Tuple {
+            local: tuple.peer,
+            peer: tuple.local,
+            local_port: tuple.peer_port,
+            peer_port: tuple.local_port,
+            netns: refusal.netns,
+        };
+        event.flags = flag::ANSWERS | flag::FROM_SEGMENT | flag::SYN | flag::PEER_MATCHED;
+    });
+    // Gone already: nothing is left to do.
+    let _ = REFUSALS.remove(key);
 }

@@ -26,10 +26,9 @@ fn tcp_retransmit_skb(ctx: RawTracePointContext) -> i32 {
 #[inline(always)]
 fn sent_again(socket: Socket) {
     let known = owner::of(socket);
-    let owner = known.as_ref().map_or(owner::NOBODY, |known| known.owner);
     let mut tuple = owner::NOWHERE;
     socket.tuple(&mut tuple);
-    let verdict = filter::socket(&tuple, socket.family(), &owner);
+    let verdict = filter::socket(&tuple, socket.family(), known.as_deref());
     if verdict == Verdict::Drop {
         return;
     }

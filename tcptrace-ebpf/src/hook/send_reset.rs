@@ -5,14 +5,17 @@
 //! on loopback the other end's `tcp_receive_reset` comes first.
 //! <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_output.c> (`tcp_send_active_reset`)
 
-use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
-use tcptrace_common::event::{NO_REASON, Sock, flag, hook, kind, stat};
+use aya_ebpf::{
+    bindings::BPF_ANY, helpers::bpf_ktime_get_ns, macros::raw_tracepoint,
+    programs::RawTracePointContext,
+};
+use tcptrace_common::event::{NO_REASON, Sock, Tuple, flag, hook, kind, stat};
 
 use crate::{
     emit::{emit, is_wanted, next_id},
     filter::{self, Verdict},
     kernel::layout,
-    maps::{CLOSING, STATS, count},
+    maps::{CLOSING, REFUSALS, Refusal, STATS, count},
     owner,
     segment::Segment,
     sock::{CLOSE, LISTEN, Socket, TIME_WAIT},
@@ -58,10 +61,9 @@ fn connected(socket: Socket, skb: u64, reason: u32, state: u8) {
     let unaccepted = skb == 0 && !socket.has_socket() && is_closing_listener(socket);
     let id = next_id(hook::SEND_RESET);
     let mut known = owner::last_of(socket);
-    let owner = known.as_ref().map_or(owner::NOBODY, |known| known.owner);
     let mut tuple = owner::NOWHERE;
     socket.tuple(&mut tuple);
-    let verdict = filter::socket(&tuple, socket.family(), &owner);
+    let verdict = filter::socket(&tuple, socket.family(), known.as_deref());
     if verdict == Verdict::Drop {
         return;
     }
@@ -117,12 +119,18 @@ fn unconnected(socket: Socket, state: u8, skb: u64, reason: u32) {
     } else {
         None
     };
-    let owner = known.map_or(owner::NOBODY, |known| known.owner);
-    let verdict = filter::socket(&tuple, family, &owner);
+    let verdict = filter::socket(&tuple, family, known);
+    let id = next_id(hook::SEND_RESET);
     if verdict == Verdict::Drop {
+        if socket.0 == 0
+            && filter::has_owner_filter()
+            && segment.is_some_and(Segment::is_syn)
+            && filter::tuple_matches(&tuple, family)
+        {
+            keep_refusal(id, &tuple, reason);
+        }
         return;
     }
-    let id = next_id(hook::SEND_RESET);
     emit(id, kind::RESET_SENT, hook::SEND_RESET, |event| {
         if state == LISTEN {
             socket.record(event, known);
@@ -150,6 +158,20 @@ fn unconnected(socket: Socket, state: u8, skb: u64, reason: u32) {
                 0
             };
     });
+}
+
+/// The process that is refused is not known here: its socket has no port in any table yet.
+#[inline(never)]
+fn keep_refusal(id: u64, tuple: &Tuple, reason: u32) {
+    let refusal = Refusal {
+        id,
+        // SAFETY: the helper takes nothing.
+        time: unsafe { bpf_ktime_get_ns() },
+        reason,
+        netns: tuple.netns,
+    };
+    // The table is an LRU: there is always room.
+    let _ = REFUSALS.insert(filter::other_end(tuple), refusal, u64::from(BPF_ANY));
 }
 
 /// The running task is closing the listener this child is queued at.

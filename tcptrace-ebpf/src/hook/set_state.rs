@@ -7,6 +7,7 @@ use aya_ebpf::{
     EbpfContext as _, bindings::BPF_ANY, helpers::bpf_ktime_get_ns, macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
+use aya_log_ebpf::{info, warn};
 use tcptrace_common::event::{CloseWait, confidence, flag, hook, kind, stat};
 
 use crate::{
@@ -31,7 +32,7 @@ const ECONNRESET: i32 = 104;
 fn inet_sock_set_state(ctx: RawTracePointContext) -> i32 {
     // MPTCP and SCTP sockets come by here too.
     if Change::of(&ctx).socket.is_tcp() {
-        remember(Change::of(&ctx));
+        remember(&ctx, Change::of(&ctx));
         report(Change::of(&ctx));
         advance(Change::of(&ctx));
     }
@@ -51,28 +52,43 @@ impl Change {
     /// state would otherwise make the verifier walk all later steps once for every such finding.
     #[inline(always)]
     fn of(ctx: &RawTracePointContext) -> Self {
-        let args = ctx.as_ptr().cast::<u64>();
+        let args = ctx.as_ptr().cast::<[u64; 3]>();
         // SAFETY: the context of this tracepoint has three arguments.
-        let arg = |n| unsafe { args.add(n).read_volatile() };
+        let [socket, old, new] = unsafe { args.read_volatile() };
         Self {
-            socket: Socket(arg(0)),
-            old: arg(1) as u8,
-            new: arg(2) as u8,
+            socket: Socket(socket),
+            old: old as u8,
+            new: new as u8,
         }
     }
 }
 
 /// Who owns the socket, and who listens where.
 #[inline(always)]
-fn remember(Change { socket, old, new }: Change) {
+fn remember(ctx: &RawTracePointContext, Change { socket, old, new }: Change) {
     match (old, new) {
         (CLOSE, SYN_SENT | LISTEN) => {
-            begin(socket, new);
+            if !begin(socket, new) && config!(verbose) != 0 {
+                warn!(
+                    ctx,
+                    "no room for a socket of process {}",
+                    (task::pid_tgid() >> 32) as u32
+                );
+            }
             if new == LISTEN {
                 listener::add(socket);
             }
         }
-        (LISTEN, SYN_RECV) => child(socket),
+        (LISTEN, SYN_RECV) => {
+            let known = child(socket);
+            if !known && config!(verbose) != 0 {
+                info!(
+                    ctx,
+                    "a connection to port {} has several listeners: owner unknown until it is used",
+                    socket.local_port()
+                );
+            }
+        }
         (LISTEN, CLOSE) => {
             listener::remove(socket);
             // The table is an LRU: there is always room.
@@ -94,15 +110,15 @@ fn advance(Change { socket, old, new }: Change) {
         known.previous = old;
         known.state = new;
         if new == ESTABLISHED {
-            let owner = known.owner;
-            owner::publish(socket, &owner);
+            owner::publish(socket, known);
         }
     }
 }
 
-/// A socket's life begins with `connect` or `listen`, in the caller's context.
+/// A socket's life begins with `connect` or `listen`, in the caller's context. Says whether there was
+/// room to remember it.
 #[inline(always)]
-fn begin(socket: Socket, state: u8) {
+fn begin(socket: Socket, state: u8) -> bool {
     let mut caller = owner::NOBODY;
     task::describe(&mut caller);
     let call = Call::current();
@@ -112,21 +128,27 @@ fn begin(socket: Socket, state: u8) {
         &caller,
         confidence::EXACT,
         call.descriptor_of(socket),
-    );
+    )
 }
 
 /// A connection's life begins in the network's interrupt: until somebody uses it, it belongs to
-/// whoever owns the listener.
+/// whoever owns the listener. Says whether that is known.
 #[inline(always)]
-fn child(socket: Socket) {
+fn child(socket: Socket) -> bool {
     let mut tuple = owner::NOWHERE;
     socket.tuple(&mut tuple);
     let parent = listener::parent(&tuple, socket.family());
-    let (heir, sure) = match parent.and_then(owner::of) {
-        Some(parent) => (parent.owner, confidence::INHERITED),
-        None => (owner::NOBODY, confidence::UNKNOWN),
+    let (heir, held, sure) = match parent.and_then(owner::of) {
+        Some(parent) => (parent.owner, parent.held, confidence::INHERITED),
+        None => (owner::NOBODY, 0, confidence::UNKNOWN),
     };
     owner::birth(socket, SYN_RECV, &heir, sure, -1);
+    if held != 0
+        && let Some(known) = owner::of(socket)
+    {
+        known.held = held;
+    }
+    parent.is_some()
 }
 
 #[inline(always)]
@@ -183,8 +205,8 @@ fn close_wait(change: Change) {
         pad: [0; 6],
     };
     socket.tuple(&mut entry.tuple);
-    let owner = owner::of(socket).map_or(owner::NOBODY, |known| known.owner);
-    if filter::socket(&entry.tuple, entry.family, &owner) == Verdict::Drop {
+    let known = owner::of(socket);
+    if filter::socket(&entry.tuple, entry.family, known.as_deref()) == Verdict::Drop {
         return;
     }
     count(&STATS, stat::CLOSE_WAITS);
@@ -199,10 +221,9 @@ fn close_wait(change: Change) {
 #[inline(always)]
 fn event(id: u64, kind: u8, Change { socket, old, new }: Change) {
     let known = owner::of(socket);
-    let owner = known.as_ref().map_or(owner::NOBODY, |known| known.owner);
     let mut tuple = owner::NOWHERE;
     socket.tuple(&mut tuple);
-    let verdict = filter::socket(&tuple, socket.family(), &owner);
+    let verdict = filter::socket(&tuple, socket.family(), known.as_deref());
     if verdict == Verdict::Drop {
         return;
     }

@@ -32,15 +32,14 @@ struct Context {
 #[unsafe(link_section = "iter/task_file")]
 unsafe extern "C" fn task_file(ctx: *const Context) -> i32 {
     // SAFETY: the kernel's promise.
-    let (task, file) = unsafe { ((*ctx).task as u64, (*ctx).file as u64) };
-    // SAFETY: as above.
-    let fd = unsafe { (*ctx).fd } as i32;
+    let Context { task, fd, file, .. } = unsafe { &*ctx };
+    let (task, file) = (*task as u64, *file as u64);
     // Both are NULL once, at the end.
     if task != 0
         && file != 0
         && let Some(socket) = Socket::of_file(file)
     {
-        found(socket, task, fd);
+        found(socket, task, *fd as i32);
     }
     0
 }
@@ -52,7 +51,7 @@ fn found(socket: Socket, task: u64, fd: i32) {
     let known = owner::of(socket).is_some();
     let state = socket.state();
     owner::seed(socket, &holder, fd);
-    owner::publish(socket, &holder);
+    owner::hold(socket, &holder);
     if known {
         return;
     }
@@ -78,7 +77,7 @@ fn close_wait(socket: Socket, holder: &tcptrace_common::event::Task) {
         pad: [0; 6],
     };
     socket.tuple(&mut entry.tuple);
-    if filter::socket(&entry.tuple, entry.family, holder) != Verdict::Drop {
+    if filter::user(&entry.tuple, entry.family, holder) != Verdict::Drop {
         // There already: the hook saw it enter meanwhile and knows better.
         let _ = CLOSE_WAITS.insert(socket.0, entry, u64::from(BPF_NOEXIST));
     }

@@ -46,7 +46,8 @@ fn unasked(event: &Event, reset: &ResetSent) -> Option<Cause> {
 
 fn answer(state: Option<State>, reset: &ResetSent) -> Option<Cause> {
     match state {
-        Some(State::TimeWait) => Some(Cause::StaleConnection),
+        // The connection ended here a moment ago, and its peer still writes.
+        Some(State::TimeWait) => Some(Cause::WriteAfterPeerClose),
         // A SYN here met a half-open connection of the same tuple: neither a lost connection nor a
         // full queue.
         Some(State::Listen) if reset.answers_syn => None,
@@ -56,7 +57,8 @@ fn answer(state: Option<State>, reset: &ResetSent) -> Option<Cause> {
             _ => Some(Cause::StaleConnection),
         },
         _ if reset.no_socket && reset.answers_syn => Some(Cause::NoListener),
-        _ if reset.no_socket => Some(Cause::StaleConnection),
+        // Stale, or closed here a moment ago: the segment alone does not tell.
+        _ if reset.no_socket => None,
         _ if reason(reset) == Some("TCP_ABORT_ON_DATA") => Some(Cause::WriteAfterPeerClose),
         _ => None,
     }
@@ -220,18 +222,19 @@ mod tests {
                 Some("no_listener"),
             ),
             (Closed, ("no_socket syn", "", 0), Some("no_listener")),
-            // A connection this host no longer has.
-            (
-                Closed,
-                ("no_socket answer", "NO_SOCKET", 0),
-                Some("stale_connection"),
-            ),
+            // Long gone, or closed a moment ago: not to be told from this alone.
+            (Closed, ("no_socket answer", "NO_SOCKET", 0), None),
+            // Closed a moment ago.
             (
                 TimeWait,
                 ("answer", "TCP_TIMEWAIT_SOCKET", 0),
-                Some("stale_connection"),
+                Some("write_after_peer_close"),
             ),
-            (TimeWait, ("no_socket syn", "", 0), Some("stale_connection")),
+            (
+                TimeWait,
+                ("no_socket syn", "", 0),
+                Some("write_after_peer_close"),
+            ),
             (Listen, ("answer", "TCP_FLAGS", 0), Some("stale_connection")),
             // tcp_abort_on_overflow reads INVALID_SYN, and so does a SYN on a half-open request.
             (

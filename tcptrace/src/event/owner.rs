@@ -12,7 +12,7 @@ pub struct Process {
     pub tid: Option<u32>,
     /// Name of the thread group's leader.
     pub comm: Comm,
-    /// Effective user id.
+    /// Real user id.
     pub uid: u32,
     /// Path of its executable, when `/proc` still had it.
     pub exe: Option<Arc<str>>,

@@ -85,7 +85,7 @@ impl Facts {
         };
         if namespaces.unreadable > 0 {
             self.notes.push(format!(
-                "processes whose network namespace may not be read: {} (that takes CAP_SYS_PTRACE); \
+                "processes whose network namespace may not be read: {} (CAP_SYS_PTRACE opens most); \
                  sockets in namespaces of their own are not seen",
                 namespaces.unreadable
             ));
@@ -160,8 +160,8 @@ impl Facts {
         self.holders = holders;
         if scan.unreadable > 0 {
             self.notes.push(format!(
-                "processes whose descriptors may not be read: {} (that takes CAP_SYS_PTRACE and \
-                 CAP_DAC_READ_SEARCH); what they hold may have no owner here",
+                "processes whose descriptors may not be read: {} (CAP_SYS_PTRACE and \
+                 CAP_DAC_READ_SEARCH open most); what they hold may have no owner here",
                 scan.unreadable
             ));
         }

@@ -59,8 +59,6 @@ const HOOKS: [&str; hook::COUNT as usize] = [
     "consume_skb",
     "kfree_skb",
     "sched_process_fork",
-    "sched_process_exec",
-    "sched_process_exit",
     "sys_exit_accept4",
     "sys_exit_socket",
     "sys_exit_connect",
