@@ -45,7 +45,9 @@ pub fn tcptrace() -> Command {
 /// # Errors
 /// When it does not come up.
 pub fn trace(netns: &Netns, args: &[&str]) -> Result<Tracer> {
-    trace_unfiltered(&[&["--netns", &netns.inode().to_string()], args].concat())
+    let netns = netns.path();
+    let netns = netns.to_str().context("a path in /proc")?;
+    trace_unfiltered(&[&["--netns", netns], args].concat())
 }
 
 /// A tracer with these arguments and the stream as its output, once it traces.

@@ -1,5 +1,6 @@
 //! The command line as its users meet it: what it refuses and why, how it ends, what it prints.
 
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::process::{Output, Stdio};
@@ -48,6 +49,7 @@ fn wrong_usage_is_refused_with_2_and_a_reason() {
 fn what_cannot_be_done_is_refused_with_1_and_a_reason() {
     // Above the kernel's own limit of process ids.
     refused(&["--pid", "4194305"], 1, &["4194305"]);
+    refused(&["--cgroup", "no-such"], 1, &["no-such", "systemd-cgls"]);
     refused(
         &["-o", "json", "--output-file", "/proc/nowhere/file"],
         1,
@@ -147,6 +149,90 @@ fn sigterm_ends_it_as_sigint_does() {
         tracer.signal(Signal::SIGTERM)?;
         let trace = tracer.finish()?;
         Events::from_trace(&trace)?.named("summary").one()?;
+        Ok(())
+    });
+}
+
+/// Numbers after this name in what `/proc` says of a process's descriptors, e.g. `prog_id`.
+fn numbers_of(pid: u32, name: &str) -> Result<Vec<u32>> {
+    let mut numbers = vec![];
+    for fd in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+        let info = fs::read_to_string(fd?.path())?;
+        let values = info.lines().filter_map(|line| line.strip_prefix(name));
+        for value in values {
+            numbers.push(value.trim_start_matches(':').trim().parse()?);
+        }
+    }
+    Ok(numbers)
+}
+
+#[test]
+fn killed_it_leaves_nothing_in_the_kernel() {
+    // Commands of bpf(2).
+    // https://github.com/torvalds/linux/blob/v6.18/include/uapi/linux/bpf.h (enum bpf_cmd)
+    const PROG_GET_FD_BY_ID: i32 = 13;
+    const MAP_GET_FD_BY_ID: i32 = 14;
+    in_netns(|netns| {
+        let tracer = trace(netns, &["--event", "all"])?;
+        let mut left = vec![];
+        for (name, command) in [("prog_id", PROG_GET_FD_BY_ID), ("map_id", MAP_GET_FD_BY_ID)] {
+            let numbers = numbers_of(tracer.pid(), name)?;
+            ensure!(
+                numbers.len() > 5,
+                "the provocation itself: {name} {numbers:?}"
+            );
+            left.extend(numbers.into_iter().map(|number| (command, number)));
+        }
+        let mut looks = actor("looks")?;
+        let mut is_there = |(command, number): (i32, u32)| -> std::io::Result<bool> {
+            let attributes = [number, 0, 0].map(u32::to_ne_bytes).concat();
+            let args = [command.into(), attributes[..].into(), 12_i32.into()];
+            match looks.sys(libc::SYS_bpf, &args) {
+                // A descriptor would keep it.
+                Ok(fd) => looks
+                    .close(i32::try_from(fd.value).map_err(std::io::Error::other)?)
+                    .map(|()| true),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+                Err(error) => Err(error),
+            }
+        };
+        for one in &left {
+            ensure!(is_there(*one)?, "the provocation itself: {one:?}");
+        }
+        tracer.signal(Signal::SIGKILL)?;
+        tracer.finish()?;
+        // The kernel frees them a moment later.
+        wait_until("the end of what a killed tracer had in the kernel", || {
+            while let Some(one) = left.last() {
+                if is_there(*one)? {
+                    return Ok(false);
+                }
+                left.pop();
+            }
+            Ok(true)
+        })?;
+        Ok(())
+    });
+}
+
+#[test]
+fn the_kernel_half_speaks_only_when_asked_and_only_if_it_has_something_to_say() {
+    const SPEAKS: &str = "tcptrace: kernel half:";
+    in_netns(|netns| {
+        let (quiet, verbose) = (trace(netns, &[])?, trace(netns, &["-v"])?);
+        provoke_a_bit_of_everything(netns)?;
+        let (quiet, verbose) = (quiet.stop()?, verbose.stop()?);
+        let said = |trace: &Trace| -> Vec<String> {
+            let lines = trace.stderr.iter();
+            let said = lines.filter_map(|line| line.strip_prefix(SPEAKS));
+            said.map(|words| words.trim().to_owned()).collect()
+        };
+        assert!(said(&quiet).is_empty(), "{:?}", quiet.stderr);
+        assert!(said(&verbose).iter().all(|words| !words.is_empty()));
+        let seen = |trace: &Trace| -> Result<u64> {
+            Ok(Events::from_trace(trace)?.named("reset.sent").count())
+        };
+        assert_eq!(seen(&quiet)?, seen(&verbose)?);
         Ok(())
     });
 }

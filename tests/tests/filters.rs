@@ -1,8 +1,10 @@
 //! Each filter lets through what it names, and the other end of it on this host, and no more.
 
+use std::fs;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use tcptrace_tests::*;
 
 /// Two servers and a client, over IPv4 and IPv6: each server closes with unread bytes.
@@ -154,6 +156,28 @@ fn by_address() -> Result<()> {
 }
 
 #[test]
+fn a_v4_mapped_address_lies_in_no_ipv6_network() {
+    in_netns(|netns| {
+        let by_v4 = trace(netns, &["--addr", "0.0.0.0/0"])?;
+        let by_v6 = trace(netns, &["--addr", "::/0"])?;
+        let by_peer = trace(netns, &["--peer", "::/0"])?;
+        let mut server = actor("server")?;
+        let mut client = actor("client")?;
+        let mut pairs = vec![];
+        for addr in LOOPBACKS {
+            let pair = connected(&mut server, &mut client, addr)?;
+            close_unread(&mut server, &mut client, &pair, 4)?;
+            pairs.push(pair);
+        }
+        let [v4, v6, mapped] = [0, 1, 2].map(|which| pairs[which].server_addr);
+        assert_eq!(both_ends(&Events::of(by_v4)?, &pairs), [v4, mapped]);
+        assert_eq!(both_ends(&Events::of(by_v6)?, &pairs), [v6]);
+        assert_eq!(both_ends(&Events::of(by_peer)?, &pairs), [v6]);
+        Ok(())
+    });
+}
+
+#[test]
 fn by_one_ends_port_or_address_only_that_end_is_seen() -> Result<()> {
     assert_eq!(ends(&["-4", "-L", "7002"], RIGHT[0])?, (1, 0));
     assert_eq!(ends(&["-4", "-D", "7001"], LEFT[0])?, (0, 1));
@@ -230,6 +254,79 @@ fn by_process_and_its_children() {
         close_unread(&mut grandchild, &mut client, &pair, 4)?;
         assert_eq!(both_ends(&Events::of(alone)?, &[pair]), []);
         assert_eq!(both_ends(&Events::of(family)?, &[pair]), [pair.server_addr]);
+        Ok(())
+    });
+}
+
+/// A cgroup of its own for a test; gone once the processes in it are.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    /// Below the cgroup v2 tree of this host.
+    fn new(name: &str) -> Result<Self> {
+        let mounts = fs::read_to_string("/proc/mounts")?;
+        let tree = mounts.lines().find_map(|mount| {
+            let mut words = mount.split(' ').skip(1);
+            let (at, kind) = (words.next()?, words.next()?);
+            (kind == "cgroup2").then_some(at)
+        });
+        let tree = tree.context("no cgroup v2 is mounted here, and this test needs one")?;
+        let path = Path::new(tree).join(format!("{name}-{}", std::process::id()));
+        fs::create_dir(&path).with_context(|| path.display().to_string())?;
+        Ok(Self(path))
+    }
+
+    fn take(&self, actor: &Actor) -> Result<()> {
+        Ok(fs::write(
+            self.0.join("cgroup.procs"),
+            actor.pid().to_string(),
+        )?)
+    }
+
+    fn path(&self) -> Result<&str> {
+        self.0.to_str().context("a name of this test")
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir(&self.0) {
+            eprintln!("cannot remove {}: {error}", self.0.display());
+        }
+    }
+}
+
+#[test]
+fn by_cgroup() {
+    in_netns(|netns| {
+        // First of all, so that it is dropped after the actors.
+        let cgroup = Cgroup::new("tcptrace-test-filter")?;
+        let path = cgroup.path()?;
+        let name = path.rsplit('/').next().context("a name")?;
+        let (by_path, by_name) = (
+            trace(netns, &["--cgroup", path])?,
+            trace(netns, &["--cgroup", name])?,
+        );
+        let (mut inside, mut outside) = (actor("inside")?, actor("outside")?);
+        let mut client = actor("client")?;
+        cgroup.take(&inside)?;
+        let mut pairs = vec![];
+        for server in [&mut inside, &mut outside] {
+            for addr in LOOPBACKS {
+                let pair = connected(server, &mut client, addr)?;
+                close_unread(server, &mut client, &pair, 4)?;
+                pairs.push(pair);
+            }
+        }
+        let of_inside: Vec<_> = pairs[..3].iter().map(|pair| pair.server_addr).collect();
+        for tracer in [by_path, by_name] {
+            let events = Events::of(tracer)?;
+            assert_eq!(both_ends(&events, &pairs), of_inside);
+            assert_eq!(
+                events.named("reset.sent").pids(),
+                [inside.pid()].repeat(LOOPBACKS.len())
+            );
+        }
         Ok(())
     });
 }

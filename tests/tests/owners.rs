@@ -1,11 +1,14 @@
 //! The owner is the process that was made to do it, whatever way the socket came to it.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use tcptrace_tests::*;
 
 const V4: &str = LOOPBACKS[0];
+const SOON: Duration = Duration::from_secs(5);
 
 fn confidence(record: &Record) -> Option<&str> {
     record.text("tcptrace.owner.confidence")
@@ -43,9 +46,7 @@ fn a_socket_held_by_two_processes_lists_both() {
         let child = fork(&mut parent)?;
         client.abort(pair.client)?;
         parent.wait_for(pair.server, libc::POLLHUP)?;
-        tracer.wait_for("the RST", std::time::Duration::from_secs(5), |record| {
-            record.name() == "reset.received"
-        })?;
+        tracer.wait_for("the RST", SOON, |record| record.name() == "reset.received")?;
         let events = Events::of(tracer)?;
         let received = events.named("reset.received").at_server(&pair);
         let received = received.one()?;
@@ -314,6 +315,118 @@ fn ten_thousand_other_sockets_lend_nobody_their_owner() {
             let received = received.at_client(&pair);
             assert_eq!(received.one()?.pid(), Some(client.pid().into()));
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn the_last_user_is_named_where_that_is_asked_for() {
+    in_netns(|netns| {
+        let (usual, last) = (trace(netns, &[])?, trace(netns, &["--last-user"])?);
+        let mut accepts = actor("accepts")?;
+        let mut serves = actor("serves")?;
+        let mut client = actor("client")?;
+        let pair = connected(&mut accepts, &mut client, V4)?;
+        // Both keep it, so that /proc cannot tell them apart.
+        let passed = pass(&mut accepts, pair.server, &mut serves)?;
+        client.send(pair.client, b"request")?;
+        ensure!(serves.recv(passed, 16)? == b"request");
+        serves.send(passed, b"response")?;
+        ensure!(client.recv(pair.client, 16)? == b"response");
+        client.abort(pair.client)?;
+        serves.wait_for(passed, libc::POLLHUP)?;
+        for (tracer, owner) in [(usual, &accepts), (last, &serves)] {
+            let received =
+                tracer.wait_for("the RST", SOON, |record| record.name() == "reset.received")?;
+            assert_eq!(received.pid(), Some(owner.pid().into()), "{received:?}");
+            assert_eq!(Events::of(tracer)?.named("reset.received").count(), 1);
+        }
+        Ok(())
+    });
+}
+
+/// What the coverage says of a signal: the way it is seen, and the note beside it.
+fn coverage<'a>(events: &'a Events, signal: &str) -> Result<(Option<&'a str>, &'a str)> {
+    let of_signal = |record: &&Record| record.text("tcptrace.coverage.signal") == Some(signal);
+    let record = events.0.iter().find(of_signal);
+    let record = record.with_context(|| format!("no coverage of {signal}"))?;
+    Ok((
+        record.text("tcptrace.coverage.way"),
+        record.text("tcptrace.coverage.note").unwrap_or_default(),
+    ))
+}
+
+#[test]
+fn without_the_accept_call_the_first_use_names_the_owner() {
+    in_netns(|netns| {
+        let tracer = trace(netns, &["--without", "tracepoint"])?;
+        let mut master = actor("master")?;
+        let mut client = actor("client")?;
+        let listener = listen(&mut master, V4, 8)?;
+        let mut worker = fork(&mut master)?;
+        // It looks only when there is nothing left to be found in /proc.
+        tracer.signal(Signal::SIGSTOP)?;
+        wait_for_process_state(tracer.pid(), 'T')?;
+        let pair = Pair::new(&mut worker, &mut client, listener)?;
+        client.send(pair.client, b"request")?;
+        ensure!(worker.recv(pair.server, 16)? == b"request");
+        client.abort(pair.client)?;
+        worker.wait_for(pair.server, libc::POLLHUP)?;
+        worker.close(pair.server)?;
+        worker.limit_descriptors(1)?;
+        worker.socket(libc::AF_INET, 0).expect_err("EMFILE");
+        tracer.signal(Signal::SIGCONT)?;
+        let events = Events::of(tracer)?;
+        let received = events.named("reset.received").at_server(&pair);
+        let received = received.one()?;
+        assert_eq!(received.pid(), Some(worker.pid().into()));
+        assert_eq!(confidence(received), Some("exact"));
+        assert_eq!(events.named("fd.exhausted").count(), 0);
+        let (way, note) = coverage(&events, "owners of accepted connections")?;
+        assert!(way.is_some_and(|way| way.contains("sock_recv_length")));
+        assert!(note.contains("before the first use"), "{note}");
+        let exhausted = "descriptors exhausted in accept, accept4, socket";
+        let (way, note) = coverage(&events, exhausted)?;
+        assert_eq!(way, None);
+        assert!(note.contains("--without tracepoint"), "{note}");
+        Ok(())
+    });
+}
+
+#[test]
+fn without_the_iterator_an_older_connection_has_no_wrong_owner() {
+    in_netns(|netns| {
+        let mut server = actor("server")?;
+        let mut client = actor("client")?;
+        let idle = connected(&mut server, &mut client, V4)?;
+        let used = connected(&mut server, &mut client, V4)?;
+        let tracer = trace(netns, &["--without", "iterator"])?;
+        tracer.signal(Signal::SIGSTOP)?;
+        wait_for_process_state(tracer.pid(), 'T')?;
+        for pair in [idle, used] {
+            // The RST arrives while the client runs, whose it is not.
+            client.abort(pair.client)?;
+            server.wait_for(pair.server, libc::POLLHUP)?;
+        }
+        server.recv(used.server, 1).expect_err("ECONNRESET");
+        for pair in [idle, used] {
+            server.close(pair.server)?;
+        }
+        tracer.signal(Signal::SIGCONT)?;
+        let events = Events::of(tracer)?;
+        let received = events.named("reset.received").at_server(&idle);
+        let received = received.one()?;
+        assert_eq!(
+            (received.pid(), confidence(received)),
+            (None, Some("unknown"))
+        );
+        let read = events.named("socket.error").at_server(&used);
+        let read = read.one()?;
+        assert_eq!(read.pid(), Some(server.pid().into()));
+        assert_eq!(confidence(read), Some("exact"));
+        let (way, note) = coverage(&events, "sockets older than the start")?;
+        assert_eq!(way, None);
+        assert!(note.contains("--without iterator"), "{note}");
         Ok(())
     });
 }

@@ -42,7 +42,7 @@ fn some_can_be_chosen_and_tell_their_story() {
     let arguments = ["selftest", "no_listener", "linger_zero", "--stories"];
     let (code, stdout, stderr) = run(tcptrace().args(arguments));
     assert_eq!(code, Some(0), "{stdout}{stderr}");
-    assert!(stdout.contains("2 of 2 failures"), "{stdout}");
+    assert!(stdout.contains("2 of 2 failures were seen"), "{stdout}");
     assert!(
         stdout
             .lines()
@@ -51,6 +51,13 @@ fn some_can_be_chosen_and_tell_their_story() {
             >= 2,
         "{stdout}"
     );
+}
+
+#[test]
+fn a_single_one_is_told_of_in_the_singular() {
+    let (code, stdout, stderr) = run(tcptrace().args(["selftest", "linger_zero"]));
+    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    assert!(stdout.contains("1 of 1 failure was seen"), "{stdout}");
 }
 
 #[test]

@@ -10,11 +10,15 @@ pub mod tracer;
 
 use std::fs;
 use std::io;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use jiff::Timestamp;
 use serde_json::Value;
 
 use failure::{Expect, FAILURES, Failure, Stage};
@@ -84,10 +88,37 @@ pub fn act(name: &str) -> Result<()> {
 /// A failure once it has been provoked.
 struct Outcome {
     failure: &'static Failure,
-    netns: u32,
+    /// Kept until the records are read: until then nothing else bears its number.
+    netns: Netns,
+    /// From before the first thing it did to after the last.
+    period: RangeInclusive<Timestamp>,
     before: Counters,
     after: Counters,
     expects: Result<Vec<Expect>>,
+}
+
+/// Wall time as the stream tells it: a clock that is set meanwhile moves neither.
+#[derive(Clone, Copy)]
+struct Clock {
+    wall: Timestamp,
+    since: Instant,
+}
+
+impl Clock {
+    /// The tracer compares its two clocks by reading one after the other, and so does this one: on
+    /// a busy host they differ by the time another program ran in between.
+    const SLACK: Duration = Duration::from_millis(100);
+
+    fn start() -> Self {
+        Self {
+            wall: Timestamp::now(),
+            since: Instant::now(),
+        }
+    }
+
+    fn now(self) -> Result<Timestamp> {
+        Ok(self.wall.checked_add(self.since.elapsed())?)
+    }
 }
 
 fn choose(options: &Options) -> Result<Vec<&'static Failure>> {
@@ -125,6 +156,7 @@ fn provoke_all(
     failures: &[&'static Failure],
     stories: bool,
 ) -> Result<(Vec<Outcome>, Trace, Option<Trace>)> {
+    let clock = Clock::start();
     thread::scope(|scope| {
         let (tell, told) = mpsc::channel();
         let mut starts = vec![];
@@ -138,18 +170,18 @@ fn provoke_all(
                 _ = tell.send(
                     netns
                         .as_ref()
-                        .map(Netns::inode)
+                        .map(Netns::path)
                         .map_err(|error| anyhow!("{error:#}")),
                 );
                 // No tracer comes when another thread's namespace failed: then nothing is to be
                 // done.
                 Ok(match started.recv() {
-                    Ok(tracer) => Some(provoke(failure, &Stage::new(netns?, tracer))?),
+                    Ok(tracer) => Some(provoke(failure, Stage::new(netns?, tracer), clock)?),
                     Err(_) => None,
                 })
             }));
         }
-        let namespaces: Vec<u32> = told.iter().take(failures.len()).collect::<Result<_>>()?;
+        let namespaces: Vec<PathBuf> = told.iter().take(failures.len()).collect::<Result<_>>()?;
         let tracer = Arc::new(Tracer::start(tracer_command(
             &["-o", "json", "--event", "+fd.invalid,+state.changed"],
             &namespaces,
@@ -178,24 +210,27 @@ fn provoke_all(
     })
 }
 
-fn provoke(failure: &'static Failure, stage: &Stage) -> Result<Outcome> {
+fn provoke(failure: &'static Failure, stage: Stage, clock: Clock) -> Result<Outcome> {
+    let begun = clock.now()?.checked_sub(Clock::SLACK)?;
     let before = stage.netns.counters()?;
-    let expects = (failure.provoke)(stage);
+    let expects = (failure.provoke)(&stage);
     let after = stage.netns.counters()?;
+    let ended = clock.now()?.checked_add(Clock::SLACK)?;
     Ok(Outcome {
         failure,
-        netns: stage.netns.inode(),
+        netns: stage.netns,
+        period: begun..=ended,
         before,
         after,
         expects,
     })
 }
 
-fn tracer_command(args: &[&str], namespaces: &[u32]) -> Result<Command> {
+fn tracer_command(args: &[&str], namespaces: &[PathBuf]) -> Result<Command> {
     let mut command = myself()?;
     command.args(args).args(["--color", "never"]);
     for namespace in namespaces {
-        command.args(["--netns", &namespace.to_string()]);
+        command.arg("--netns").arg(namespace);
     }
     Ok(command)
 }

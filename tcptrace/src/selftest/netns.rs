@@ -2,17 +2,22 @@
 //! counters.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 /// The network namespace a thread made for itself. Everything the thread starts is born into it.
+///
+/// It lives as long as this value, also when the thread has ended: the number of a namespace that
+/// is gone is given to the next one made on the host.
 #[derive(Debug)]
 pub struct Netns {
+    file: File,
     inode: u32,
 }
 
@@ -24,20 +29,28 @@ impl Netns {
     pub fn enter() -> Result<Self> {
         unshare(CloneFlags::CLONE_NEWNET)
             .context("cannot make a private network namespace: run as root (CAP_SYS_ADMIN)")?;
-        let inode = fs::metadata("/proc/thread-self/ns/net")
-            .context("cannot read /proc")?
-            .ino();
+        let file = File::open("/proc/thread-self/ns/net").context("cannot read /proc")?;
+        let inode = file.metadata().context("cannot read /proc")?.ino();
         let netns = Self {
+            file,
             inode: u32::try_from(inode).context("namespace inode")?,
         };
         netns.set_loopback(true)?;
         Ok(netns)
     }
 
-    /// The number `--netns` takes: the inode of `/proc/PID/ns/net`.
+    /// Its number in the records: the inode of `/proc/PID/ns/net`.
     #[must_use]
     pub fn inode(&self) -> u32 {
         self.inode
+    }
+
+    /// A path to it for `--netns`, good in any process while this value lives. A number would be
+    /// taken at its word; this is a namespace that exists.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        let (pid, fd) = (std::process::id(), self.file.as_raw_fd());
+        format!("/proc/{pid}/fd/{fd}").into()
     }
 
     /// Turns the loopback on or off: off, every packet is lost.

@@ -39,6 +39,13 @@ pub(super) struct Report {
     failures: Vec<Judged>,
 }
 
+impl Outcome {
+    /// True for what happened while it was provoked.
+    fn lasted_at(&self, record: &Record) -> bool {
+        record.time().is_some_and(|at| self.period.contains(&at))
+    }
+}
+
 /// A failure, and what came of it.
 struct Judged {
     name: &'static str,
@@ -69,7 +76,8 @@ impl Check {
     fn new(expect: &Expect, outcome: &Outcome, records: &[Record]) -> Self {
         let events: Vec<&Record> = records
             .iter()
-            .filter(|record| expect.selects(record, outcome.netns))
+            .filter(|record| outcome.lasted_at(record))
+            .filter(|record| expect.selects(record, outcome.netns.inode()))
             .collect();
         let (provoked, counter) = match expect.count {
             Count::Exactly(count) => (count, None),
@@ -115,8 +123,11 @@ impl Check {
         records: &[Record],
     ) -> Option<Self> {
         let provoked = outcome.after.since(&outcome.before, counter)?;
+        let netns = outcome.netns.inode();
         let here = |record: &&Record| {
-            record.name() == event && record.number("tcptrace.netns") == Some(outcome.netns.into())
+            record.name() == event
+                && record.number("tcptrace.netns") == Some(netns.into())
+                && outcome.lasted_at(record)
         };
         let seen = records.iter().filter(here).count() as u64;
         (provoked > 0 || seen > 0).then(|| Self {
@@ -232,9 +243,14 @@ impl Report {
             .filter(|failure| failure.passed())
             .count();
         let all = self.failures.len();
+        let (failures, them) = match all {
+            1 => ("failure", "it"),
+            _ => ("failures", "them"),
+        };
+        let were = if passed == 1 { "was" } else { "were" };
         writeln!(
             out,
-            "{passed} of {all} failures were seen and named, as far as this kernel shows them."
+            "{passed} of {all} {failures} {were} seen and named, as far as this kernel shows {them}."
         )
     }
 
@@ -275,12 +291,10 @@ impl Judged {
     fn stories<'a>(&self, text: &'a [String]) -> impl Iterator<Item = &'a String> {
         let seen = self.checks.iter().filter(|check| check.seen > 0);
         let owners: Vec<String> = seen
-            .filter_map(|check| Some(check.owner?.to_string()))
+            .filter_map(|check| Some(format!("[{}]", check.owner?)))
             .collect();
-        let about = move |line: &&String| {
-            let pid = line.split_whitespace().nth(1);
-            pid.is_some_and(|pid| owners.iter().any(|owner| owner == pid))
-        };
+        // A process is shown as `name[pid]`, and the name may hold anything.
+        let about = move |line: &&String| owners.iter().any(|owner| line.contains(owner));
         text.iter().filter(about).take(2)
     }
 }

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use jiff::Timestamp;
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -51,6 +52,12 @@ impl Record {
     #[must_use]
     pub fn text(&self, attribute: &str) -> Option<&str> {
         self.get(attribute)?.as_str()
+    }
+
+    /// When it happened.
+    #[must_use]
+    pub fn time(&self) -> Option<Timestamp> {
+        self.0.get("timestamp")?.as_str()?.parse().ok()
     }
 
     /// The owner's process id.
