@@ -312,6 +312,7 @@ pub(super) mod tests {
                     "accept queue: SYN cookie dropped",
                     "raw_tracepoint kfree_skb"
                 ),
+                ("backlog asked for", "tracepoint syscalls:sys_exit_listen"),
                 (
                     "descriptors exhausted in accept, accept4, socket",
                     "tracepoint syscalls:sys_exit_accept, sys_exit_accept4, sys_exit_socket"

@@ -254,7 +254,10 @@ fn queue_full(f: &mut fmt::Formatter<'_>, overflow: &Overflow) -> fmt::Result {
         overflow.queue_len, overflow.queue_max
     )?;
     // The limit is somaxconn's then, not the program's.
-    if let Some(asked) = overflow.backlog.filter(|&asked| asked != overflow.queue_max) {
+    if let Some(asked) = overflow
+        .backlog
+        .filter(|&asked| asked != overflow.queue_max)
+    {
         write!(f, " (asked {asked})")?;
     }
     if overflow.drops > 0 {

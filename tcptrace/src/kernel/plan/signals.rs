@@ -291,6 +291,32 @@ pub(super) const SIGNALS: &[Row] = &[
             loses: &[],
         }],
     },
+    // https://github.com/torvalds/linux/blob/v6.18/net/socket.c (__sys_listen_socket)
+    Row {
+        signal: Signal("backlog asked for"),
+        asked: Asked::By(kinds(&[kind::ACCEPT_OVERFLOW])),
+        rungs: &[
+            Rung {
+                way: Way::Tracepoint("syscalls"),
+                programs: &["sys_exit_listen"],
+                needs: &["has_task_pt_regs", "regs_arg0", "regs_arg1"],
+                loses: &[
+                    never("the same by io_uring"),
+                    never("the backlog of a listener older than the start"),
+                ],
+            },
+            Rung {
+                way: Way::RawTracepoint,
+                programs: &["inet_sock_set_state"],
+                needs: &["has_task_pt_regs", "regs_arg1"],
+                loses: &[
+                    never("a second listen on the same socket, which changes the backlog"),
+                    never("the same by io_uring"),
+                    never("the backlog of a listener older than the start"),
+                ],
+            },
+        ],
+    },
     // https://github.com/torvalds/linux/blob/v6.18/net/socket.c (__sys_accept4_file)
     Row {
         signal: Signal("descriptors exhausted in accept, accept4, socket"),
