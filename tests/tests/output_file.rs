@@ -80,8 +80,9 @@ fn rotated_and_moved_away_in_a_storm_it_loses_and_doubles_nothing() {
 
 #[test]
 fn a_full_disk_ends_it_with_the_path_the_reason_and_the_remedy() {
+    // Removed where the disk is not mounted.
+    let directory = tempfile::tempdir().expect("a directory");
     in_netns(|netns| {
-        let directory = tempfile::tempdir()?;
         // A disk of this thread and what it starts; it goes with them.
         let nothing = None::<&str>;
         unshare(CloneFlags::CLONE_NEWNS)?;

@@ -75,8 +75,9 @@ fn two_hundred_thousand_refused_connections_and_none_lost() {
         let counts = counts(BufReader::new(file))?;
         let count = |name| counts.get(name).copied().unwrap_or(0);
         let all = ["reset.sent", "reset.received", "connect.failed"].map(count);
-        assert_eq!((all, count("events.lost")), ([counted; 3], 0));
-        assert_eq!(trace.status.code(), Some(0), "{}", trace.stderr.join("\n"));
+        let said = trace.stderr.join("\n");
+        assert_eq!((all, count("events.lost")), ([counted; 3], 0), "{said}");
+        assert_eq!(trace.status.code(), Some(0), "{said}");
         Ok(())
     });
 }
