@@ -55,7 +55,8 @@ pub(crate) static GATES: Array<u32> = Array::with_max_entries(gate::COUNT, 0);
 #[map]
 pub(crate) static CLOSE_WAITS: HashMap<u64, CloseWait> = HashMap::with_max_entries(1 << 16, 0);
 
-/// Connections of processes the filter matches; 0, or when the socket was destroyed.
+/// Connections of processes the filter matches; 0, or when the socket was destroyed. The agent sets
+/// the size.
 #[map]
 pub(crate) static FLOWS: HashMap<FlowKey, u64> = HashMap::with_max_entries(1 << 16, 0);
 

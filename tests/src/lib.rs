@@ -33,6 +33,16 @@ pub fn in_netns(test: impl FnOnce(&Netns) -> Result<()> + Send) {
     });
 }
 
+/// How often something is done: ten times as often in the full run (`cargo xtask test --full`).
+#[must_use]
+pub fn volume(usual: usize) -> usize {
+    if std::env::var_os("TCPTRACE_FULL").is_some() {
+        10 * usual
+    } else {
+        usual
+    }
+}
+
 /// The program under test.
 #[must_use]
 pub fn tcptrace() -> Command {

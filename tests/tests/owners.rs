@@ -293,7 +293,8 @@ fn ten_thousand_other_sockets_lend_nobody_their_owner() {
         let mut client = actor("client")?;
         let mut churn = actor("churn")?;
         let listener = listen(&mut server, V4, 128)?;
-        churn.begin("churn", &[5000.into()])?;
+        let others = volume(5000);
+        churn.begin("churn", &[others.into()])?;
         let mut pairs = vec![];
         for _ in 0..200 {
             let pair = Pair::new(&mut server, &mut client, listener)?;
@@ -304,12 +305,12 @@ fn ten_thousand_other_sockets_lend_nobody_their_owner() {
         churn.finish()?;
         let events = Events::of(tracer)?;
         let sent = events.named("reset.sent");
-        assert_eq!(sent.count(), 200 + 5000);
+        assert_eq!(sent.count(), 200 + others as u64);
         let ours = sent.local(listener.1);
         assert_eq!(ours.pids(), [server.pid()].repeat(200));
         let theirs =
             sent.only(|e| e.number("network.local.port") != Some(listener.1.port().into()));
-        assert_eq!(theirs.pids(), [churn.pid()].repeat(5000));
+        assert_eq!(theirs.pids(), [churn.pid()].repeat(others));
         let received = events.named("reset.received").peer(listener.1);
         for pair in pairs {
             let received = received.at_client(&pair);

@@ -90,7 +90,7 @@ fn what_a_tiny_ring_loses_is_counted_exactly() {
             netns,
             &[&["--event", "reset.sent", "--strict"], &ring[..]].concat(),
         )?;
-        let counted = storm(netns, 50_000)?;
+        let counted = storm(netns, volume(50_000))?;
         let trace = tracer.stop()?;
         let lost = lost(&trace.stdout, "tcp_send_reset")?;
         ensure!(lost > 0, "the provocation itself: nothing was lost");

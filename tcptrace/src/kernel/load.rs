@@ -30,6 +30,10 @@ use super::plan::{Plan, Way};
 /// The kernel half as the build script compiled it; empty in a build that cannot trace.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcptrace-ebpf"));
 
+/// Connections of traced processes that are remembered for their other ends; without a filter by
+/// owner nobody asks.
+const FLOWS: u32 = 1 << 16;
+
 /// What the kernel half is loaded with.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
@@ -88,6 +92,14 @@ impl Kernel {
             !OBJECT.is_empty(),
             "this tcptrace was built without its kernel half; build it with `cargo xtask build`"
         );
+        let Config {
+            pid,
+            comm,
+            uid,
+            cgroup,
+            ..
+        } = setup.config;
+        let by_owner = [pid, comm, uid, cgroup] != [0; 4];
         let ebpf = EbpfLoader::new()
             // Nothing in the object is relocated against the kernel's types: offsets come as
             // constants. Parsing the types once more would cost a third of the start.
@@ -96,6 +108,7 @@ impl Kernel {
             .override_global("CONFIG", bytes_of(&setup.config), true)
             .map_max_entries("EVENTS", setup.ring_bytes)
             .map_max_entries("SOCKS", setup.max_sockets)
+            .map_max_entries("FLOWS", if by_owner { FLOWS } else { 1 })
             .load(OBJECT)
             .context("cannot create the maps of the kernel half")?;
         Ok(Self {
