@@ -93,8 +93,6 @@ wire! {
         pub queue_max: u32,
         /// The listener's `sk_drops`.
         pub drops: u32,
-        /// Half-open connections of a listener (`icsk_accept_queue.qlen`).
-        pub syn_queue_len: u32,
         /// Smoothed round trip, in eighths of a microsecond.
         pub srtt: u32,
         /// Segments sent again in the socket's life.
@@ -123,8 +121,6 @@ wire! {
         pub state: u8,
         /// For a change of state the state entered; else the state before `state`; 0: not known.
         pub other_state: u8,
-        /// `sk_shutdown`: 1 receive, 2 send.
-        pub shutdown: u8,
         /// See [`confidence`].
         pub confidence: u8,
         /// See [`path`].
@@ -134,8 +130,8 @@ wire! {
         /// Unanswered zero-window or keepalive probes (`icsk_probes_out`).
         pub probes: u8,
         /// Zero.
-        pub pad: [u8; 6],
-    } size 280
+        pub pad: [u8; 3],
+    } size 272
 }
 
 wire! {
@@ -338,14 +334,8 @@ pub mod flag {
     pub const UNACCEPTED: u32 = 1 << 11;
     /// The reset came through `tcp_abort`: an administrator's doing, not the owner's.
     pub const ABORTED: u32 = 1 << 12;
-    /// The last byte of the peer's data and its FIN were received.
-    pub const FIN_RECEIVED: u32 = 1 << 13;
-    /// The event matched no filter itself, only its other end did.
-    pub const PEER_MATCHED: u32 = 1 << 14;
     /// `O_NONBLOCK` is set on the socket's file.
-    pub const NONBLOCK: u32 = 1 << 15;
-    /// SYN cookies are on in the socket's namespace.
-    pub const SYNCOOKIES: u32 = 1 << 16;
+    pub const NONBLOCK: u32 = 1 << 13;
 }
 
 /// [`Event::reason`] where the kernel gives none.

@@ -21,13 +21,19 @@ macro_rules! layout {
                 #[doc = concat!("`", $strukt, ".", $path, "`")]
                 pub $offset: u32,
             )*
+            /// Makes the size a multiple of eight, so that no byte is padding.
+            pub pad: [u32; PAD],
         }
+
+        const PAD: usize =
+            (4 * [$(stringify!($offset)),*].len() $(+ size_of::<$vty>())*) % 8 / 4;
 
         impl Layout {
             /// Nothing known: every offset and value absent.
             pub const ABSENT: Self = Self {
                 $($value: <$vty>::MAX,)*
                 $($offset: ABSENT,)*
+                pad: [ABSENT; PAD],
             };
         }
 
@@ -140,7 +146,6 @@ layout! {
         regs_arg0: "pt_regs" "di|regs",
         regs_arg1: "pt_regs" "si|regs+8",
         regs_arg2: "pt_regs" "dx|regs+16",
-        regs_arg3: "pt_regs" "r10|regs+24",
     }
     values {
         /// First byte of `tcp_rcv_state_process`.

@@ -11,44 +11,24 @@ use crate::{
     maps::{CGROUPS, COMMS, FLOWS, NETNS, NETWORKS, PIDS, PORTS, UIDS},
 };
 
-/// The verdict of the filters.
-#[derive(Clone, Copy, PartialEq)]
-#[repr(u8)]
-pub(crate) enum Verdict {
-    /// Not asked for.
-    Drop,
-    /// Asked for.
-    Take,
-    /// Asked for because its other end belongs to a traced process.
-    TakeForPeer,
-}
-
-/// A socket with these ends, of which this is remembered.
+/// A socket with these ends, of which this is remembered, is asked for: by itself, or because its
+/// other end belongs to a traced process.
 #[inline(always)]
-pub(crate) fn socket(tuple: &Tuple, family: u8, known: Option<&Sock>) -> Verdict {
+pub(crate) fn socket(tuple: &Tuple, family: u8, known: Option<&Sock>) -> bool {
     let traced = known.is_some_and(|known| known.held != 0 || owner_matches(&known.owner));
     decide(tuple, family, traced)
 }
 
 /// A socket with these ends, used by `user` now.
 #[inline(always)]
-pub(crate) fn user(tuple: &Tuple, family: u8, user: &Task) -> Verdict {
+pub(crate) fn user(tuple: &Tuple, family: u8, user: &Task) -> bool {
     decide(tuple, family, owner_matches(user))
 }
 
 #[inline(never)]
-fn decide(tuple: &Tuple, family: u8, traced: bool) -> Verdict {
-    if !tuple_matches(tuple, family) {
-        return Verdict::Drop;
-    }
-    if !has_owner_filter() || traced {
-        return Verdict::Take;
-    }
-    if FLOWS.get_ptr(other_end(tuple)).is_some() {
-        Verdict::TakeForPeer
-    } else {
-        Verdict::Drop
-    }
+fn decide(tuple: &Tuple, family: u8, traced: bool) -> bool {
+    tuple_matches(tuple, family)
+        && (!has_owner_filter() || traced || FLOWS.get_ptr(other_end(tuple)).is_some())
 }
 
 /// The connection as its other end sees it.

@@ -207,7 +207,6 @@ impl Socket {
         }
         let shutdown = field!(self.0, sk_shutdown: u8);
         let flags = field!(self.0, skc_flags: u64);
-        event.shutdown = shutdown;
         event.errno = self.error();
         if flags & SOCK_DEAD != 0 {
             event.flags |= flag::ORPHAN;
@@ -218,7 +217,6 @@ impl Socket {
         if state == LISTEN {
             (event.queue_len, event.queue_max) = self.accept_queue();
             event.drops = self.drops();
-            event.syn_queue_len = field!(self.0, syn_queue_len: u32);
         } else {
             self.record_stream(event, shutdown, flags);
         }
@@ -230,9 +228,6 @@ impl Socket {
         // SOCK_DONE is set when a FIN is received and nowhere else; RCV_SHUTDOWN also by a program.
         // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_input.c (tcp_fin)
         let fin_received = shutdown & RCV_SHUTDOWN != 0 && flags & SOCK_DONE != 0;
-        if fin_received {
-            event.flags |= flag::FIN_RECEIVED;
-        }
         event.unread = self.unread(fin_received);
         let unacked = field!(self.0, write_seq: u32).wrapping_sub(field!(self.0, snd_una: u32));
         event.unacked = if unacked > 1 << 30 { 0 } else { unacked };

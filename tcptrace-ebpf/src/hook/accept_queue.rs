@@ -6,11 +6,11 @@
 //! <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_input.c> (`tcp_conn_request`)
 
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
-use tcptrace_common::event::{flag, gate, hook, kind, path};
+use tcptrace_common::event::{gate, hook, kind, path};
 
 use crate::{
     emit::{emit, next_id},
-    filter::{self, Verdict},
+    filter,
     kernel::{field, layout},
     listener,
     maps::is_open,
@@ -86,8 +86,7 @@ fn dropped(listener: Socket, skb: u64, hook: u8, path: u8) {
         segment.tuple(&mut tuple);
     }
     tuple.netns = listener.netns();
-    let verdict = filter::socket(&tuple, listener.family(), known.as_deref());
-    if verdict == Verdict::Drop {
+    if !filter::socket(&tuple, listener.family(), known.as_deref()) {
         return;
     }
     let id = next_id(hook);
@@ -96,8 +95,5 @@ fn dropped(listener: Socket, skb: u64, hook: u8, path: u8) {
         event.tuple = tuple;
         event.path = path;
         event.cause = 0;
-        if verdict == Verdict::TakeForPeer {
-            event.flags |= flag::PEER_MATCHED;
-        }
     });
 }

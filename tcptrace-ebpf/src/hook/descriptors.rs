@@ -5,11 +5,11 @@ use aya_ebpf::{
     macros::{raw_tracepoint, tracepoint},
     programs::{RawTracePointContext, TracePointContext},
 };
-use tcptrace_common::event::{Task, Tuple, confidence, flag, hook, kind};
+use tcptrace_common::event::{Task, Tuple, confidence, hook, kind};
 
 use crate::{
     emit::{emit, is_wanted, next_id},
-    filter::{self, Verdict},
+    filter,
     kernel::read_user,
     listener, owner,
     sock::{Socket, mapped},
@@ -204,12 +204,11 @@ fn without_event(kind: u8, hook: u8, socket: Option<Socket>, error: i64, ends: O
     if let Some(ends) = ends {
         tuple = ends;
     }
-    let verdict = match socket {
+    let asked_for = match socket {
         Some(_) => filter::user(&tuple, family, &caller),
-        None if filter::task(&caller, tuple.netns) => Verdict::Take,
-        None => Verdict::Drop,
+        None => filter::task(&caller, tuple.netns),
     };
-    if verdict == Verdict::Drop {
+    if !asked_for {
         return;
     }
     let id = next_id(hook);
@@ -223,15 +222,11 @@ fn without_event(kind: u8, hook: u8, socket: Option<Socket>, error: i64, ends: O
         event.confidence = confidence::EXACT;
         event.errno = error as i32;
         let call = Call::current();
-        if event.fd < 0 {
+        if kind == kind::FD_INVALID {
+            // There is no socket to find the descriptor of: it is what the call named.
             event.fd = call.arg0() as i32;
         }
         event.len = call.arg2();
-        event.flags |= if verdict == Verdict::TakeForPeer {
-            flag::PEER_MATCHED
-        } else {
-            0
-        };
     });
 }
 

@@ -8,7 +8,7 @@ use tcptrace_common::event::{confidence, flag, gate, hook, kind};
 
 use crate::{
     emit::{emit, is_wanted, next_id},
-    filter::{self, Verdict},
+    filter,
     kernel::{config, field},
     maps::is_open,
     owner,
@@ -115,8 +115,7 @@ fn failed(socket: Socket, error: i32, timeout: bool, hook: u8) {
     task::describe(&mut user);
     let mut tuple = owner::NOWHERE;
     socket.tuple(&mut tuple);
-    let verdict = filter::user(&tuple, socket.family(), &user);
-    if verdict == Verdict::Drop {
+    if !filter::user(&tuple, socket.family(), &user) {
         return;
     }
     let id = next_id(hook);
@@ -130,11 +129,6 @@ fn failed(socket: Socket, error: i32, timeout: bool, hook: u8) {
         event.flags |= if timeout { flag::SOCKET_TIMEOUT } else { 0 }
             | if hook == hook::SEND_LENGTH {
                 flag::SEND
-            } else {
-                0
-            }
-            | if verdict == Verdict::TakeForPeer {
-                flag::PEER_MATCHED
             } else {
                 0
             };

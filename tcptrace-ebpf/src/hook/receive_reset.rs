@@ -9,7 +9,7 @@ use tcptrace_common::event::{Tuple, flag, hook, kind, stat};
 
 use crate::{
     emit::{emit, is_wanted, next_id},
-    filter::{self, Verdict},
+    filter,
     maps::{REFUSALS, STATS, count},
     owner,
     sock::{SYN_SENT, Socket},
@@ -30,8 +30,7 @@ fn received(socket: Socket) {
     let mut known = owner::of(socket);
     let mut tuple = owner::NOWHERE;
     socket.tuple(&mut tuple);
-    let verdict = filter::socket(&tuple, socket.family(), known.as_deref());
-    if verdict == Verdict::Drop {
+    if !filter::socket(&tuple, socket.family(), known.as_deref()) {
         return;
     }
     if filter::has_owner_filter() && socket.state() == SYN_SENT && is_wanted(kind::RESET_SENT) {
@@ -40,9 +39,6 @@ fn received(socket: Socket) {
     let id = next_id(hook::RECEIVE_RESET);
     emit(id, kind::RESET_RECEIVED, hook::RECEIVE_RESET, |event| {
         socket.record(event, known.as_deref());
-        if verdict == Verdict::TakeForPeer {
-            event.flags |= flag::PEER_MATCHED;
-        }
     });
     if let Some(known) = &mut known {
         known.cause = id;
@@ -69,7 +65,7 @@ fn refused(socket: Socket, tuple: &Tuple) {
             peer_port: tuple.local_port,
             netns: refusal.netns,
         };
-        event.flags = flag::ANSWERS | flag::FROM_SEGMENT | flag::SYN | flag::PEER_MATCHED;
+        event.flags = flag::ANSWERS | flag::FROM_SEGMENT | flag::SYN;
     });
     // Gone already: nothing is left to do.
     let _ = REFUSALS.remove(key);

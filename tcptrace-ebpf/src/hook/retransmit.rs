@@ -4,11 +4,11 @@
 //! <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_output.c> (`tcp_retransmit_skb`)
 
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
-use tcptrace_common::event::{flag, hook, kind};
+use tcptrace_common::event::{hook, kind};
 
 use crate::{
     emit::{emit, next_id},
-    filter::{self, Verdict},
+    filter,
     kernel::layout,
     owner,
     sock::Socket,
@@ -28,16 +28,12 @@ fn sent_again(socket: Socket) {
     let known = owner::of(socket);
     let mut tuple = owner::NOWHERE;
     socket.tuple(&mut tuple);
-    let verdict = filter::socket(&tuple, socket.family(), known.as_deref());
-    if verdict == Verdict::Drop {
+    if !filter::socket(&tuple, socket.family(), known.as_deref()) {
         return;
     }
     let id = next_id(hook::RETRANSMIT);
     emit(id, kind::RETRANSMIT, hook::RETRANSMIT, |event| {
         socket.record(event, known.as_deref());
         event.errno = 0;
-        if verdict == Verdict::TakeForPeer {
-            event.flags |= flag::PEER_MATCHED;
-        }
     });
 }

@@ -13,7 +13,7 @@ use tcptrace_common::event::{NO_REASON, Sock, Tuple, flag, hook, kind, stat};
 
 use crate::{
     emit::{emit, is_wanted, next_id},
-    filter::{self, Verdict},
+    filter,
     kernel::layout,
     maps::{CLOSING, REFUSALS, Refusal, STATS, count},
     owner,
@@ -63,8 +63,7 @@ fn connected(socket: Socket, skb: u64, reason: u32, state: u8) {
     let mut known = owner::last_of(socket);
     let mut tuple = owner::NOWHERE;
     socket.tuple(&mut tuple);
-    let verdict = filter::socket(&tuple, socket.family(), known.as_deref());
-    if verdict == Verdict::Drop {
+    if !filter::socket(&tuple, socket.family(), known.as_deref()) {
         return;
     }
     emit(id, kind::RESET_SENT, hook::SEND_RESET, |event| {
@@ -84,11 +83,6 @@ fn connected(socket: Socket, skb: u64, reason: u32, state: u8) {
             | if skb != 0 { flag::ANSWERS } else { 0 }
             | if segment.is_some_and(Segment::is_syn) {
                 flag::SYN
-            } else {
-                0
-            }
-            | if verdict == Verdict::TakeForPeer {
-                flag::PEER_MATCHED
             } else {
                 0
             };
@@ -119,9 +113,9 @@ fn unconnected(socket: Socket, state: u8, skb: u64, reason: u32) {
     } else {
         None
     };
-    let verdict = filter::socket(&tuple, family, known);
+    let asked_for = filter::socket(&tuple, family, known);
     let id = next_id(hook::SEND_RESET);
-    if verdict == Verdict::Drop {
+    if !asked_for {
         if socket.0 == 0
             && filter::has_owner_filter()
             && segment.is_some_and(Segment::is_syn)
@@ -149,11 +143,6 @@ fn unconnected(socket: Socket, state: u8, skb: u64, reason: u32) {
             }
             | if segment.is_some_and(Segment::is_syn) {
                 flag::SYN
-            } else {
-                0
-            }
-            | if verdict == Verdict::TakeForPeer {
-                flag::PEER_MATCHED
             } else {
                 0
             };

@@ -8,11 +8,11 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use aya_log_ebpf::{info, warn};
-use tcptrace_common::event::{CloseWait, confidence, flag, hook, kind, stat};
+use tcptrace_common::event::{CloseWait, confidence, hook, kind, stat};
 
 use crate::{
     emit::{emit, is_wanted, next_id},
-    filter::{self, Verdict},
+    filter,
     kernel::{config, layout},
     listener,
     maps::{CLOSE_WAITS, CLOSING, STATS, count},
@@ -210,7 +210,7 @@ fn close_wait(change: Change) {
     };
     socket.tuple(&mut entry.tuple);
     let known = owner::of(socket);
-    if filter::socket(&entry.tuple, entry.family, known.as_deref()) == Verdict::Drop {
+    if !filter::socket(&entry.tuple, entry.family, known.as_deref()) {
         return;
     }
     count(&STATS, stat::CLOSE_WAITS);
@@ -227,8 +227,7 @@ fn event(id: u64, kind: u8, Change { socket, old, new }: Change) {
     let known = owner::of(socket);
     let mut tuple = owner::NOWHERE;
     socket.tuple(&mut tuple);
-    let verdict = filter::socket(&tuple, socket.family(), known.as_deref());
-    if verdict == Verdict::Drop {
+    if !filter::socket(&tuple, socket.family(), known.as_deref()) {
         return;
     }
     emit(id, kind, hook::SET_STATE, |event| {
@@ -241,9 +240,6 @@ fn event(id: u64, kind: u8, Change { socket, old, new }: Change) {
             // No port was left: the state is taken back before a SYN went out.
             // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_ipv4.c (tcp_v4_connect)
             event.errno = EADDRNOTAVAIL;
-        }
-        if verdict == Verdict::TakeForPeer {
-            event.flags |= flag::PEER_MATCHED;
         }
         if task::acts_on(socket) {
             task::record(event, socket);

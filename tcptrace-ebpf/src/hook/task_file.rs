@@ -8,7 +8,7 @@ use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_ktime_get_ns};
 use tcptrace_common::event::CloseWait;
 
 use crate::{
-    filter::{self, Verdict},
+    filter,
     kernel::config,
     listener,
     maps::CLOSE_WAITS,
@@ -77,7 +77,7 @@ fn close_wait(socket: Socket, holder: &tcptrace_common::event::Task) {
         pad: [0; 6],
     };
     socket.tuple(&mut entry.tuple);
-    if filter::user(&entry.tuple, entry.family, holder) != Verdict::Drop {
+    if filter::user(&entry.tuple, entry.family, holder) {
         // There already: the hook saw it enter meanwhile and knows better.
         let _ = CLOSE_WAITS.insert(socket.0, entry, u64::from(BPF_NOEXIST));
     }
