@@ -57,7 +57,8 @@ wire! {
         pub time: u64,
         /// Id of the event that ended this socket before; 0: none.
         pub cause: u64,
-        /// When this life of the socket was first seen, ns; with `sk` it names the socket.
+        /// When this life of the socket was first seen, ns; with `sk` it names the socket. 1: it is
+        /// older than the tracer.
         pub born: u64,
         /// Address of the `struct sock`; 0: none.
         pub sk: u64,
@@ -362,20 +363,16 @@ pub mod gate {
 
 /// Counters that are neither events nor loss, one per CPU.
 pub mod stat {
-    /// RSTs sent, before any filter.
-    pub const RESETS_SENT: u32 = 0;
-    /// RSTs received by a socket, before any filter.
-    pub const RESETS_RECEIVED: u32 = 1;
     /// Entries into CLOSE_WAIT that passed the filter.
-    pub const CLOSE_WAITS: u32 = 2;
+    pub const CLOSE_WAITS: u32 = 0;
     /// Sockets that found no room in the table: their owner stays unknown.
-    pub const SOCKETS_FULL: u32 = 3;
+    pub const SOCKETS_FULL: u32 = 1;
     /// Listeners that found no room in theirs.
-    pub const LISTENERS_FULL: u32 = 4;
+    pub const LISTENERS_FULL: u32 = 2;
     /// Connections of traced processes that found no room in the table of flows.
-    pub const FLOWS_FULL: u32 = 5;
+    pub const FLOWS_FULL: u32 = 3;
     /// Sockets in CLOSE_WAIT that found no room in theirs.
-    pub const CLOSE_WAITS_FULL: u32 = 6;
+    pub const CLOSE_WAITS_FULL: u32 = 4;
     /// One more than the last counter.
-    pub const COUNT: u32 = 7;
+    pub const COUNT: u32 = 5;
 }

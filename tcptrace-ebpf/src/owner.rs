@@ -92,12 +92,6 @@ pub(crate) fn seed(socket: Socket, owner: &Task, fd: i32) {
     }
 }
 
-/// The running task got the socket from `accept`: from now on it is the owner.
-#[inline(always)]
-pub(crate) fn accepted(socket: Socket, fd: i32) {
-    take(socket, fd);
-}
-
 /// The running task uses the socket: from now on it is the owner.
 #[inline(always)]
 pub(crate) fn learn(socket: Socket, fd: i32) {
@@ -114,11 +108,12 @@ pub(crate) fn learn(socket: Socket, fd: i32) {
             open_gate(gate::FIRST_USES);
         }
     }
-    take(socket, fd);
+    accepted(socket, fd);
 }
 
+/// The running task got the socket from `accept`: from now on it is the owner.
 #[inline(never)]
-fn take(socket: Socket, fd: i32) {
+pub(crate) fn accepted(socket: Socket, fd: i32) {
     let mut user = NOBODY;
     task::describe(&mut user);
     if user.flags & PF_KTHREAD != 0 {

@@ -5,12 +5,12 @@
 //! <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_input.c> (`tcp_reset`)
 
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
-use tcptrace_common::event::{Tuple, flag, hook, kind, stat};
+use tcptrace_common::event::{Tuple, flag, hook, kind};
 
 use crate::{
     emit::{emit, is_wanted, next_id},
     filter,
-    maps::{REFUSALS, STATS, count},
+    maps::REFUSALS,
     owner,
     sock::{SYN_SENT, Socket},
 };
@@ -23,7 +23,6 @@ fn tcp_receive_reset(ctx: RawTracePointContext) -> i32 {
 
 #[inline(always)]
 fn received(socket: Socket) {
-    count(&STATS, stat::RESETS_RECEIVED);
     if !is_wanted(kind::RESET_RECEIVED) {
         return;
     }

@@ -9,13 +9,13 @@ use aya_ebpf::{
     bindings::BPF_ANY, helpers::bpf_ktime_get_ns, macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use tcptrace_common::event::{NO_REASON, Sock, Tuple, flag, hook, kind, stat};
+use tcptrace_common::event::{NO_REASON, Sock, Tuple, flag, hook, kind};
 
 use crate::{
     emit::{emit, is_wanted, next_id},
     filter,
     kernel::layout,
-    maps::{CLOSING, REFUSALS, Refusal, STATS, count},
+    maps::{CLOSING, REFUSALS, Refusal},
     owner,
     segment::Segment,
     sock::{CLOSE, LISTEN, Socket, TIME_WAIT},
@@ -36,7 +36,6 @@ fn tcp_send_reset(ctx: RawTracePointContext) -> i32 {
 
 #[inline(always)]
 fn sent(socket: Socket, skb: u64, reason: u32) {
-    count(&STATS, stat::RESETS_SENT);
     if !is_wanted(kind::RESET_SENT) {
         return;
     }

@@ -277,14 +277,10 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use std::cell::{Cell, RefCell};
-    use std::io::{self, IoSlice, IoSliceMut, Read, Write};
     use std::net::TcpListener;
-    use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-    use std::os::unix::net::UnixStream;
-    use std::process::{Command, Stdio};
+    use std::os::fd::{AsRawFd, OwnedFd};
+    use std::process::Command;
     use std::rc::Rc;
-
-    use nix::sys::socket::{ControlMessage, MsgFlags, recvmsg, sendmsg};
 
     use super::*;
 
@@ -607,73 +603,5 @@ mod tests {
         );
         child.kill().expect("our child");
         child.wait().expect("our child");
-    }
-
-    #[test]
-    fn a_descriptor_passed_in_a_message_changes_hands() {
-        let _alone = crate::host::ALONE.lock();
-        let (mut ours, theirs) = UnixStream::pair().expect("two ends");
-        let mut child = Command::new(std::env::current_exe().expect("this test"))
-            .args([
-                "--exact",
-                "--ignored",
-                "host::attribution::tests::takes_a_descriptor",
-            ])
-            .stdin(OwnedFd::from(theirs))
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("this test again");
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let inode = holders::inode_of(&listener).expect("a socket");
-        let fd = listener.as_raw_fd();
-        let rights = [ControlMessage::ScmRights(&[fd])];
-        sendmsg::<()>(
-            ours.as_raw_fd(),
-            &[IoSlice::new(b"!")],
-            &rights,
-            MsgFlags::empty(),
-            None,
-        )
-        .expect("it fits");
-        ours.read_exact(&mut [0]).expect("the child has it");
-        drop(listener);
-
-        let (owner, found) = check(std::process::id(), fd, inode, false);
-        assert_eq!(owner.process.map(|process| process.pid), Some(child.id()));
-        assert_eq!(
-            (owner.confidence, owner.creator),
-            (Confidence::Exact, Some(std::process::id()))
-        );
-        assert!(found.is_some_and(|fd| holders::verify(child.id(), fd, inode)));
-        drop(ours);
-        assert!(child.wait().expect("our child").success());
-    }
-
-    #[test]
-    #[ignore = "the other process of the test above, which starts it with a socket as standard input"]
-    fn takes_a_descriptor() {
-        let mut stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned().expect("open"));
-        let mut space = nix::cmsg_space!(i32);
-        let mut byte = [0];
-        let mut bytes = [IoSliceMut::new(&mut byte)];
-        let message = recvmsg::<()>(
-            stream.as_raw_fd(),
-            &mut bytes,
-            Some(&mut space),
-            MsgFlags::empty(),
-        );
-        assert_eq!(
-            message
-                .expect("a message")
-                .cmsgs()
-                .expect("it fits")
-                .count(),
-            1
-        );
-        stream.write_all(b"!").expect("somebody waits for it");
-        assert_eq!(
-            stream.read(&mut [0]).expect("until the other end closes"),
-            0
-        );
     }
 }

@@ -43,12 +43,17 @@ pub fn resolve(btf: &Btf, rcv_state_process: Option<Range<u64>>) -> Resolved {
         layout.rcv_state_process_end = range.end;
     }
 
-    let argument = |tracepoint, ty| btf.argument(tracepoint, ty).unwrap_or(ABSENT);
-    layout.send_reset_reason = argument("tcp_send_reset", Argument::Enum("sk_rst_reason"));
-    layout.kfree_skb_reason = argument("kfree_skb", Argument::Enum("skb_drop_reason"));
-    layout.kfree_skb_rx_sk = argument("kfree_skb", Argument::Struct("sock"));
-    layout.consume_skb_location = argument("consume_skb", Argument::VoidPointer);
-    layout.retransmit_err = argument("tcp_retransmit_skb", Argument::Int);
+    // The programs take an argument from the place it has always had: somewhere else it is not there
+    // for them, and what needs it is refused aloud.
+    let argument = |tracepoint, ty, place| {
+        let found = btf.argument(tracepoint, ty);
+        found.filter(|&found| found == place).unwrap_or(ABSENT)
+    };
+    layout.send_reset_reason = argument("tcp_send_reset", Argument::Enum("sk_rst_reason"), 2);
+    layout.kfree_skb_reason = argument("kfree_skb", Argument::Enum("skb_drop_reason"), 2);
+    layout.kfree_skb_rx_sk = argument("kfree_skb", Argument::Struct("sock"), 3);
+    layout.consume_skb_location = argument("consume_skb", Argument::VoidPointer, 1);
+    layout.retransmit_err = argument("tcp_retransmit_skb", Argument::Int, 2);
 
     let value = |name| {
         btf.enum_value(name)
