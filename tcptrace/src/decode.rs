@@ -82,6 +82,7 @@ impl Decoder {
                 socket: (raw.family != 0).then(|| self.socket(&raw)),
                 owner,
                 actor,
+                facts: Vec::new(),
                 kind,
             },
         })
@@ -124,6 +125,7 @@ impl Decoder {
             socket: Some(self.socket(&event)),
             owner: owner(&event),
             actor: None,
+            facts: Vec::new(),
             kind: Kind::CloseWaitStuck(CloseWait {
                 age_ms: now.saturating_sub(raw.since) / 1_000_000,
                 at_least: raw.older != 0,
@@ -176,6 +178,7 @@ impl Decoder {
                 queue_max: raw.queue_max,
                 backlog: (raw.backlog != 0).then_some(raw.backlog),
                 drops: raw.drops,
+                last_accept_ago_us: None,
             }),
             kind::SOCKET_ERROR | kind::FD_INVALID => {
                 let io = matches!(raw.hook, wire::hook::SEND_LENGTH | wire::hook::RECV_LENGTH);
@@ -281,6 +284,7 @@ impl Decoder {
             sent_ago_ms: self.jiffies_to_ms(raw.sent_ago),
             eof_read: is(flag::EOF_READ),
             nonblocking: is(flag::NONBLOCK),
+            ..Socket::default()
         }
     }
 

@@ -151,6 +151,7 @@ impl Session {
             socket: None,
             owner: Owner::default(),
             actor: None,
+            facts: Vec::new(),
             kind,
         };
         self.outputs.write(&event)

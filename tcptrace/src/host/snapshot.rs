@@ -286,6 +286,7 @@ impl Facts {
                 // sock_diag tells the limit, not what was asked for.
                 backlog: None,
                 drops: listener.drops.unwrap_or_default(),
+                last_accept_ago_us: None,
             };
             whose.included(&listener.flow, request).then(|| Found {
                 socket: Some(listener),
@@ -456,6 +457,7 @@ impl Found<'_> {
             socket,
             owner,
             actor: None,
+            facts: Vec::new(),
             kind: self.kind,
         }
     }

@@ -9,7 +9,7 @@ use std::fmt::{self, Write as _};
 use bytes::{BufMut as _, BytesMut};
 use jiff::Timestamp;
 
-use super::record::{self, Severity, Value, name};
+use super::record::{self, Value, name};
 use super::{Body, Context, Error};
 use crate::event::Event;
 
@@ -93,7 +93,7 @@ impl Records {
         self.timestamp(event.time.0, to);
         key(to, b',', "event_name");
         string(to, event.name());
-        let severity = Severity::of(event);
+        let severity = record::severity(event);
         key(to, b',', "severity_text");
         string(to, severity.as_str());
         key(to, b',', "severity_number");

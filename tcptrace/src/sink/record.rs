@@ -10,8 +10,8 @@ use sha1::{Digest as _, Sha1};
 use super::Context;
 use crate::diagnose;
 use crate::event::{
-    Address, Event, EventId, Exit, Flow, Kind, OverflowPath, Owner, Process, Socket, SocketId,
-    State, Summary,
+    Address, Cause, Event, EventId, Exit, Finding, Flow, Kind, OverflowPath, Owner, Process,
+    Severity, Side, Socket, SocketId, State, Summary, Timestamp,
 };
 
 /// A value of the record.
@@ -31,57 +31,36 @@ pub enum Value<'a> {
     Strs(&'a [String]),
 }
 
-/// How grave an event is, in OpenTelemetry's numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Severity {
-    /// Normal life.
-    Info = 9,
-    /// One connection or call failed.
-    Warn = 13,
-    /// A service fails, or events were lost.
-    Error = 17,
-}
-
-impl Severity {
-    /// Of an event.
-    #[must_use]
-    pub fn of(event: &Event) -> Self {
-        match &event.kind {
-            Kind::AcceptQueueOverflow(_) | Kind::ConnectionTimeout(_) | Kind::EventsLost(_) => {
-                Self::Error
-            }
-            Kind::ConnectFailed(connect)
-                if connect
-                    .errno
-                    .is_some_and(|errno| errno.0 == libc::ETIMEDOUT) =>
-            {
-                Self::Error
-            }
-            Kind::ResetSent(_)
-            | Kind::ResetReceived(_)
-            | Kind::CloseWaitStuck(_)
-            | Kind::SocketError(_)
-            | Kind::ConnectFailed(_)
-            | Kind::FdExhausted(_)
-            | Kind::FdInvalid(_) => Self::Warn,
-            // A signal that is not seen is a gap the reader must know of.
-            Kind::Coverage(coverage) if coverage.way.is_none() => Self::Warn,
-            Kind::CloseWaitEntered(_)
-            | Kind::StateChanged(_)
-            | Kind::Retransmit(_)
-            | Kind::Coverage(_)
-            | Kind::Summary(_) => Self::Info,
+/// How grave an event is.
+#[must_use]
+pub fn severity(event: &Event) -> Severity {
+    match &event.kind {
+        Kind::Finding(finding) => finding.severity,
+        Kind::AcceptQueueOverflow(_)
+        | Kind::SynQueueOverflow(_)
+        | Kind::ConnectionTimeout(_)
+        | Kind::EventsLost(_) => Severity::Error,
+        Kind::ConnectFailed(connect)
+            if connect
+                .errno
+                .is_some_and(|errno| errno.0 == libc::ETIMEDOUT) =>
+        {
+            Severity::Error
         }
-    }
-
-    /// The word.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Info => "INFO",
-            Self::Warn => "WARN",
-            Self::Error => "ERROR",
-        }
+        Kind::ResetSent(_)
+        | Kind::ResetReceived(_)
+        | Kind::CloseWaitStuck(_)
+        | Kind::SocketError(_)
+        | Kind::ConnectFailed(_)
+        | Kind::FdExhausted(_)
+        | Kind::FdInvalid(_) => Severity::Warn,
+        // A signal that is not seen is a gap the reader must know of.
+        Kind::Coverage(coverage) if coverage.way.is_none() => Severity::Warn,
+        Kind::CloseWaitEntered(_)
+        | Kind::StateChanged(_)
+        | Kind::Retransmit(_)
+        | Kind::Coverage(_)
+        | Kind::Summary(_) => Severity::Info,
     }
 }
 
@@ -142,6 +121,18 @@ names! {
     SOCKET_EOF_READ = "tcptrace.socket.eof_read"
     SOCKET_NONBLOCKING = "tcptrace.socket.nonblocking"
     SOCKET_ORPHAN = "tcptrace.socket.orphan"
+    SOCKET_SIDE = "tcptrace.socket.side"
+    SOCKET_AGE = "tcptrace.socket.age_us"
+    SOCKET_ACCEPTED_AGO = "tcptrace.socket.accepted_ago_us"
+    SOCKET_HEARD_AGO = "tcptrace.socket.heard_ago_ms"
+    SOCKET_BYTES_RECEIVED = "tcptrace.socket.bytes_received"
+    SOCKET_BYTES_SENT = "tcptrace.socket.bytes_sent"
+    SOCKET_SHUTDOWN_AGO = "tcptrace.socket.shutdown_ago_us"
+    SOCKET_ANSWERS = "tcptrace.socket.service_answers"
+    FIN_AGO = "tcptrace.fin.ago_us"
+    FIN_WRITTEN = "tcptrace.fin.written"
+    FIN_WAITED = "tcptrace.fin.waited_ms"
+    FIN_IDLE = "tcptrace.fin.idle_ms"
     RESET_REASON = "tcptrace.reset.kernel_reason"
     RESET_LINGER_ZERO = "tcptrace.reset.linger_zero"
     RESET_ANSWER = "tcptrace.reset.answers_segment"
@@ -159,6 +150,11 @@ names! {
     QUEUE_BACKLOG = "tcptrace.accept_queue.backlog"
     QUEUE_PATH = "tcptrace.accept_queue.path"
     QUEUE_DROPS = "tcptrace.accept_queue.drops"
+    QUEUE_LAST_ACCEPT = "tcptrace.accept_queue.idle_us"
+    SYN_QUEUE_LEN = "tcptrace.syn_queue.len"
+    SYN_QUEUE_MAX = "tcptrace.syn_queue.max"
+    SYN_QUEUE_COOKIES = "tcptrace.syn_queue.cookies"
+    SYN_QUEUE_COUNT = "tcptrace.syn_queue.count"
     CLOSE_WAIT_AGE = "tcptrace.close_wait.age_ms"
     CLOSE_WAIT_COUNT = "tcptrace.close_wait.count"
     CLOSE_WAIT_AT_LEAST = "tcptrace.close_wait.at_least"
@@ -177,6 +173,22 @@ names! {
     STATE_PREVIOUS = "tcptrace.state.previous"
     STATE_DURATION = "tcptrace.state.duration_ms"
     STATE_DURATION_EXACT = "tcptrace.state.duration_us"
+    FINDING_ID = "tcptrace.finding.id"
+    FINDING_UPDATE = "tcptrace.finding.update"
+    FINDING_CLOSED = "tcptrace.finding.closed"
+    FINDING_HINT = "tcptrace.finding.hint"
+    FINDING_CONFIDENCE = "tcptrace.finding.confidence"
+    FINDING_COUNT = "tcptrace.finding.count"
+    FINDING_FIRST = "tcptrace.finding.first"
+    FINDING_LAST = "tcptrace.finding.last"
+    FINDING_TITLE = "tcptrace.finding.title"
+    FINDING_WHY = "tcptrace.finding.why"
+    FINDING_FIX = "tcptrace.finding.fix"
+    FINDING_RULED_OUT = "tcptrace.finding.ruled_out"
+    FINDING_ERRORS = "tcptrace.finding.errors"
+    FINDING_EVIDENCE = "tcptrace.finding.evidence"
+    PEER_PID = "tcptrace.peer.pid"
+    PEER_NAME = "tcptrace.peer.name"
     LOST_COUNT = "tcptrace.lost.count"
     LOST_HOOK = "tcptrace.lost.hook"
     LOST_REASON = "tcptrace.lost.reason"
@@ -233,7 +245,7 @@ pub fn attributes<E>(
         put.int(name::ACTOR_PID, actor.pid)?;
         put.text(name::ACTOR_NAME, &ProcessName(actor))?;
     }
-    put.kind(&event.kind)
+    put.kind(context, &event.kind)
 }
 
 /// The basename of the executable, which the program cannot choose; its command name where the
@@ -246,6 +258,17 @@ impl fmt::Display for ProcessName<'_> {
             Some(path) => f.write_str(path.rsplit('/').next().unwrap_or(path)),
             None => self.0.comm.fmt(f),
         }
+    }
+}
+
+/// A time as the record's own `timestamp` has it.
+struct Rfc3339(Timestamp);
+
+impl fmt::Display for Rfc3339 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Every number of nanoseconds in 64 bits is a time jiff knows.
+        let time = jiff::Timestamp::from_nanosecond(i128::from(self.0.0)).unwrap_or_default();
+        write!(f, "{}", time.strftime("%Y-%m-%dT%H:%M:%S%.9fZ"))
     }
 }
 
@@ -337,7 +360,22 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
         self.int(name::SOCKET_RETRANSMITS, socket.retransmits)?;
         self.maybe(name::SOCKET_RTT, socket.rtt_us)?;
         self.flag(name::SOCKET_EOF_READ, socket.eof_read)?;
-        self.flag(name::SOCKET_NONBLOCKING, socket.nonblocking)
+        self.flag(name::SOCKET_NONBLOCKING, socket.nonblocking)?;
+        self.maybe_str(name::SOCKET_SIDE, socket.side.map(Side::as_str))?;
+        self.maybe(name::SOCKET_AGE, socket.age_us)?;
+        self.maybe(name::SOCKET_ACCEPTED_AGO, socket.accepted_ago_us)?;
+        self.maybe(name::SOCKET_HEARD_AGO, socket.heard_ago_ms)?;
+        self.int(name::SOCKET_BYTES_RECEIVED, socket.bytes_received)?;
+        self.int(name::SOCKET_BYTES_SENT, socket.bytes_sent)?;
+        self.maybe(name::SOCKET_SHUTDOWN_AGO, socket.shutdown_ago_us)?;
+        self.flag(name::SOCKET_ANSWERS, socket.service_answers)?;
+        let Some(fin) = &socket.fin else {
+            return Ok(());
+        };
+        self.int(name::FIN_AGO, fin.ago_us)?;
+        self.int(name::FIN_WRITTEN, fin.written)?;
+        self.maybe(name::FIN_WAITED, fin.waited_ms)?;
+        self.int(name::FIN_IDLE, fin.idle_ms)
     }
 
     /// The confidence is said wherever there could be an owner: also that there is none.
@@ -365,7 +403,7 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
         self.maybe(name::CREATOR_PID, owner.creator)
     }
 
-    fn kind(&mut self, kind: &Kind) -> Result<(), E> {
+    fn kind(&mut self, context: &Context, kind: &Kind) -> Result<(), E> {
         match kind {
             Kind::ResetSent(reset) => {
                 self.maybe_str(
@@ -392,7 +430,8 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
                 self.int(name::QUEUE_LEN, overflow.queue_len)?;
                 self.int(name::QUEUE_MAX, overflow.queue_max)?;
                 self.maybe(name::QUEUE_BACKLOG, overflow.backlog)?;
-                self.int(name::QUEUE_DROPS, overflow.drops)
+                self.int(name::QUEUE_DROPS, overflow.drops)?;
+                self.maybe(name::QUEUE_LAST_ACCEPT, overflow.last_accept_ago_us)
             }
             Kind::SocketError(call) | Kind::FdInvalid(call) => {
                 self.maybe_text(name::SYSCALL_NAME, call.syscall.as_ref())?;
@@ -434,6 +473,13 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
                 self.maybe(name::SYSCALL_ERRNO, change.errno.map(|errno| errno.0))
             }
             Kind::Retransmit(retransmit) => self.int(name::RETRANSMIT_ATTEMPT, retransmit.attempt),
+            Kind::SynQueueOverflow(queue) => {
+                self.maybe(name::SYN_QUEUE_LEN, queue.len)?;
+                self.maybe(name::SYN_QUEUE_MAX, queue.max)?;
+                self.flag(name::SYN_QUEUE_COOKIES, queue.cookies)?;
+                self.int(name::SYN_QUEUE_COUNT, queue.count)
+            }
+            Kind::Finding(finding) => self.finding(context, finding),
             Kind::Coverage(coverage) => {
                 self.str(name::COVERAGE_SIGNAL, coverage.signal.0)?;
                 self.maybe_str(name::COVERAGE_WAY, coverage.way.as_deref())?;
@@ -446,6 +492,40 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
             }
             Kind::Summary(summary) => self.summary(summary),
         }
+    }
+
+    /// What a finding rests on comes last: it is what may be left out of a line that is too long.
+    fn finding(&mut self, context: &Context, finding: &Finding) -> Result<(), E> {
+        self.text(name::FINDING_ID, &context.event_id(finding.id))?;
+        self.int(name::FINDING_UPDATE, finding.update)?;
+        self.flag(name::FINDING_CLOSED, finding.closed)?;
+        self.maybe_str(name::FINDING_HINT, finding.hint.map(Cause::as_str))?;
+        self.str(name::FINDING_CONFIDENCE, finding.certainty.as_str())?;
+        self.int(name::FINDING_COUNT, finding.count)?;
+        self.text(name::FINDING_FIRST, &Rfc3339(finding.first))?;
+        self.text(name::FINDING_LAST, &Rfc3339(finding.last))?;
+        if let Some(peer) = &finding.peer {
+            self.int(name::PEER_PID, peer.pid)?;
+            self.text(name::PEER_NAME, &ProcessName(peer))?;
+        }
+        self.str(name::FINDING_TITLE, &finding.title)?;
+        self.str(name::FINDING_WHY, &finding.why)?;
+        (self.0)(name::FINDING_FIX, Value::Strs(&finding.fix))?;
+        if !finding.ruled_out.is_empty() {
+            (self.0)(name::FINDING_RULED_OUT, Value::Strs(&finding.ruled_out))?;
+        }
+        let errors = finding.errors.iter();
+        let errors: Vec<_> = errors
+            .map(|(errno, count)| format!("{count} {errno}"))
+            .collect();
+        if !errors.is_empty() {
+            (self.0)(name::FINDING_ERRORS, Value::Strs(&errors))?;
+        }
+        let evidence = finding.evidence.iter();
+        let evidence: Vec<_> = evidence
+            .map(|&id| context.event_id(id).to_string())
+            .collect();
+        (self.0)(name::FINDING_EVIDENCE, Value::Strs(&evidence))
     }
 
     /// Lists are lines with the count first, as `uniq -c` writes them.

@@ -8,9 +8,9 @@ use super::Context;
 use super::text::Columns;
 use crate::event::{
     CallError, CloseWait, Comm, Confidence, ConnectFailed, Coverage, Errno, Event, EventId,
-    FdExhausted, Flow, Kind, Loss, Overflow, OverflowPath, Owner, Process, ResetReason,
-    ResetReceived, ResetSent, Retransmit, Signal, Socket, SocketId, State, StateChange, Summary,
-    SummaryRow, Syscall, Timeout, Timestamp,
+    FdExhausted, Flow, Kind, Loss, Overflow, OverflowPath, Owner, PeerFin, Process, ResetReason,
+    ResetReceived, ResetSent, Retransmit, Side, Signal, Socket, SocketId, State, StateChange,
+    Summary, SummaryRow, Syscall, Timeout, Timestamp,
 };
 
 pub(crate) fn context() -> Context {
@@ -61,6 +61,20 @@ fn socket(state: State) -> Socket {
         sent_ago_ms: Some(61_000),
         eof_read: false,
         nonblocking: true,
+        side: Some(Side::Server),
+        age_us: Some(75_002_300),
+        accepted_ago_us: Some(75_001_200),
+        heard_ago_ms: Some(1_250),
+        bytes_received: 1_024,
+        bytes_sent: 65_536,
+        shutdown_ago_us: Some(412),
+        fin: Some(PeerFin {
+            ago_us: 1_250_400,
+            written: 88,
+            waited_ms: Some(5_000),
+            idle_ms: 5_000,
+        }),
+        service_answers: true,
     }
 }
 
@@ -92,6 +106,7 @@ pub(crate) fn event(socket: Option<Socket>, kind: Kind) -> Event {
             checked_after_ms: None,
         },
         actor: None,
+        facts: Vec::new(),
         kind,
     }
 }
@@ -139,6 +154,7 @@ pub(crate) fn queue_full() -> Event {
         queue_max: 128,
         backlog: Some(511),
         drops: 31,
+        last_accept_ago_us: Some(4_200_000),
     };
     let listener = Socket {
         flow: flow("0.0.0.0:8080", None),

@@ -6,11 +6,11 @@ use std::fmt::{self, Display as _};
 use nix::sys::signal::Signal;
 
 use super::record::ProcessName;
-use crate::diagnose::{self, Cause};
+use crate::diagnose;
 use crate::event::{
-    CallError, CloseWait, Confidence, ConnectFailed, Coverage, Errno, Event, Exit, FdExhausted,
-    Kind, Overflow, OverflowPath, Process, ResetReceived, ResetSent, Socket, State, StateChange,
-    Timeout,
+    CallError, Cause, Certainty, CloseWait, Confidence, ConnectFailed, Coverage, Errno, Event,
+    Exit, FdExhausted, Finding, Kind, Overflow, OverflowPath, Process, ResetReceived, ResetSent,
+    Socket, State, StateChange, SynQueue, Timeout,
 };
 
 /// An event in a few words.
@@ -21,6 +21,7 @@ pub(super) fn label(event: &Event) -> &'static str {
         Kind::CloseWaitEntered(_) => "peer closed",
         Kind::CloseWaitStuck(_) => "not closed",
         Kind::AcceptQueueOverflow(_) => "queue full",
+        Kind::SynQueueOverflow(_) => "SYN flood",
         Kind::SocketError(CallError {
             send: Some(true), ..
         }) => "write failed",
@@ -34,6 +35,7 @@ pub(super) fn label(event: &Event) -> &'static str {
         Kind::FdInvalid(_) => "bad fd",
         Kind::StateChanged(_) => "state",
         Kind::Retransmit(_) => "retransmit",
+        Kind::Finding(_) => "FINDING",
         Kind::Coverage(_) => "coverage",
         Kind::EventsLost(_) => "events lost",
         Kind::Summary(_) => "summary",
@@ -98,12 +100,14 @@ impl fmt::Display for Detail<'_> {
             Kind::CloseWaitEntered(wait) => close_wait_entered(f, socket, wait),
             Kind::CloseWaitStuck(wait) => close_wait_stuck(f, socket, wait),
             Kind::AcceptQueueOverflow(overflow) => queue_full(f, overflow),
+            Kind::SynQueueOverflow(queue) => syn_queue_full(f, queue),
             Kind::SocketError(call) | Kind::FdInvalid(call) => call_failed(f, call),
             Kind::ConnectFailed(connect) => connect_failed(f, connect),
             Kind::ConnectionTimeout(timeout) => timed_out(f, timeout),
             Kind::FdExhausted(fds) => fd_exhausted(f, fds),
             Kind::StateChanged(change) => state_changed(f, change),
             Kind::Retransmit(retransmit) => write!(f, "{} in a row", retransmit.attempt),
+            Kind::Finding(finding) => f.write_str(&finding.title),
             Kind::Coverage(coverage) => seen(f, coverage),
             Kind::EventsLost(loss) => {
                 write!(
@@ -266,6 +270,19 @@ fn queue_full(f: &mut fmt::Formatter<'_>, overflow: &Overflow) -> fmt::Result {
     Ok(())
 }
 
+fn syn_queue_full(f: &mut fmt::Formatter<'_>, queue: &SynQueue) -> fmt::Result {
+    let what = if queue.cookies {
+        "answered with cookies"
+    } else {
+        "dropped"
+    };
+    write!(f, "{} {what}", Count(queue.count, "SYN"))?;
+    match (queue.len, queue.max) {
+        (Some(len), Some(max)) => write!(f, ", {len} handshakes half done of {max}"),
+        _ => Ok(()),
+    }
+}
+
 fn call_failed(f: &mut fmt::Formatter<'_>, call: &CallError) -> fmt::Result {
     if call.timeout {
         let option = if call.send == Some(true) {
@@ -363,8 +380,32 @@ pub(super) fn seen(f: &mut impl fmt::Write, coverage: &Coverage) -> fmt::Result 
     }
 }
 
+/// A finding in one line: its cause, how often, how sure.
+pub(super) struct Verdict<'a>(pub(super) &'a Finding);
+
+impl fmt::Display for Verdict<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let finding = self.0;
+        f.write_str(finding.cause.as_str())?;
+        if finding.count > 1 {
+            write!(f, " x{}", finding.count)?;
+        }
+        if let Some(hint) = finding.hint {
+            write!(f, ", maybe {}", hint.as_str())?;
+        }
+        if finding.certainty != Certainty::High {
+            write!(f, " ({} confidence)", finding.certainty.as_str())?;
+        }
+        match (finding.update, finding.closed) {
+            (0, _) => Ok(()),
+            (_, true) => f.write_str(", over"),
+            (_, false) => f.write_str(", goes on"),
+        }
+    }
+}
+
 /// A process: its executable, or its command name, and its id.
-struct Named<'a>(&'a Process);
+pub(super) struct Named<'a>(pub(super) &'a Process);
 
 impl fmt::Display for Named<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
