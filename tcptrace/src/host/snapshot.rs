@@ -708,6 +708,7 @@ mod tests {
             queue_max: 4,
             backlog: None,
             drops: 4,
+            last_accept_ago_us: None,
         };
         assert_eq!(snapshot.events[0].kind, Kind::AcceptQueueOverflow(overflow));
         let Kind::FdExhausted(fds) = &snapshot.events[1].kind else {
