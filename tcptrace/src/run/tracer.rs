@@ -194,7 +194,7 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     }
     let found = look_around(args, &filters)?;
     let released = command.map(Held::release).transpose()?;
-    let mut watch = Watch::new(args, kernel)?;
+    let mut watch = Watch::new(args, kernel, filters, &session)?;
     let end = async {
         tokio::select! {
             stop = stop => Ok(stop),
@@ -230,6 +230,15 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     }
     if !args.quiet {
         text::summary(&watch.summary, &mut io::stderr())?;
+        let skipped = session.looks_skipped();
+        if skipped > 0 {
+            // Nobody may be left to read it.
+            let _ = writeln!(
+                io::stderr(),
+                "tcptrace: {skipped} events came without what /proc says of them: more would have \
+                 been asked than 20 times a second, or the answer took over a second"
+            );
+        }
     }
     Ok(match stop {
         Stop::Command(status) if status != 0 => status,
@@ -282,7 +291,9 @@ async fn drive(
             biased;
             stop = &mut stop => return Ok(stop?),
             _ = hangup.recv() => session.reopen()?,
+            () = session.answered() => session.resume()?,
             _ = tick.tick() => {
+                session.resume()?;
                 upkeep.tend(session)?;
                 if upkeep.is_over() {
                     return Ok(Stop::Asked);
@@ -330,6 +341,8 @@ fn settle(
     counters: Option<Result<(Counters, Counters)>>,
 ) -> Result<(), Failure> {
     while take(source, session)? > 0 {}
+    watch.tell_floods(session)?;
+    session.finish()?;
     watch.account(session)?;
     let tally = session.tally();
     let mut summary = tally.summary(duration, watch.close_waits());
