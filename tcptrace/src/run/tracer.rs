@@ -188,7 +188,9 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     let comparable = filters.is_open().then(Counters::read).transpose()?;
     session.reconcile_from_now(netns::current()?);
 
-    let coverage = report.coverage();
+    let mut coverage = report.coverage();
+    // What is polled is not planned by kind.
+    coverage.retain(|it| it.signal.0 != "syn_queue.overflow" || session.wants(it.signal.0));
     if !args.quiet {
         text::banner(&coverage, &mut io::stderr())?;
     }
