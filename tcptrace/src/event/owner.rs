@@ -28,7 +28,7 @@ impl Process {
     pub fn name(&self) -> impl fmt::Display {
         fmt::from_fn(|f| match self.exe.as_deref() {
             Some(path) => f.write_str(path.rsplit('/').next().unwrap_or(path)),
-            None => self.comm.fmt(f),
+            None => fmt::Display::fmt(&self.comm, f),
         })
     }
 }

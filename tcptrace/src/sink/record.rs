@@ -10,8 +10,8 @@ use sha1::{Digest as _, Sha1};
 use super::Context;
 use crate::diagnose;
 use crate::event::{
-    Address, Cause, Event, EventId, Exit, Finding, Flow, Kind, OverflowPath, Owner, Process,
-    Severity, Side, Socket, SocketId, State, Summary, Timestamp,
+    Address, Cause, Event, EventId, Exit, Finding, Flow, Kind, OverflowPath, Owner, Severity, Side,
+    Socket, SocketId, State, Summary, Timestamp,
 };
 
 /// A value of the record.

@@ -466,7 +466,7 @@ impl fmt::Display for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Errno, ResetReason, State};
+    use crate::event::{Errno, Process, ResetReason, State};
     use crate::sink::samples;
 
     fn detail(event: &Event) -> String {
