@@ -1,5 +1,6 @@
 //! A case: failures of one cause, process and peer, told as one finding.
 
+use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -271,11 +272,12 @@ impl Case {
             Story::First(words) => {
                 let mut words = words.clone();
                 if self.count > 1 {
-                    words.title.push_str(&format!(
+                    let _ = write!(
+                        words.title,
                         " ({} times in all, over {})",
                         self.count,
                         Millis(self.last.0.saturating_sub(self.first.0) / 1_000_000)
-                    ));
+                    );
                 }
                 words
             }

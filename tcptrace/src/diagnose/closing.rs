@@ -9,9 +9,8 @@ use crate::event::{Cause, Certainty, Count, Exit, Micros, ResetSent, Severity, S
 pub(super) fn judge(view: View<'_>) -> Option<Verdict> {
     let (seen, reset) = view.this.reset_sent()?;
     match seen.cause() {
-        Some(cause @ Cause::KilledByAdmin) => Some(Verdict::new(cause)),
         Some(Cause::ListenerClosed) if view.this.exit().is_some() => Some(exited(view)),
-        Some(cause @ Cause::ListenerClosed) => Some(Verdict::new(cause)),
+        Some(cause @ (Cause::KilledByAdmin | Cause::ListenerClosed)) => Some(Verdict::new(cause)),
         Some(cause @ Cause::TcpMemoryPressure) => {
             Some(Verdict::new(cause).severity(Severity::Error))
         }
@@ -83,10 +82,10 @@ pub(super) fn exited(view: View<'_>) -> Verdict {
         ))
     );
     let verdict = verdict.by(view.this);
-    match (verdict.severity, crash) {
-        (Severity::Info, _) => verdict,
-        (_, true) => verdict.severity(Severity::Error),
-        (_, false) => verdict,
+    if crash && verdict.severity != Severity::Info {
+        verdict.severity(Severity::Error)
+    } else {
+        verdict
     }
 }
 

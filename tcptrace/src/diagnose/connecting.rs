@@ -23,7 +23,7 @@ pub(super) fn judge(view: View<'_>, sees_all_resets: bool) -> Option<Verdict> {
             let verdict = Verdict::new(Cause::ConnectAbandoned).interval(waited);
             return Some(verdict.severity(Severity::Info));
         }
-        Some(libc::ECONNREFUSED) => return refused(view, seen, sees_all_resets),
+        Some(libc::ECONNREFUSED) => return Some(refused(view, seen, sees_all_resets)),
         Some(libc::ETIMEDOUT) => Cause::ConnectTimeout,
         Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN) => {
             Cause::Unreachable
@@ -35,12 +35,12 @@ pub(super) fn judge(view: View<'_>, sees_all_resets: bool) -> Option<Verdict> {
     Some(Verdict::new(cause))
 }
 
-fn refused(view: View<'_>, seen: &Seen, sees_all_resets: bool) -> Option<Verdict> {
+fn refused(view: View<'_>, seen: &Seen, sees_all_resets: bool) -> Verdict {
     let loopback = seen
         .socket()
         .is_some_and(|socket| socket.flow.local.ip().is_loopback());
     let rst_here = view.other.reset_sent().is_some();
-    Some(if rst_here {
+    if rst_here {
         Verdict::new(Cause::NoListener)
     } else if loopback && (view.this.reset_received().is_none() || sees_all_resets) {
         // TCP of this host would have been seen to refuse.
@@ -49,7 +49,7 @@ fn refused(view: View<'_>, seen: &Seen, sees_all_resets: bool) -> Option<Verdict
         Verdict::new(Cause::NoListener).certainty(Certainty::Medium)
     } else {
         Verdict::new(Cause::RefusedByPeer)
-    })
+    }
 }
 
 /// This end refused a client of another host, or one that is not traced.
@@ -68,7 +68,7 @@ pub(super) fn tell(view: View<'_>, cause: Cause) -> Option<Words> {
     let client = who(view.this, "a process");
     let server = server(socket);
     let words = match cause {
-        Cause::NoListener => no_listener(view, seen, &format!("{client} was refused by {server}: ")),
+        Cause::NoListener => no_listener(seen, &format!("{client} was refused by {server}: ")),
         Cause::RejectedByFirewall => Words::new(
             format!("{client} was refused by {server}, and no TCP of this host did it"),
             "An ICMP error, or a RST that netfilter made, reads as ECONNREFUSED: a rule with REJECT does \
@@ -147,7 +147,7 @@ fn tell_refusing(view: View<'_>) -> Words {
     .fix("many ports of one client are a port scan")
 }
 
-fn no_listener(view: View<'_>, seen: &Seen, begin: &str) -> Words {
+fn no_listener(seen: &Seen, begin: &str) -> Words {
     let mut title = format!("{begin}nothing listens there");
     let nearby = fact(seen, |fact| match fact {
         Fact::Nearby(list) => Some(list),
@@ -175,7 +175,6 @@ fn no_listener(view: View<'_>, seen: &Seen, begin: &str) -> Words {
             )
         }
     };
-    let _ = view;
     words.ruled_out("the network: the refusal came from this host")
 }
 

@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 
 use crate::event::{
-    CallError, Cause, CloseWait, Confidence, ConnectFailed, Errno, Event, EventId, Exit, Flow,
-    Kind, Owner, Process, ResetReceived, ResetSent, Side, Socket, SocketId, State, StateChange,
-    Timeout, Timestamp,
+    CallError, Cause, Confidence, ConnectFailed, Errno, Event, EventId, Exit, Flow, Kind, Owner,
+    Process, ResetReceived, ResetSent, Side, Socket, SocketId, State, StateChange, Timeout,
+    Timestamp,
 };
 
 /// Names a connection whichever of its ends is asked.
@@ -210,10 +210,8 @@ impl End {
 
     /// How its process ended, when that is what closed it.
     pub(super) fn exit(&self) -> Option<Exit> {
-        let owners = self.seen.iter().map(|seen| &seen.first.owner);
-        owners
-            .filter_map(|owner| owner.process.as_ref()?.exit)
-            .next()
+        let mut owners = self.seen.iter().map(|seen| &seen.first.owner);
+        owners.find_map(|owner| owner.process.as_ref()?.exit)
     }
 
     /// The socket as the first event saw it that had one.

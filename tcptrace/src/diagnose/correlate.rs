@@ -66,8 +66,8 @@ pub struct Analysis {
     limits: Limits,
     /// Every RST that TCP of this host sends is seen: one that was not was not TCP's.
     sees_all_resets: bool,
-    connections: HashMap<Key, Box<Connection>>,
-    spare: Vec<Box<Connection>>,
+    connections: HashMap<Key, Connection>,
+    spare: Vec<Connection>,
     /// In the order in which they are judged.
     settling: VecDeque<(Timestamp, Key)>,
     /// Those given more time.
@@ -113,11 +113,6 @@ impl Analysis {
             }
         }
         match &event.kind {
-            Kind::Coverage(_)
-            | Kind::EventsLost(_)
-            | Kind::Summary(_)
-            | Kind::Finding(_)
-            | Kind::Retransmit(_) => {}
             Kind::AcceptQueueOverflow(_) => self.overflow(event, tell),
             Kind::SynQueueOverflow(queue) => {
                 let subject = Subject::of_process(Cause::SynQueueOverflow, event);
@@ -148,8 +143,6 @@ impl Analysis {
                     exhausted.take(event, fds);
                 }
             }
-            // Found near its limit at the start: nothing has failed yet.
-            Kind::FdExhausted(_) => {}
             Kind::FdInvalid(call) if call.errno.0 == libc::EBADF => {
                 let subject = Subject {
                     port: 0,
@@ -161,7 +154,6 @@ impl Analysis {
                 case.event(event, 1);
                 case.late_error(event, call.errno);
             }
-            Kind::FdInvalid(_) => {}
             Kind::CloseWaitStuck(wait) => {
                 let subject = Subject::of_socket(Cause::CloseWaitLeak, event);
                 let case = self.case(subject, event, Severity::Warn, tell, || {
@@ -174,13 +166,7 @@ impl Analysis {
                     case.grade(severity, Certainty::High);
                 }
             }
-            Kind::CloseWaitEntered(_)
-                if event
-                    .socket
-                    .as_ref()
-                    .and_then(waiting::peer_waited_ms)
-                    .is_none() => {}
-            Kind::StateChanged(_) if !waiting::matters(event) => {}
+            Kind::CloseWaitEntered(_) | Kind::StateChanged(_) if !waiting::matters(event) => {}
             Kind::CloseWaitEntered(_)
             | Kind::StateChanged(_)
             | Kind::ResetSent(_)
@@ -188,6 +174,14 @@ impl Analysis {
             | Kind::SocketError(_)
             | Kind::ConnectFailed(_)
             | Kind::ConnectionTimeout(_) => self.on_a_connection(event, tell),
+            // A table near its limit at the start is one of these: nothing has failed yet.
+            Kind::FdExhausted(_)
+            | Kind::FdInvalid(_)
+            | Kind::Retransmit(_)
+            | Kind::Coverage(_)
+            | Kind::EventsLost(_)
+            | Kind::Summary(_)
+            | Kind::Finding(_) => {}
         }
     }
 
@@ -477,12 +471,12 @@ impl Analysis {
     }
 
     fn tell(&mut self, subject: Subject, now: Timestamp, over: bool, tell: &mut impl FnMut(Event)) {
-        let cause = self.causing(&subject);
+        let follows_from = self.causing(&subject);
         let update = self.next_id();
         let Some(case) = self.cases.get_mut(&subject) else {
             return;
         };
-        if let Some((id, errno)) = cause {
+        if let Some((id, errno)) = follows_from {
             case.caused_by = Some(id);
             if let (Story::Queue(queue), Some(errno)) = (&mut case.story, errno) {
                 queue.is_failing(errno);
@@ -532,11 +526,11 @@ impl Analysis {
         EventId(FINDING | self.tellings)
     }
 
-    fn spare(&mut self) -> Box<Connection> {
+    fn spare(&mut self) -> Connection {
         self.spare.pop().unwrap_or_default()
     }
 
-    fn recycle(&mut self, mut connection: Box<Connection>) {
+    fn recycle(&mut self, mut connection: Connection) {
         connection.clear();
         self.spare.push(connection);
     }
@@ -583,13 +577,14 @@ fn is_open_question(connection: &Connection) -> bool {
 
 /// The families of causes, the most certain evidence first, each from both ends.
 fn verdict(connection: &Connection, sees_all_resets: bool) -> Option<(View<'_>, Verdict)> {
-    let families: [&dyn Fn(View<'_>) -> Option<Verdict>; 8] = [
+    type Family<'a> = &'a dyn Fn(View<'_>) -> Option<Verdict>;
+    let families: [Family<'_>; 8] = [
         &timing::judge,
         &closing::judge,
         &|view| connecting::judge(view, sees_all_resets),
         &|view| writing::judge_reset(view, sees_all_resets),
         &closing::judge_exit,
-        &|view| waiting::closed_on_accept(view),
+        &waiting::closed_on_accept,
         &|view| waiting::peer_gave_up(view).or_else(|| waiting::gave_up_waiting(view)),
         &writing::judge_error,
     ];

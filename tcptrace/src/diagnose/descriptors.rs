@@ -1,5 +1,6 @@
 //! Descriptors: none was left, or one was used after it was closed.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use super::verdict::Words;
@@ -151,15 +152,16 @@ pub(super) fn use_after_close(event: &Event, call: &CallError, owner: &str, coun
         call.errno
     );
     if count > 1 {
-        title.push_str(&format!(" ({})", Count(count, "time")));
+        let _ = write!(title, " ({})", Count(count, "time"));
     }
     if let Some(socket) = &event.socket {
-        title.push_str(&format!(
+        let _ = write!(
+            title,
             "; that descriptor was last the connection {}",
             socket.flow
-        ));
+        );
         if let Some(ago) = socket.shutdown_ago_us {
-            title.push_str(&format!(", closed {} before", crate::event::Micros(ago)));
+            let _ = write!(title, ", closed {} before", crate::event::Micros(ago));
         }
     }
     Words::new(

@@ -3,6 +3,7 @@
 use super::connection::View;
 use super::verdict::Words;
 use crate::event::{Count, Exit, Side};
+use std::fmt::Write as _;
 
 /// What one process took down with it.
 #[derive(Debug, Default)]
@@ -55,12 +56,9 @@ impl Exited {
         if self.reset > 0 {
             let mut part = format!("{} reset", self.reset);
             if self.queued > 0 {
-                part.push_str(&format!(
-                    " ({} of them still in the accept queue)",
-                    self.queued
-                ));
+                let _ = write!(part, " ({} of them still in the accept queue)", self.queued);
             } else if self.unread > 0 {
-                part.push_str(&format!(" ({} unread)", Count(self.unread, "byte")));
+                let _ = write!(part, " ({} unread)", Count(self.unread, "byte"));
             }
             parts.push(part);
         }

@@ -5,6 +5,7 @@ use crate::event::{
     Acceptor, Count, End, Errno, Event, Fact, Kind, Micros, Millis, Overflow, OverflowPath, State,
     SynQueue, Timestamp,
 };
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -145,7 +146,7 @@ impl FullQueue {
             None => String::new(),
         };
         if let Some(errno) = self.failing {
-            text.push_str(&format!("; its accept fails with {errno}"));
+            let _ = write!(text, "; its accept fails with {errno}");
         } else if let Some(acceptor) = &self.acceptor {
             text.push_str(match acceptor.state {
                 'T' | 't' => "; its process is stopped",
@@ -156,10 +157,10 @@ impl FullQueue {
             });
             let syscall = acceptor.syscall.map(crate::event::Syscall);
             if let Some(name) = syscall.and_then(crate::event::Syscall::name) {
-                text.push_str(&format!(" in {name}"));
+                let _ = write!(text, " in {name}");
             }
             if let Some(channel) = &acceptor.wait_channel {
-                text.push_str(&format!(" ({channel})"));
+                let _ = write!(text, " ({channel})");
             }
         }
         text

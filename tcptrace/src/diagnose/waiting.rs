@@ -4,6 +4,7 @@
 use super::connection::View;
 use super::verdict::{Verdict, Words, connection, fd, time, who};
 use crate::event::{Cause, Certainty, Event, Kind, Micros, Millis, Severity, Side, Socket, State};
+use std::fmt::Write as _;
 
 /// A wait shorter than this is an answer on its way.
 pub(super) const LONG_MS: u64 = 500;
@@ -11,11 +12,14 @@ pub(super) const LONG_MS: u64 = 500;
 /// A server that closes this soon after it has accepted never meant to serve.
 pub(super) const AT_ONCE_US: u64 = 1_000_000;
 
-/// A change of state that is evidence: of the closes of ordinary connections there is none. The
-/// kernel half hands over these and no others, unless all changes of state are asked for.
+/// A change of state that is evidence: ordinary connections have none. The kernel half hands over
+/// these and no others, unless all are asked for.
 pub(super) fn matters(event: &Event) -> bool {
-    let (Kind::StateChanged(change), Some(socket)) = (&event.kind, &event.socket) else {
+    let Some(socket) = &event.socket else {
         return false;
+    };
+    let Kind::StateChanged(change) = &event.kind else {
+        return peer_waited_ms(socket).is_some();
     };
     let exits = event
         .owner
@@ -76,7 +80,7 @@ pub(super) fn peer_gave_up(view: View<'_>) -> Option<Verdict> {
     let waited = peer_waited_ms(socket);
     let wrote = view.this.reset_received().is_some() || view.this.errors().next().is_some();
     let closed = view.this.closed().is_some();
-    if !wrote && !(closed && answers(socket)) {
+    if !(wrote || closed && answers(socket)) {
         return None;
     }
     let seen_leaving = view.other.closed().is_some() || !view.other.is_unseen();
@@ -201,7 +205,7 @@ pub(super) fn tell_gave_up_waiting(view: View<'_>, verdict: &Verdict) -> Words {
     if let Some((seen, _)) = view.this.reset_sent() {
         let since = closed.map_or(seen.first.time, |(closed, _)| closed.first.time);
         let late = Micros(seen.first.time.0.saturating_sub(since.0) / 1_000);
-        title.push_str(&format!("; the answer came {late} too late"));
+        let _ = write!(title, "; the answer came {late} too late");
     }
     let before = match socket.map_or(0, |it| it.bytes_received) {
         0 => "no byte ever came back on this connection, and a program that only sends looks the same"

@@ -7,6 +7,7 @@ use super::waiting;
 use crate::event::{
     CallError, Cause, Certainty, Count, Micros, Millis, Severity, Side, Socket, State,
 };
+use std::fmt::Write as _;
 
 /// A RST came in, and nobody on this host is seen to have sent it.
 pub(super) fn judge_reset(view: View<'_>, sees_all_resets: bool) -> Option<Verdict> {
@@ -127,17 +128,17 @@ fn write_after_peer_close(view: View<'_>, verdict: &Verdict) -> Words {
     let fin = view.this.sockets().find_map(|socket| socket.fin);
     let mut title = format!("{closer} had closed {} ", connection(socket));
     if let Some(fin) = fin {
-        title.push_str(&format!("{} before; ", Micros(fin.ago_us)));
+        let _ = write!(title, "{} before; ", Micros(fin.ago_us));
     }
     let written = fin.map_or(0, |fin| fin.written);
-    title.push_str(&format!("{writer} still wrote"));
+    let _ = write!(title, "{writer} still wrote");
     if written > 0 {
-        title.push_str(&format!(" {}", Count(written.into(), "byte")));
+        let _ = write!(title, " {}", Count(written.into(), "byte"));
     }
     title.push_str(" and drew a RST");
     let broken = train(view);
     if !broken.is_empty() {
-        title.push_str(&format!(", then got {broken}"));
+        let _ = write!(title, ", then got {broken}");
     }
     let words = Words::new(
         title,
@@ -179,19 +180,17 @@ fn reset_by_peer(view: View<'_>, verdict: &Verdict) -> Words {
     );
     if let Some(socket) = socket {
         if answered_our_write(socket) {
-            title.push_str(&format!(
+            let _ = write!(
+                title,
                 ": it answered {}",
                 Count(socket.unacked.into(), "byte")
-            ));
+            );
             title.push_str(" just written");
         } else {
             title.push_str(": it came unprovoked");
         }
         if let Some(heard) = socket.heard_ago_ms {
-            title.push_str(&format!(
-                ", {} after the peer was last heard",
-                Millis(heard)
-            ));
+            let _ = write!(title, ", {} after the peer was last heard", Millis(heard));
         }
     }
     let words = Words::new(

@@ -25,6 +25,7 @@ pub struct Process {
 impl Process {
     /// The basename of its executable, which the program cannot choose; its command name where the
     /// path is not known.
+    #[must_use]
     pub fn name(&self) -> impl fmt::Display {
         fmt::from_fn(|f| match self.exe.as_deref() {
             Some(path) => f.write_str(path.rsplit('/').next().unwrap_or(path)),

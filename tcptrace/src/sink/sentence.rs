@@ -150,10 +150,10 @@ fn reset_sent(f: &mut fmt::Formatter<'_>, event: &Event, reset: &ResetSent) -> f
             event
                 .actor
                 .as_ref()
-                .map_or(Ok(()), |actor| write!(f, " by {}", actor))
+                .map_or(Ok(()), |actor| write!(f, " by {actor}"))
         }
         Some(Cause::KilledByAdmin) => match &event.actor {
-            Some(actor) => write!(f, "killed by {} (ss -K)", actor),
+            Some(actor) => write!(f, "killed by {actor} (ss -K)"),
             None => f.write_str("killed by an administrator (ss -K)"),
         },
         Some(Cause::NoListener) => f.write_str("nothing listens on this port"),

@@ -50,7 +50,7 @@ fn who(f: &mut fmt::Formatter<'_>, event: &Event, finding: &Finding) -> fmt::Res
         process, creator, ..
     } = &event.owner;
     match process {
-        Some(process) => write!(f, "{}", process)?,
+        Some(process) => write!(f, "{process}")?,
         None => f.write_str("no process is known")?,
     }
     if let Some(doubt) = doubt(event) {
@@ -60,7 +60,7 @@ fn who(f: &mut fmt::Formatter<'_>, event: &Event, finding: &Finding) -> fmt::Res
         write!(f, ", its socket made by process {creator}")?;
     }
     match &finding.peer {
-        Some(peer) => write!(f, "; at the other end {}", peer),
+        Some(peer) => write!(f, "; at the other end {peer}"),
         None => Ok(()),
     }
 }
