@@ -185,9 +185,9 @@ fn the_counters_that_pages_name_exist() -> Result<()> {
     let counters = counters()?;
     let mut checked = 0;
     for page in Page::all() {
-        let code = page.text.split('`').skip(1).step_by(2);
-        for asked in code.filter_map(|code| code.strip_prefix("nstat -az")) {
-            for name in asked.split_whitespace() {
+        for asked in page.text.split("nstat -az").skip(1) {
+            let code = asked.split(['`', '\n', '#', '|', ';', ')']).next();
+            for name in code.unwrap_or_default().split_whitespace() {
                 let exists = match name.trim_matches('\'').strip_suffix('*') {
                     Some(prefix) => counters.iter().any(|it| it.starts_with(prefix)),
                     None => counters.contains(name),
