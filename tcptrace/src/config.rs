@@ -113,9 +113,14 @@ impl Selection {
             // Coverage, loss and the summary are about the stream itself.
             return true;
         };
-        self.chosen[index]
-            && (self.errnos.is_empty()
-                || errno(event).is_some_and(|errno| self.errnos.contains(&errno)))
+        let asked_for = match &event.kind {
+            Kind::Finding(finding) => finding
+                .errors
+                .iter()
+                .any(|(errno, _)| self.errnos.contains(errno)),
+            _ => errno(event).is_some_and(|errno| self.errnos.contains(&errno)),
+        };
+        self.chosen[index] && (self.errnos.is_empty() || asked_for)
     }
 
     /// Some event of this name, without the prefix, may be printed.
@@ -130,7 +135,10 @@ impl Selection {
     /// Some event the kernel half hands over is not printed for its own sake.
     #[must_use]
     pub fn keeps_evidence(&self) -> bool {
-        !self.errnos.is_empty() || !self.has("reset.sent") || !self.has("reset.received")
+        !self.errnos.is_empty()
+            || self.has("finding")
+            || !self.has("reset.sent")
+            || !self.has("reset.received")
     }
 
     /// The kinds the kernel half hands over, `1 << kind` each: those printed, and the evidence of

@@ -425,17 +425,37 @@ pub(super) const SIGNALS: &[Row] = &[
     },
 ];
 
+/// A signal no hook shows: the kernel only counts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Polled {
+    /// The signal.
+    pub signal: Signal,
+    /// What is read, and how often.
+    pub way: &'static str,
+    /// What the counters do not say.
+    pub loses: &'static [&'static str],
+}
+
+pub(super) const POLLED: &[Polled] = &[
+    // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_input.c (tcp_syn_flood_action)
+    Polled {
+        signal: Signal("syn_queue.overflow"),
+        way: "polled each second: TcpExtTCPReqQFullDrop, TcpExtTCPReqQFullDoCookies",
+        loses: &[
+            "which SYN it was and who sent it",
+            "SYNs dropped near tcp_max_syn_backlog with SYN cookies off: these two do not count them",
+            "a namespace nobody named in the seconds before it is found, and where no process is \
+             in it nor a mount keeps it",
+        ],
+    },
+];
+
 /// What this version never sees on any kernel, and where to look instead.
 pub(super) const NEVER_SEEN: &[(Signal, &str)] = &[
     (
         Signal("header of a received RST"),
         "no hook hands over the segment; its TTL and flags are in a packet capture: \
          tcpdump 'tcp[tcpflags] & tcp-rst != 0'",
-    ),
-    (
-        Signal("syn_queue.overflow"),
-        "not seen by this version; the kernel counts: nstat -az TcpExtTCPReqQFullDrop \
-         TcpExtTCPReqQFullDoCookies",
     ),
     (
         Signal("errors of getpeername"),
