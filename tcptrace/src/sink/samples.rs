@@ -8,11 +8,11 @@ use jiff::tz::TimeZone;
 use super::Context;
 use super::text::Columns;
 use crate::event::{
-    Acceptor, CallError, CloseWait, Comm, Confidence, ConnectFailed, Coverage, Errno, Event,
-    EventId, Fact, FdExhausted, Flow, Held, Holding, Holdings, Kind, Loss, Nearby, Overflow,
-    OverflowPath, Owner, PeerFin, Pool, PortHolder, Ports, Process, ResetReason, ResetReceived,
-    ResetSent, Retransmit, Side, Signal, Socket, SocketId, State, StateChange, Summary, SummaryRow,
-    Syscall, Timeout, Timestamp, Workload,
+    Acceptor, CallError, Cause, Certainty, CloseWait, Comm, Confidence, ConnectFailed, Coverage,
+    Errno, Event, EventId, Fact, FdExhausted, Finding, Flow, Held, Holding, Holdings, Kind, Loss,
+    Nearby, Overflow, OverflowPath, Owner, PeerFin, Pool, PortHolder, Ports, Process, ResetReason,
+    ResetReceived, ResetSent, Retransmit, Severity, Side, Signal, Socket, SocketId, State,
+    StateChange, Summary, SummaryRow, SynQueue, Syscall, Timeout, Timestamp, Workload,
 };
 
 pub(crate) fn context() -> Context {
@@ -303,6 +303,29 @@ fn port_holder() -> Fact {
     Fact::PortHolder(holder.into())
 }
 
+fn finding() -> Finding {
+    let told = |second| Timestamp(1_763_637_000_000_000_000 + second * 1_000_000_000);
+    Finding {
+        id: EventId(7),
+        update: 1,
+        closed: true,
+        cause: Cause::PeerGaveUp,
+        hint: Some(Cause::IdleTimeout),
+        certainty: Certainty::High,
+        severity: Severity::Error,
+        count: 43,
+        first: told(0),
+        last: told(60),
+        evidence: (8..8 + 16).map(EventId).collect(),
+        errors: vec![(Errno(libc::EPIPE), 41), (Errno(libc::ECONNRESET), 2)],
+        peer: Some(nginx()),
+        title: "curl[990] gave up after 5.00 s and closed on 43 connections".to_owned(),
+        why: "An answer to a connection its peer has closed cannot be delivered.".to_owned(),
+        fix: vec!["Answer sooner than 5 s, or let the client wait longer.".to_owned()],
+        ruled_out: vec!["Not the network: 0 segments were sent again.".to_owned()],
+    }
+}
+
 /// An event of every kind.
 pub(crate) fn all() -> Vec<Event> {
     let on = |state, kind| event(Some(socket(state)), kind);
@@ -367,6 +390,12 @@ pub(crate) fn all() -> Vec<Event> {
         errno: Some(Errno(libc::ECONNRESET)),
         orphan: false,
     };
+    let flood = SynQueue {
+        count: 1_200,
+        cookies: true,
+        len: Some(257),
+        max: Some(256),
+    };
     let bare = |kind| Event {
         owner: Owner::default(),
         ..event(None, kind)
@@ -387,6 +416,7 @@ pub(crate) fn all() -> Vec<Event> {
             queue_full(),
             &[acceptor(), Fact::Somaxconn(4_096), workload()],
         ),
+        on(State::Listen, Kind::SynQueueOverflow(flood)),
         with(write_failed(), &[port_holder()]),
         with(
             on(State::SynSent, Kind::ConnectFailed(connect)),
@@ -400,6 +430,7 @@ pub(crate) fn all() -> Vec<Event> {
             State::Established,
             Kind::Retransmit(Retransmit { attempt: 3 }),
         ),
+        on(State::CloseWait, Kind::Finding(finding().into())),
         bare(Kind::Coverage(coverage)),
         bare(Kind::Coverage(gap)),
         bare(Kind::EventsLost(loss)),
