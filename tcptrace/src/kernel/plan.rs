@@ -328,6 +328,10 @@ pub(super) mod tests {
                     "address in use",
                     "tracepoint syscalls:sys_exit_bind, sys_exit_listen"
                 ),
+                (
+                    "shutdown without a connection",
+                    "tracepoint syscalls:sys_exit_shutdown"
+                ),
                 ("invalid descriptors", "raw_tracepoint sys_exit"),
                 ("retransmits", "raw_tracepoint tcp_retransmit_skb"),
                 (

@@ -257,7 +257,7 @@ mod tests {
     #[test]
     fn every_kind_is_as_the_schema_says() {
         let mut seen = BTreeSet::new();
-        for event in samples::all() {
+        for event in samples::all().into_iter().chain(samples::verdicts()) {
             let record = parsed(&event);
             if let Err(error) = VALIDATOR.validate(&record) {
                 panic!("{error} at {} in {record:#}", error.instance_path());
@@ -461,6 +461,18 @@ mod tests {
             "tcptrace.socket.retransmits": 0,
             "tcptrace.socket.rtt_us": 230,
             "tcptrace.socket.nonblocking": true,
+            "tcptrace.socket.side": "server",
+            "tcptrace.socket.age_us": 75002300,
+            "tcptrace.socket.accepted_ago_us": 75001200,
+            "tcptrace.socket.heard_ago_ms": 1250,
+            "tcptrace.socket.bytes_received": 1024,
+            "tcptrace.socket.bytes_sent": 65536,
+            "tcptrace.socket.shutdown_ago_us": 412,
+            "tcptrace.socket.service_answers": true,
+            "tcptrace.fin.ago_us": 1250400,
+            "tcptrace.fin.written": 88,
+            "tcptrace.fin.waited_ms": 5000,
+            "tcptrace.fin.idle_ms": 5000,
             "tcptrace.socket.fd": 17,
             "process.pid": 1234,
             "thread.id": 1240,
@@ -516,6 +528,18 @@ mod tests {
             "tcptrace.socket.retransmits": 0,
             "tcptrace.socket.rtt_us": 230,
             "tcptrace.socket.nonblocking": true,
+            "tcptrace.socket.side": "server",
+            "tcptrace.socket.age_us": 75002300,
+            "tcptrace.socket.accepted_ago_us": 75001200,
+            "tcptrace.socket.heard_ago_ms": 1250,
+            "tcptrace.socket.bytes_received": 1024,
+            "tcptrace.socket.bytes_sent": 65536,
+            "tcptrace.socket.shutdown_ago_us": 412,
+            "tcptrace.socket.service_answers": true,
+            "tcptrace.fin.ago_us": 1250400,
+            "tcptrace.fin.written": 88,
+            "tcptrace.fin.waited_ms": 5000,
+            "tcptrace.fin.idle_ms": 5000,
             "tcptrace.socket.fd": 17,
             "process.pid": 1234,
             "thread.id": 1240,

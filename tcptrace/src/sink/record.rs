@@ -11,8 +11,7 @@ use super::Context;
 use crate::diagnose;
 use crate::event::{
     Address, Cause, End, Event, EventId, Exit, Fact, Finding, Flow, Held, Holding, Kind, Nearby,
-    OverflowPath, Owner, Pool, Process, Severity, Side, Socket, SocketId, State, Summary,
-    Timestamp,
+    OverflowPath, Owner, Pool, Severity, Side, Socket, SocketId, State, Summary, Timestamp,
 };
 
 /// A value of the record.
@@ -266,23 +265,10 @@ pub fn attributes<E>(
     put.owner(&event.owner, event.socket.is_some())?;
     if let Some(actor) = &event.actor {
         put.int(name::ACTOR_PID, actor.pid)?;
-        put.text(name::ACTOR_NAME, &ProcessName(actor))?;
+        put.text(name::ACTOR_NAME, &actor.name())?;
     }
     put.kind(context, &event.kind)?;
     event.facts.iter().try_for_each(|fact| put.fact(fact))
-}
-
-/// The basename of the executable, which the program cannot choose; its command name where the
-/// path is not known.
-pub(super) struct ProcessName<'a>(pub(super) &'a Process);
-
-impl fmt::Display for ProcessName<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.exe.as_deref() {
-            Some(path) => f.write_str(path.rsplit('/').next().unwrap_or(path)),
-            None => self.0.comm.fmt(f),
-        }
-    }
 }
 
 /// Descriptors of one sort: `931 tcp CLOSE_WAIT out 10.0.0.5:5432`, `40 file`.
@@ -307,11 +293,7 @@ fn listener(listener: &Nearby) -> String {
     let address = End(listener.address);
     let netns = listener.netns;
     match &listener.owner {
-        Some(owner) => format!(
-            "{address} netns {netns} {}[{}]",
-            ProcessName(owner),
-            owner.pid
-        ),
+        Some(owner) => format!("{address} netns {netns} {owner}"),
         None => format!("{address} netns {netns}"),
     }
 }
@@ -447,7 +429,7 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
         if let Some(process) = &owner.process {
             self.int(name::PROCESS_PID, process.pid)?;
             self.maybe(name::THREAD_ID, process.tid)?;
-            self.text(name::PROCESS_NAME, &ProcessName(process))?;
+            self.text(name::PROCESS_NAME, &process.name())?;
             self.maybe_str(name::PROCESS_PATH, process.exe.as_deref())?;
             self.text(name::PROCESS_COMM, &process.comm)?;
             self.int(name::PROCESS_USER, process.uid)?;
@@ -593,7 +575,7 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
                     return Ok(());
                 };
                 self.int(name::HOLDER_PID, owner.pid)?;
-                self.text(name::HOLDER_NAME, &ProcessName(owner))
+                self.text(name::HOLDER_NAME, &owner.name())
             }
             Fact::Workload(workload) => {
                 self.int(name::WORK_INBOUND, workload.inbound)?;
@@ -616,7 +598,7 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
         self.text(name::FINDING_LAST, &Rfc3339(finding.last))?;
         if let Some(peer) = &finding.peer {
             self.int(name::PEER_PID, peer.pid)?;
-            self.text(name::PEER_NAME, &ProcessName(peer))?;
+            self.text(name::PEER_NAME, &peer.name())?;
         }
         self.str(name::FINDING_TITLE, &finding.title)?;
         self.str(name::FINDING_WHY, &finding.why)?;
@@ -757,7 +739,7 @@ mod tests {
 
     #[test]
     fn no_attribute_is_given_twice_and_all_are_named() {
-        for event in samples::all() {
+        for event in samples::all().into_iter().chain(samples::verdicts()) {
             let mut seen = HashSet::new();
             let done = attributes(&samples::context(), &event, &mut |name, _| {
                 assert!(name::ALL.contains(&name), "{name} is in no list");

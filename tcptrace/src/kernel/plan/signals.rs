@@ -114,6 +114,7 @@ const CONNECTIONS: u32 = kinds(&[
     kind::TIMEOUT,
     kind::STATE,
     kind::RETRANSMIT,
+    kind::CLOSE,
 ]);
 
 const NO_CALL: Loss = without(
@@ -357,6 +358,17 @@ pub(super) const SIGNALS: &[Row] = &[
             loses: &[never("the same by io_uring")],
         }],
     },
+    // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/af_inet.c (inet_shutdown)
+    Row {
+        signal: Signal("shutdown without a connection"),
+        asked: Asked::By(kinds(&[kind::SOCKET_ERROR])),
+        rungs: &[Rung {
+            way: Way::Tracepoint("syscalls"),
+            programs: &["sys_exit_shutdown"],
+            needs: &["has_task_pt_regs", "regs_arg0"],
+            loses: &[never("the same by io_uring")],
+        }],
+    },
     Row {
         signal: Signal("invalid descriptors"),
         asked: Asked::By(kinds(&[kind::FD_INVALID])),
@@ -364,7 +376,15 @@ pub(super) const SIGNALS: &[Row] = &[
             way: Way::RawTracepoint,
             programs: &["sys_exit"],
             needs: &[],
-            loses: &[never("the same by io_uring"), NO_CALL],
+            loses: &[
+                never("the same by io_uring"),
+                never(
+                    "what a descriptor was after its last connection: the file that had the \
+                     number since, and was closed too",
+                ),
+                never("which connection it was, when close_range or dup2 closed it"),
+                NO_CALL,
+            ],
         }],
     },
     // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_output.c (__tcp_retransmit_skb)
@@ -446,7 +466,7 @@ pub(super) const NEVER_SEEN: &[(Signal, &str)] = &[
          tcpdump 'tcp[tcpflags] & tcp-rst != 0'",
     ),
     (
-        Signal("errors of shutdown and getpeername"),
+        Signal("errors of getpeername"),
         "not seen by this version; strace -e trace=network shows them",
     ),
 ];

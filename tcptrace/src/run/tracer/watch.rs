@@ -68,6 +68,7 @@ const HOOKS: [&str; hook::COUNT as usize] = [
     "sys_exit_connect",
     "sys_exit_bind",
     "sys_exit",
+    "sys_exit_shutdown",
 ];
 
 /// Tables that can be full, and what is lost then.
