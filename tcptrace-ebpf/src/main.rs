@@ -17,7 +17,9 @@
               every call: which it is, is decided function by function"
 )]
 
+mod closed;
 mod emit;
+mod fds;
 mod filter;
 mod hook;
 mod kernel;

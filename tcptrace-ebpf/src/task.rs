@@ -34,7 +34,16 @@ pub(crate) fn pid_tgid() -> u64 {
 /// <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_ipv4.c> (`tcp_v4_rcv`)
 #[inline(always)]
 pub(crate) fn acts_on(socket: Socket) -> bool {
-    socket.is_locked() && field!(current(), task_flags: u32) & PF_KTHREAD == 0
+    acting_on(socket).is_some()
+}
+
+/// The flags of the process that acts on the socket, if the hook runs for one.
+#[inline(always)]
+pub(crate) fn acting_on(socket: Socket) -> Option<u32> {
+    if !socket.is_locked() {
+        return None;
+    }
+    Some(field!(current(), task_flags: u32)).filter(|flags| flags & PF_KTHREAD == 0)
 }
 
 /// Describes the running task.
@@ -77,14 +86,7 @@ pub(crate) fn record(event: &mut Event, socket: Socket) {
     event.flags |= flag::TASK_CONTEXT;
     if event.task.flags & PF_EXITING != 0 {
         event.flags |= flag::EXITING;
-        let current = current();
-        let signal = field!(current, task_signal: u64);
-        let group = field!(signal, signal_group_exit_code: i32);
-        event.exit_code = if group != 0 {
-            group
-        } else {
-            field!(current, task_exit_code: i32)
-        };
+        event.exit_code = exit_code();
         return;
     }
     let call = Call::current();
@@ -94,6 +96,18 @@ pub(crate) fn record(event: &mut Event, socket: Socket) {
         if fd >= 0 {
             event.fd = fd;
         }
+    }
+}
+
+/// The exit code of the running task, which is exiting.
+#[inline(always)]
+pub(crate) fn exit_code() -> i32 {
+    let current = current();
+    let group = field!(field!(current, task_signal: u64), signal_group_exit_code: i32);
+    if group != 0 {
+        group
+    } else {
+        field!(current, task_exit_code: i32)
     }
 }
 

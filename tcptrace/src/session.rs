@@ -1,6 +1,8 @@
 //! One run between its source and its outputs: completes events from `/proc`, chooses what is
 //! printed, counts everything. No reactor and no kernel, so that tests drive it with bytes.
 
+mod facts;
+
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -10,13 +12,14 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::config::Selection;
 use crate::decode::Decoder;
-use crate::diagnose;
+use crate::diagnose::{self, Analysis};
 use crate::event::{
     Comm, Event, EventId, FdExhausted, Kind, Loss, Owner, Summary, SummaryRow, Timestamp,
 };
 use crate::host::attribution::{Question, Verifier};
 use crate::host::process::{self, Processes};
 use crate::sink::{Error, Outputs};
+use facts::Facts;
 
 /// A run's state.
 pub struct Session {
@@ -26,7 +29,12 @@ pub struct Session {
     outputs: Outputs,
     verifier: Verifier,
     processes: Processes,
+    facts: Facts,
     evidence: Evidence,
+    /// `None` where no finding is asked for.
+    analysis: Option<Analysis>,
+    /// Findings on their way to the outputs.
+    found: Vec<Event>,
     tally: Tally,
     own_ids: u64,
     limit: Option<u64>,
@@ -36,23 +44,29 @@ pub struct Session {
 const OWN: u64 = 1 << 52;
 
 impl Session {
-    /// A run that prints what `selection` chooses, and is over after `limit` events.
+    /// A run that prints what `selection` chooses, findings as `analysis` makes them, and is over after
+    /// `limit` events.
     #[must_use]
     pub fn new(
         decoder: Decoder,
         selection: Selection,
         outputs: Outputs,
         verifier: Verifier,
+        analysis: Analysis,
         limit: Option<u64>,
     ) -> Self {
         let evidence = Evidence::new(selection.keeps_evidence());
+        let analysis = selection.has("finding").then_some(analysis);
         Self {
             decoder,
             selection,
             outputs,
             verifier,
             processes: Processes::default(),
+            facts: Facts::of_host(),
             evidence,
+            analysis,
+            found: Vec::new(),
             tally: Tally::default(),
             own_ids: 0,
             limit,
@@ -105,7 +119,8 @@ impl Session {
             .check(&mut event.owner, &mut socket.fd, question, now);
     }
 
-    /// Takes an event the agent found itself, `age` ago.
+    /// Takes an event the agent found itself, `age` ago. It is held back while the host is asked
+    /// about it; see [`Session::resume`].
     ///
     /// # Errors
     /// An output failed.
@@ -119,15 +134,118 @@ impl Session {
             let details = self.processes.get(owner.pid, age);
             owner.exe = details.and_then(|details| details.exe.clone());
         }
-        self.tally.saw(&event);
-        if !self.selection.prints(&event) {
-            self.evidence.keep(event);
+        // A finding is made of events that are not printed, too.
+        if let Some(question) = facts::question(&event)
+            && (self.selection.prints(&event) || self.selection.has("finding"))
+        {
+            let now = Duration::from_nanos(monotonic());
+            match self.facts.hold(event, question, age, now) {
+                Some(unheld) => event = unheld,
+                None => return Ok(()),
+            }
+        }
+        self.complete(event)
+    }
+
+    /// Waits until the host has answered a question about an event that is held back.
+    pub async fn answered(&self) {
+        self.facts.answered().await;
+    }
+
+    /// Goes on with the events about which the host has answered, and with those that have waited
+    /// too long.
+    ///
+    /// # Errors
+    /// An output failed.
+    pub fn resume(&mut self) -> Result<(), Error> {
+        let ready = self.facts.ready(Duration::from_nanos(monotonic()));
+        ready.into_iter().try_for_each(|event| self.complete(event))
+    }
+
+    /// Looks at the host that were not taken, so that events came without facts.
+    #[must_use]
+    pub fn looks_skipped(&self) -> u64 {
+        self.facts.skipped()
+    }
+
+    /// Events of this name, without the prefix, are wanted.
+    #[must_use]
+    pub fn wants(&self, name: &str) -> bool {
+        self.selection.has(name) || self.selection.has("finding")
+    }
+
+    /// Takes an event with its facts.
+    fn complete(&mut self, event: Event) -> Result<(), Error> {
+        if self.is_full() {
             return Ok(());
         }
-        if let Some(cause) = event.caused_by.and_then(|cause| self.evidence.take(cause)) {
-            self.print(&cause)?;
+        self.tally.saw(&event);
+        if let Some(analysis) = &mut self.analysis {
+            analysis.take(&event, &mut |finding| self.found.push(finding));
         }
-        self.print(&event)
+        if self.selection.prints(&event) {
+            if let Some(cause) = event.caused_by.and_then(|cause| self.evidence.take(cause)) {
+                self.print(&cause)?;
+            }
+            self.print(&event)?;
+        } else {
+            self.evidence.keep(event);
+        }
+        self.tell()
+    }
+
+    /// Time has passed: tells the findings that are due.
+    ///
+    /// # Errors
+    /// An output failed.
+    pub fn advance(&mut self) -> Result<(), Error> {
+        let now = self.decoder.wall(monotonic());
+        if let Some(analysis) = &mut self.analysis {
+            analysis.advance(now, &mut |finding| self.found.push(finding));
+        }
+        self.tell()
+    }
+
+    /// Nothing more comes: goes on with the events that are held back, which takes a second at most,
+    /// and tells all findings.
+    ///
+    /// # Errors
+    /// An output failed.
+    pub fn finish(&mut self) -> Result<(), Error> {
+        let ready = self.facts.finish(Duration::from_nanos(monotonic()));
+        for event in ready {
+            self.complete(event)?;
+        }
+        let now = self.decoder.wall(monotonic());
+        if let Some(analysis) = &mut self.analysis {
+            analysis.finish(now, &mut |finding| self.found.push(finding));
+        }
+        self.tell()
+    }
+
+    /// Prints what was found, each finding after the evidence that was not printed yet.
+    fn tell(&mut self) -> Result<(), Error> {
+        let mut found = std::mem::take(&mut self.found);
+        for finding in found.drain(..) {
+            if self.is_full() {
+                break;
+            }
+            self.tally.saw(&finding);
+            if !self.selection.prints(&finding) {
+                continue;
+            }
+            if let Kind::Finding(told) = &finding.kind {
+                for &id in &told.evidence {
+                    if let Some(evidence) = self.evidence.take(id) {
+                        self.print(&evidence)?;
+                    }
+                }
+            }
+            self.print(&finding)?;
+        }
+        // Its memory is used again.
+        self.found = found;
+        Ok(())
     }
 
     /// Events the kernel half could not hand over.
@@ -151,6 +269,7 @@ impl Session {
             socket: None,
             owner: Owner::default(),
             actor: None,
+            facts: Vec::new(),
             kind,
         };
         self.outputs.write(&event)
@@ -283,7 +402,11 @@ impl Tally {
     const NAMED: usize = 10;
 
     fn saw(&mut self, event: &Event) {
-        let error = diagnose::error_type(event);
+        let error = match &event.kind {
+            // By cause, whatever error it showed as.
+            Kind::Finding(finding) => Some(Cow::Borrowed(finding.cause.as_str())),
+            _ => diagnose::error_type(event),
+        };
         *self.kinds.entry((event.name(), error)).or_default() += 1;
         if let Some(owner) = &event.owner.process
             && (self.processes.len() < Self::CAPACITY || self.processes.contains_key(&owner.pid))
@@ -394,6 +517,7 @@ mod tests {
     use tcptrace_common::event::{self as wire, flag, hook, kind};
 
     use super::*;
+    use crate::diagnose::Limits;
     use crate::event::Errno;
     use crate::host::attribution;
     use crate::sink::{Context, Format, Sink};
@@ -431,7 +555,14 @@ mod tests {
         };
         let verifier = Verifier::new(attribution::Host::default());
         (
-            Session::new(decoder, selection, outputs, verifier, None),
+            Session::new(
+                decoder,
+                selection,
+                outputs,
+                verifier,
+                Analysis::new(Limits::default(), true),
+                None,
+            ),
             memory,
         )
     }

@@ -9,7 +9,7 @@ use tcptrace_common::event::{Task, Tuple, confidence, hook, kind};
 
 use crate::{
     emit::{emit, is_wanted, next_id},
-    filter,
+    fds, filter,
     kernel::read_user,
     listener, owner,
     sock::{Socket, mapped},
@@ -22,6 +22,7 @@ const EMFILE: i64 = 24;
 const ENOTSOCK: i64 = 88;
 const EADDRINUSE: i64 = 98;
 const EADDRNOTAVAIL: i64 = 99;
+const ENOTCONN: i64 = 107;
 const ENETUNREACH: i64 = 101;
 const EHOSTUNREACH: i64 = 113;
 const EACCES: i64 = 13;
@@ -81,6 +82,15 @@ fn sys_exit_listen(ctx: TracePointContext) -> i32 {
         if let Some(socket) = task::socket(call.arg0() as u32) {
             listener::asked(socket, call.arg1() as u32);
         }
+    }
+    0
+}
+
+#[tracepoint]
+fn sys_exit_shutdown(ctx: TracePointContext) -> i32 {
+    let result = result(&ctx);
+    if result == -ENOTCONN {
+        not_connected(-result);
     }
     0
 }
@@ -180,11 +190,45 @@ fn unbound(error: i64) {
     );
 }
 
+/// `shutdown` of a socket that listens, was never connected, or is not connected any more.
+#[inline(always)]
+fn not_connected(error: i64) {
+    let socket = task::socket(Call::current().arg0() as u32);
+    if socket.is_some() && is_wanted(kind::SOCKET_ERROR) {
+        without_event(kind::SOCKET_ERROR, hook::SHUTDOWN_EXIT, socket, error, None);
+    }
+}
+
 #[inline(always)]
 fn invalid(error: i64) {
-    if is_wanted(kind::FD_INVALID) {
-        without_event(kind::FD_INVALID, hook::SYS_EXIT, None, error, None);
+    if !is_wanted(kind::FD_INVALID) {
+        return;
     }
+    let mut caller: Task = owner::NOBODY;
+    task::describe(&mut caller);
+    let call = Call::current();
+    let past = fds::last(call.arg0() as u32);
+    let asked_for = match past {
+        Some(past) => filter::user(&past.tuple, past.family, &caller),
+        None => filter::task(&caller, task::netns()),
+    };
+    if !asked_for {
+        return;
+    }
+    let id = next_id(hook::SYS_EXIT);
+    emit(id, kind::FD_INVALID, hook::SYS_EXIT, |event| {
+        task::record(event, Socket(0));
+        event.owner = event.task;
+        event.confidence = confidence::EXACT;
+        event.errno = error as i32;
+        // There is no socket to find the descriptor of: it is what the call named.
+        event.fd = call.arg0() as i32;
+        event.len = call.arg2();
+        match past {
+            Some(past) => past.record(event),
+            None => event.tuple.netns = task::netns(),
+        }
+    });
 }
 
 /// Reports the running task's failed call on `socket`, with the ends it named if the socket has
@@ -214,19 +258,14 @@ fn without_event(kind: u8, hook: u8, socket: Option<Socket>, error: i64, ends: O
     let id = next_id(hook);
     emit(id, kind, hook, |event| {
         if let Some(socket) = socket {
-            socket.record(event, None);
+            socket.record(event, owner::of(socket).as_deref());
         }
         task::record(event, socket.unwrap_or(Socket(0)));
         event.tuple = tuple;
         event.owner = event.task;
         event.confidence = confidence::EXACT;
         event.errno = error as i32;
-        let call = Call::current();
-        if kind == kind::FD_INVALID {
-            // There is no socket to find the descriptor of: it is what the call named.
-            event.fd = call.arg0() as i32;
-        }
-        event.len = call.arg2();
+        event.len = Call::current().arg2();
     });
 }
 

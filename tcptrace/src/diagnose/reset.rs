@@ -99,6 +99,7 @@ mod tests {
                 ..Owner::default()
             },
             actor: None,
+            facts: Vec::new(),
             kind: Kind::ResetSent(ResetSent {
                 reason: (!reason.is_empty()).then(|| ResetReason(reason.into())),
                 unread,

@@ -1,5 +1,6 @@
 //! What happened: one variant for each event name of the stream.
 
+use super::Finding;
 use super::names::{Errno, ResetReason, State, Syscall};
 use super::owner::Comm;
 
@@ -17,6 +18,8 @@ pub enum Kind {
     /// A connection was lost because the accept queue was full, or the queue was found full at the
     /// start.
     AcceptQueueOverflow(Overflow),
+    /// SYNs were dropped or answered with cookies because too many handshakes were half done.
+    SynQueueOverflow(SynQueue),
     /// A call on a socket failed.
     SocketError(CallError),
     /// A connection attempt failed.
@@ -31,6 +34,8 @@ pub enum Kind {
     StateChanged(StateChange),
     /// A segment was sent again.
     Retransmit(Retransmit),
+    /// Why something failed.
+    Finding(Box<Finding>),
     /// What is seen on this kernel, and what is not.
     Coverage(Coverage),
     /// Events the kernel could not hand over.
@@ -41,12 +46,13 @@ pub enum Kind {
 
 impl Kind {
     /// Names of all kinds a user can choose with `--event`, without the prefix `tcptrace.`.
-    pub const SELECTABLE: [&'static str; 12] = [
+    pub const SELECTABLE: [&'static str; 14] = [
         "reset.sent",
         "reset.received",
         "close_wait.entered",
         "close_wait.stuck",
         "accept_queue.overflow",
+        "syn_queue.overflow",
         "socket.error",
         "connect.failed",
         "connection.timeout",
@@ -54,6 +60,7 @@ impl Kind {
         "fd.invalid",
         "state.changed",
         "retransmit",
+        "finding",
     ];
 
     /// The event's name in the stream.
@@ -65,6 +72,7 @@ impl Kind {
             Self::CloseWaitEntered(_) => "tcptrace.close_wait.entered",
             Self::CloseWaitStuck(_) => "tcptrace.close_wait.stuck",
             Self::AcceptQueueOverflow(_) => "tcptrace.accept_queue.overflow",
+            Self::SynQueueOverflow(_) => "tcptrace.syn_queue.overflow",
             Self::SocketError(_) => "tcptrace.socket.error",
             Self::ConnectFailed(_) => "tcptrace.connect.failed",
             Self::ConnectionTimeout(_) => "tcptrace.connection.timeout",
@@ -72,6 +80,7 @@ impl Kind {
             Self::FdInvalid(_) => "tcptrace.fd.invalid",
             Self::StateChanged(_) => "tcptrace.state.changed",
             Self::Retransmit(_) => "tcptrace.retransmit",
+            Self::Finding(_) => "tcptrace.finding",
             Self::Coverage(_) => "tcptrace.coverage",
             Self::EventsLost(_) => "tcptrace.events.lost",
             Self::Summary(_) => "tcptrace.summary",
@@ -143,6 +152,21 @@ pub struct Overflow {
     pub backlog: Option<u32>,
     /// The listener's own count of drops so far.
     pub drops: u32,
+    /// Microseconds since a connection was last accepted from it, where that was seen.
+    pub last_accept_ago_us: Option<u64>,
+}
+
+/// Too many handshakes were half done; told once a second for each network namespace.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SynQueue {
+    /// SYNs this second.
+    pub count: u64,
+    /// They were answered with SYN cookies; else dropped.
+    pub cookies: bool,
+    /// Half-done handshakes of the listener that has most of them.
+    pub len: Option<u32>,
+    /// Its limit, that of its accept queue.
+    pub max: Option<u32>,
 }
 
 /// On which way into the accept queue a connection was lost.

@@ -1,18 +1,29 @@
 //! The domain: what the kernel did, to which flow, and whose it is. Knows no bytes, no eBPF and no
 //! format.
 
+mod cause;
+mod facts;
+mod finding;
 mod flow;
 mod kind;
 mod names;
 mod owner;
+mod units;
 
+pub use cause::Cause;
+pub use facts::{
+    Acceptor, Fact, Held, Holding, Holdings, Nearby, Pool, PortHolder, Ports, Workload,
+};
+pub use finding::{Certainty, Finding, Severity};
 pub use flow::{Address, End, Flow, SocketId, address};
 pub use kind::{
     CallError, CloseWait, ConnectFailed, Coverage, FdExhausted, Kind, Loss, Overflow, OverflowPath,
-    ResetReceived, ResetSent, Retransmit, Signal, StateChange, Summary, SummaryRow, Timeout,
+    ResetReceived, ResetSent, Retransmit, Signal, StateChange, Summary, SummaryRow, SynQueue,
+    Timeout,
 };
 pub use names::{Errno, ResetReason, State, Syscall};
 pub use owner::{Comm, Confidence, Exit, Owner, Process};
+pub use units::{Count, Micros, Millis};
 
 /// One thing the kernel did, complete in itself.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +41,8 @@ pub struct Event {
     /// The process that acted, when it is not the owner: the one that ran `ss -K`, the one that
     /// closed the listener.
     pub actor: Option<Process>,
+    /// What the host said of it just after; empty for most.
+    pub facts: Vec<Fact>,
     /// What happened.
     pub kind: Kind,
 }
@@ -71,6 +84,60 @@ pub struct Socket {
     pub eof_read: bool,
     /// `O_NONBLOCK` is set on its file.
     pub nonblocking: bool,
+    /// Which end of the connection it is; `None` on a listener, before the connection, and for one
+    /// older than the tracer.
+    pub side: Option<Side>,
+    /// Microseconds since its life began (the call of `connect`, or the final ACK); `None` when that
+    /// was before the tracer's.
+    pub age_us: Option<u64>,
+    /// Microseconds since `accept` handed it over.
+    pub accepted_ago_us: Option<u64>,
+    /// Milliseconds since the peer acknowledged or sent anything.
+    pub heard_ago_ms: Option<u64>,
+    /// Bytes the peer sent in its life.
+    pub bytes_received: u64,
+    /// Bytes sent in its life, those sent again not counted twice.
+    pub bytes_sent: u64,
+    /// Microseconds since this end shut down its sending, by `shutdown` or `close`.
+    pub shutdown_ago_us: Option<u64>,
+    /// What was so when the peer's FIN came, if one came.
+    pub fin: Option<PeerFin>,
+    /// Another connection of the same listener has been seen to send: whoever serves it answers.
+    pub service_answers: bool,
+}
+
+/// Which end of a connection a socket is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// It called `connect`.
+    Client,
+    /// It came in through a listener.
+    Server,
+}
+
+impl Side {
+    /// The word in the record.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+        }
+    }
+}
+
+/// The peer's FIN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerFin {
+    /// Microseconds since it came.
+    pub ago_us: u64,
+    /// Bytes this end has written since.
+    pub written: u32,
+    /// Milliseconds from the last byte the peer sent to its FIN, when this end had sent nothing in
+    /// between: what the peer waited for an answer.
+    pub waited_ms: Option<u64>,
+    /// Milliseconds before the FIN in which neither end sent data.
+    pub idle_ms: u64,
 }
 
 impl Event {

@@ -286,6 +286,7 @@ impl Facts {
                 // sock_diag tells the limit, not what was asked for.
                 backlog: None,
                 drops: listener.drops.unwrap_or_default(),
+                last_accept_ago_us: None,
             };
             whose.included(&listener.flow, request).then(|| Found {
                 socket: Some(listener),
@@ -456,6 +457,7 @@ impl Found<'_> {
             socket,
             owner,
             actor: None,
+            facts: Vec::new(),
             kind: self.kind,
         }
     }
@@ -706,6 +708,7 @@ mod tests {
             queue_max: 4,
             backlog: None,
             drops: 4,
+            last_accept_ago_us: None,
         };
         assert_eq!(snapshot.events[0].kind, Kind::AcceptQueueOverflow(overflow));
         let Kind::FdExhausted(fds) = &snapshot.events[1].kind else {

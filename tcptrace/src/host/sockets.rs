@@ -144,7 +144,7 @@ impl TcpSocket {
             received_ago_ms: info.data_received_ago_ms.map(u64::from),
             sent_ago_ms: info.data_sent_ago_ms.map(u64::from),
             eof_read: self.eof_read(),
-            nonblocking: false,
+            ..event::Socket::default()
         }
     }
 }

@@ -20,6 +20,7 @@ use super::{Failure, Host, status};
 use crate::cli::{ColorChoice, Output, Trace};
 use crate::config::{Filters, Selection};
 use crate::decode::Decoder;
+use crate::diagnose::{Analysis, Limits};
 use crate::event::{Event, EventId, Flow, Kind, Timestamp};
 use crate::host::attribution::{self, Verifier};
 use crate::host::cgroup::Cgroups;
@@ -117,7 +118,8 @@ pub(super) fn trace(args: &Trace) -> Result<u8, Failure> {
     let verifier = Verifier::new(attribution::Host {
         cgroups: Cgroups::open().ok(),
     });
-    let session = Session::new(decoder, selection, outputs, verifier, args.count);
+    let analysis = Analysis::new(Limits::default(), sees_all_resets(args, &report));
+    let session = Session::new(decoder, selection, outputs, verifier, analysis, args.count);
     raise_priority();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -130,6 +132,19 @@ pub(super) fn trace(args: &Trace) -> Result<u8, Failure> {
         session,
         command,
     }))
+}
+
+/// No RST that TCP of this host sends to one of the sockets traced can go unseen. A filter that is about
+/// one end alone leaves out the RST of the other.
+fn sees_all_resets(args: &Trace, report: &Report) -> bool {
+    let whole = report.coverage().into_iter().any(|coverage| {
+        coverage.signal.0 == "reset sent"
+            && coverage.way.is_some()
+            && !coverage
+                .note
+                .is_some_and(|note| note.contains("closed port"))
+    });
+    whole && args.local_port.is_empty() && args.peer_port.is_empty() && args.peer.is_empty()
 }
 
 /// A storm that fills every core leaves the agent less of one than it needs to keep up. It takes the
@@ -188,13 +203,15 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     let comparable = filters.is_open().then(Counters::read).transpose()?;
     session.reconcile_from_now(netns::current()?);
 
-    let coverage = report.coverage();
+    let mut coverage = report.coverage();
+    // What is polled is not planned by kind.
+    coverage.retain(|it| it.signal.0 != "syn_queue.overflow" || session.wants(it.signal.0));
     if !args.quiet {
         text::banner(&coverage, &mut io::stderr())?;
     }
     let found = look_around(args, &filters)?;
     let released = command.map(Held::release).transpose()?;
-    let mut watch = Watch::new(args, kernel)?;
+    let mut watch = Watch::new(args, kernel, filters, &session)?;
     let end = async {
         tokio::select! {
             stop = stop => Ok(stop),
@@ -230,6 +247,15 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     }
     if !args.quiet {
         text::summary(&watch.summary, &mut io::stderr())?;
+        let skipped = session.looks_skipped();
+        if skipped > 0 {
+            // Nobody may be left to read it.
+            let _ = writeln!(
+                io::stderr(),
+                "tcptrace: {skipped} events came without what /proc says of them: more would have \
+                 been asked than 20 times a second, or the answer took over a second"
+            );
+        }
     }
     Ok(match stop {
         Stop::Command(status) if status != 0 => status,
@@ -282,8 +308,11 @@ async fn drive(
             biased;
             stop = &mut stop => return Ok(stop?),
             _ = hangup.recv() => session.reopen()?,
+            () = session.answered() => session.resume()?,
             _ = tick.tick() => {
+                session.resume()?;
                 upkeep.tend(session)?;
+                session.advance()?;
                 if upkeep.is_over() {
                     return Ok(Stop::Asked);
                 }
@@ -330,7 +359,9 @@ fn settle(
     counters: Option<Result<(Counters, Counters)>>,
 ) -> Result<(), Failure> {
     while take(source, session)? > 0 {}
+    watch.tell_floods(session)?;
     watch.account(session)?;
+    session.finish()?;
     let tally = session.tally();
     let mut summary = tally.summary(duration, watch.close_waits());
     if let Some(counters) = counters {
@@ -557,7 +588,7 @@ fn random<const N: usize>() -> Result<[u8; N]> {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
     use std::rc::Rc;
 
     use bytes::Bytes;
@@ -566,7 +597,7 @@ mod tests {
     use super::*;
 
     /// Records that are all there at once, and then none for ever.
-    struct Recorded(Vec<wire::Event>);
+    struct Recorded(Vec<wire::Event>, Rc<Cell<usize>>);
 
     impl Source for Recorded {
         async fn ready(&mut self) -> io::Result<()> {
@@ -582,22 +613,21 @@ mod tests {
             for record in self.0.drain(..taken) {
                 each(bytemuck::bytes_of(&record));
             }
+            self.1.set(self.0.len());
             taken
         }
     }
 
-    /// Ends the loop at the second look.
-    #[derive(Default)]
-    struct TwoLooks(u32);
+    /// Ends the loop once nothing is left of these records.
+    struct UntilTaken(Rc<Cell<usize>>);
 
-    impl Upkeep for TwoLooks {
+    impl Upkeep for UntilTaken {
         fn tend(&mut self, _: &mut Session) -> Result<()> {
-            self.0 += 1;
             Ok(())
         }
 
         fn is_over(&self) -> bool {
-            self.0 == 2
+            self.0.get() == 0
         }
     }
 
@@ -646,6 +676,7 @@ mod tests {
             selection,
             outputs,
             Verifier::new(attribution::Host::default()),
+            Analysis::new(Limits::default(), true),
             limit,
         )
     }
@@ -653,7 +684,7 @@ mod tests {
     fn resets(count: usize) -> Recorded {
         let mut reset: wire::Event = bytemuck::Zeroable::zeroed();
         reset.kind = wire::kind::RESET_SENT;
-        Recorded(vec![reset; count])
+        Recorded(vec![reset; count], Rc::new(Cell::new(count)))
     }
 
     fn run(source: &mut Recorded, session: &mut Session) -> Result<Stop, Failure> {
@@ -661,16 +692,10 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build();
+        let mut upkeep = UntilTaken(Rc::clone(&source.1));
         runtime.expect("a runtime").block_on(async {
             let (_send, found) = mpsc::channel(1);
-            drive(
-                source,
-                session,
-                &mut TwoLooks::default(),
-                found,
-                std::future::pending(),
-            )
-            .await
+            drive(source, session, &mut upkeep, found, std::future::pending()).await
         })
     }
 

@@ -9,7 +9,7 @@ use std::fmt::{self, Write as _};
 use bytes::{BufMut as _, BytesMut};
 use jiff::Timestamp;
 
-use super::record::{self, Severity, Value, name};
+use super::record::{self, Value, name};
 use super::{Body, Context, Error};
 use crate::event::Event;
 
@@ -93,7 +93,7 @@ impl Records {
         self.timestamp(event.time.0, to);
         key(to, b',', "event_name");
         string(to, event.name());
-        let severity = Severity::of(event);
+        let severity = record::severity(event);
         key(to, b',', "severity_text");
         string(to, severity.as_str());
         key(to, b',', "severity_number");
@@ -218,6 +218,9 @@ fn is_shed(name: &str) -> bool {
         name::SUMMARY_KINDS,
         name::SUMMARY_PROCESSES,
         name::SUMMARY_LISTENERS,
+        name::FD_HELD,
+        name::NEARBY,
+        name::WORK_OUTBOUND,
     ]
     .contains(&name)
 }
@@ -254,7 +257,7 @@ mod tests {
     #[test]
     fn every_kind_is_as_the_schema_says() {
         let mut seen = BTreeSet::new();
-        for event in samples::all() {
+        for event in samples::all().into_iter().chain(samples::verdicts()) {
             let record = parsed(&event);
             if let Err(error) = VALIDATOR.validate(&record) {
                 panic!("{error} at {} in {record:#}", error.instance_path());
@@ -458,6 +461,18 @@ mod tests {
             "tcptrace.socket.retransmits": 0,
             "tcptrace.socket.rtt_us": 230,
             "tcptrace.socket.nonblocking": true,
+            "tcptrace.socket.side": "server",
+            "tcptrace.socket.age_us": 75002300,
+            "tcptrace.socket.accepted_ago_us": 75001200,
+            "tcptrace.socket.heard_ago_ms": 1250,
+            "tcptrace.socket.bytes_received": 1024,
+            "tcptrace.socket.bytes_sent": 65536,
+            "tcptrace.socket.shutdown_ago_us": 412,
+            "tcptrace.socket.service_answers": true,
+            "tcptrace.fin.ago_us": 1250400,
+            "tcptrace.fin.written": 88,
+            "tcptrace.fin.waited_ms": 5000,
+            "tcptrace.fin.idle_ms": 5000,
             "tcptrace.socket.fd": 17,
             "process.pid": 1234,
             "thread.id": 1240,
@@ -513,6 +528,18 @@ mod tests {
             "tcptrace.socket.retransmits": 0,
             "tcptrace.socket.rtt_us": 230,
             "tcptrace.socket.nonblocking": true,
+            "tcptrace.socket.side": "server",
+            "tcptrace.socket.age_us": 75002300,
+            "tcptrace.socket.accepted_ago_us": 75001200,
+            "tcptrace.socket.heard_ago_ms": 1250,
+            "tcptrace.socket.bytes_received": 1024,
+            "tcptrace.socket.bytes_sent": 65536,
+            "tcptrace.socket.shutdown_ago_us": 412,
+            "tcptrace.socket.service_answers": true,
+            "tcptrace.fin.ago_us": 1250400,
+            "tcptrace.fin.written": 88,
+            "tcptrace.fin.waited_ms": 5000,
+            "tcptrace.fin.idle_ms": 5000,
             "tcptrace.socket.fd": 17,
             "process.pid": 1234,
             "thread.id": 1240,

@@ -10,8 +10,8 @@ use sha1::{Digest as _, Sha1};
 use super::Context;
 use crate::diagnose;
 use crate::event::{
-    Address, Event, EventId, Exit, Flow, Kind, OverflowPath, Owner, Process, Socket, SocketId,
-    State, Summary,
+    Address, Cause, End, Event, EventId, Exit, Fact, Finding, Flow, Held, Holding, Kind, Nearby,
+    OverflowPath, Owner, Pool, Severity, Side, Socket, SocketId, State, Summary, Timestamp,
 };
 
 /// A value of the record.
@@ -31,57 +31,36 @@ pub enum Value<'a> {
     Strs(&'a [String]),
 }
 
-/// How grave an event is, in OpenTelemetry's numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Severity {
-    /// Normal life.
-    Info = 9,
-    /// One connection or call failed.
-    Warn = 13,
-    /// A service fails, or events were lost.
-    Error = 17,
-}
-
-impl Severity {
-    /// Of an event.
-    #[must_use]
-    pub fn of(event: &Event) -> Self {
-        match &event.kind {
-            Kind::AcceptQueueOverflow(_) | Kind::ConnectionTimeout(_) | Kind::EventsLost(_) => {
-                Self::Error
-            }
-            Kind::ConnectFailed(connect)
-                if connect
-                    .errno
-                    .is_some_and(|errno| errno.0 == libc::ETIMEDOUT) =>
-            {
-                Self::Error
-            }
-            Kind::ResetSent(_)
-            | Kind::ResetReceived(_)
-            | Kind::CloseWaitStuck(_)
-            | Kind::SocketError(_)
-            | Kind::ConnectFailed(_)
-            | Kind::FdExhausted(_)
-            | Kind::FdInvalid(_) => Self::Warn,
-            // A signal that is not seen is a gap the reader must know of.
-            Kind::Coverage(coverage) if coverage.way.is_none() => Self::Warn,
-            Kind::CloseWaitEntered(_)
-            | Kind::StateChanged(_)
-            | Kind::Retransmit(_)
-            | Kind::Coverage(_)
-            | Kind::Summary(_) => Self::Info,
+/// How grave an event is.
+#[must_use]
+pub fn severity(event: &Event) -> Severity {
+    match &event.kind {
+        Kind::Finding(finding) => finding.severity,
+        Kind::AcceptQueueOverflow(_)
+        | Kind::SynQueueOverflow(_)
+        | Kind::ConnectionTimeout(_)
+        | Kind::EventsLost(_) => Severity::Error,
+        Kind::ConnectFailed(connect)
+            if connect
+                .errno
+                .is_some_and(|errno| errno.0 == libc::ETIMEDOUT) =>
+        {
+            Severity::Error
         }
-    }
-
-    /// The word.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Info => "INFO",
-            Self::Warn => "WARN",
-            Self::Error => "ERROR",
-        }
+        Kind::ResetSent(_)
+        | Kind::ResetReceived(_)
+        | Kind::CloseWaitStuck(_)
+        | Kind::SocketError(_)
+        | Kind::ConnectFailed(_)
+        | Kind::FdExhausted(_)
+        | Kind::FdInvalid(_) => Severity::Warn,
+        // A signal that is not seen is a gap the reader must know of.
+        Kind::Coverage(coverage) if coverage.way.is_none() => Severity::Warn,
+        Kind::CloseWaitEntered(_)
+        | Kind::StateChanged(_)
+        | Kind::Retransmit(_)
+        | Kind::Coverage(_)
+        | Kind::Summary(_) => Severity::Info,
     }
 }
 
@@ -142,6 +121,18 @@ names! {
     SOCKET_EOF_READ = "tcptrace.socket.eof_read"
     SOCKET_NONBLOCKING = "tcptrace.socket.nonblocking"
     SOCKET_ORPHAN = "tcptrace.socket.orphan"
+    SOCKET_SIDE = "tcptrace.socket.side"
+    SOCKET_AGE = "tcptrace.socket.age_us"
+    SOCKET_ACCEPTED_AGO = "tcptrace.socket.accepted_ago_us"
+    SOCKET_HEARD_AGO = "tcptrace.socket.heard_ago_ms"
+    SOCKET_BYTES_RECEIVED = "tcptrace.socket.bytes_received"
+    SOCKET_BYTES_SENT = "tcptrace.socket.bytes_sent"
+    SOCKET_SHUTDOWN_AGO = "tcptrace.socket.shutdown_ago_us"
+    SOCKET_ANSWERS = "tcptrace.socket.service_answers"
+    FIN_AGO = "tcptrace.fin.ago_us"
+    FIN_WRITTEN = "tcptrace.fin.written"
+    FIN_WAITED = "tcptrace.fin.waited_ms"
+    FIN_IDLE = "tcptrace.fin.idle_ms"
     RESET_REASON = "tcptrace.reset.kernel_reason"
     RESET_LINGER_ZERO = "tcptrace.reset.linger_zero"
     RESET_ANSWER = "tcptrace.reset.answers_segment"
@@ -159,6 +150,11 @@ names! {
     QUEUE_BACKLOG = "tcptrace.accept_queue.backlog"
     QUEUE_PATH = "tcptrace.accept_queue.path"
     QUEUE_DROPS = "tcptrace.accept_queue.drops"
+    QUEUE_LAST_ACCEPT = "tcptrace.accept_queue.idle_us"
+    SYN_QUEUE_LEN = "tcptrace.syn_queue.len"
+    SYN_QUEUE_MAX = "tcptrace.syn_queue.max"
+    SYN_QUEUE_COOKIES = "tcptrace.syn_queue.cookies"
+    SYN_QUEUE_COUNT = "tcptrace.syn_queue.count"
     CLOSE_WAIT_AGE = "tcptrace.close_wait.age_ms"
     CLOSE_WAIT_COUNT = "tcptrace.close_wait.count"
     CLOSE_WAIT_AT_LEAST = "tcptrace.close_wait.at_least"
@@ -177,6 +173,44 @@ names! {
     STATE_PREVIOUS = "tcptrace.state.previous"
     STATE_DURATION = "tcptrace.state.duration_ms"
     STATE_DURATION_EXACT = "tcptrace.state.duration_us"
+    FINDING_ID = "tcptrace.finding.id"
+    FINDING_UPDATE = "tcptrace.finding.update"
+    FINDING_CLOSED = "tcptrace.finding.closed"
+    FINDING_HINT = "tcptrace.finding.hint"
+    FINDING_CONFIDENCE = "tcptrace.finding.confidence"
+    FINDING_COUNT = "tcptrace.finding.count"
+    FINDING_FIRST = "tcptrace.finding.first"
+    FINDING_LAST = "tcptrace.finding.last"
+    FINDING_TITLE = "tcptrace.finding.title"
+    FINDING_WHY = "tcptrace.finding.why"
+    FINDING_FIX = "tcptrace.finding.fix"
+    FINDING_RULED_OUT = "tcptrace.finding.ruled_out"
+    FINDING_ERRORS = "tcptrace.finding.errors"
+    FINDING_EVIDENCE = "tcptrace.finding.evidence"
+    FD_HELD = "tcptrace.fd.held"
+    FD_HELD_OTHERS = "tcptrace.fd.held_others"
+    ACCEPTOR_PID = "tcptrace.acceptor.pid"
+    ACCEPTOR_TID = "tcptrace.acceptor.tid"
+    ACCEPTOR_STATE = "tcptrace.acceptor.state"
+    ACCEPTOR_WAIT = "tcptrace.acceptor.wait_channel"
+    ACCEPTOR_SYSCALL = "tcptrace.acceptor.syscall"
+    ACCEPTOR_CHECKED = "tcptrace.acceptor.checked_ms"
+    QUEUE_SOMAXCONN = "tcptrace.accept_queue.somaxconn"
+    NEARBY = "tcptrace.nearby"
+    PORTS_FIRST = "tcptrace.ports.first"
+    PORTS_LAST = "tcptrace.ports.last"
+    PORTS_TIME_WAIT = "tcptrace.ports.time_wait"
+    PORTS_IN_USE = "tcptrace.ports.in_use"
+    HOLDER_ADDRESS = "tcptrace.port.holder.address"
+    HOLDER_PORT = "tcptrace.port.holder.port"
+    HOLDER_STATE = "tcptrace.port.holder.state"
+    HOLDER_PID = "tcptrace.port.holder.pid"
+    HOLDER_NAME = "tcptrace.port.holder.name"
+    WORK_INBOUND = "tcptrace.work.inbound"
+    WORK_OLDEST = "tcptrace.work.inbound_oldest_ms"
+    WORK_OUTBOUND = "tcptrace.work.outbound"
+    PEER_PID = "tcptrace.peer.pid"
+    PEER_NAME = "tcptrace.peer.name"
     LOST_COUNT = "tcptrace.lost.count"
     LOST_HOOK = "tcptrace.lost.hook"
     LOST_REASON = "tcptrace.lost.reason"
@@ -231,21 +265,56 @@ pub fn attributes<E>(
     put.owner(&event.owner, event.socket.is_some())?;
     if let Some(actor) = &event.actor {
         put.int(name::ACTOR_PID, actor.pid)?;
-        put.text(name::ACTOR_NAME, &ProcessName(actor))?;
+        put.text(name::ACTOR_NAME, &actor.name())?;
     }
-    put.kind(&event.kind)
+    put.kind(context, &event.kind)?;
+    event.facts.iter().try_for_each(|fact| put.fact(fact))
 }
 
-/// The basename of the executable, which the program cannot choose; its command name where the
-/// path is not known.
-pub(super) struct ProcessName<'a>(pub(super) &'a Process);
-
-impl fmt::Display for ProcessName<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.exe.as_deref() {
-            Some(path) => f.write_str(path.rsplit('/').next().unwrap_or(path)),
-            None => self.0.comm.fmt(f),
+/// Descriptors of one sort: `931 tcp CLOSE_WAIT out 10.0.0.5:5432`, `40 file`.
+fn held(row: &Holding) -> String {
+    let Holding { count, what } = row;
+    match what {
+        Held::Tcp {
+            state,
+            service,
+            outbound,
+        } => {
+            let way = if *outbound { "out" } else { "in" };
+            format!("{count} tcp {state} {way} {}", End(*service))
         }
+        Held::Other(sort) => format!("{count} {sort}"),
+    }
+}
+
+/// A listener: `127.0.0.1:8080 netns 4026532000 nginx[12]`. The name comes last: it may hold
+/// anything.
+fn listener(listener: &Nearby) -> String {
+    let address = End(listener.address);
+    let netns = listener.netns;
+    match &listener.owner {
+        Some(owner) => format!("{address} netns {netns} {owner}"),
+        None => format!("{address} netns {netns}"),
+    }
+}
+
+/// Connections to one server: `10 10.0.0.9:3306 busy 10 oldest_ms 900`.
+fn pool(pool: &Pool) -> String {
+    let server = End(pool.server);
+    format!(
+        "{} {server} busy {} oldest_ms {}",
+        pool.connections, pool.busy, pool.oldest_ms
+    )
+}
+
+/// A time as the record's own `timestamp` has it.
+struct Rfc3339(Timestamp);
+
+impl fmt::Display for Rfc3339 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Every number of nanoseconds in 64 bits is a time jiff knows.
+        let time = jiff::Timestamp::from_nanosecond(i128::from(self.0.0)).unwrap_or_default();
+        write!(f, "{}", time.strftime("%Y-%m-%dT%H:%M:%S%.9fZ"))
     }
 }
 
@@ -337,7 +406,22 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
         self.int(name::SOCKET_RETRANSMITS, socket.retransmits)?;
         self.maybe(name::SOCKET_RTT, socket.rtt_us)?;
         self.flag(name::SOCKET_EOF_READ, socket.eof_read)?;
-        self.flag(name::SOCKET_NONBLOCKING, socket.nonblocking)
+        self.flag(name::SOCKET_NONBLOCKING, socket.nonblocking)?;
+        self.maybe_str(name::SOCKET_SIDE, socket.side.map(Side::as_str))?;
+        self.maybe(name::SOCKET_AGE, socket.age_us)?;
+        self.maybe(name::SOCKET_ACCEPTED_AGO, socket.accepted_ago_us)?;
+        self.maybe(name::SOCKET_HEARD_AGO, socket.heard_ago_ms)?;
+        self.int(name::SOCKET_BYTES_RECEIVED, socket.bytes_received)?;
+        self.int(name::SOCKET_BYTES_SENT, socket.bytes_sent)?;
+        self.maybe(name::SOCKET_SHUTDOWN_AGO, socket.shutdown_ago_us)?;
+        self.flag(name::SOCKET_ANSWERS, socket.service_answers)?;
+        let Some(fin) = &socket.fin else {
+            return Ok(());
+        };
+        self.int(name::FIN_AGO, fin.ago_us)?;
+        self.int(name::FIN_WRITTEN, fin.written)?;
+        self.maybe(name::FIN_WAITED, fin.waited_ms)?;
+        self.int(name::FIN_IDLE, fin.idle_ms)
     }
 
     /// The confidence is said wherever there could be an owner: also that there is none.
@@ -345,7 +429,7 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
         if let Some(process) = &owner.process {
             self.int(name::PROCESS_PID, process.pid)?;
             self.maybe(name::THREAD_ID, process.tid)?;
-            self.text(name::PROCESS_NAME, &ProcessName(process))?;
+            self.text(name::PROCESS_NAME, &process.name())?;
             self.maybe_str(name::PROCESS_PATH, process.exe.as_deref())?;
             self.text(name::PROCESS_COMM, &process.comm)?;
             self.int(name::PROCESS_USER, process.uid)?;
@@ -365,7 +449,7 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
         self.maybe(name::CREATOR_PID, owner.creator)
     }
 
-    fn kind(&mut self, kind: &Kind) -> Result<(), E> {
+    fn kind(&mut self, context: &Context, kind: &Kind) -> Result<(), E> {
         match kind {
             Kind::ResetSent(reset) => {
                 self.maybe_str(
@@ -392,7 +476,8 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
                 self.int(name::QUEUE_LEN, overflow.queue_len)?;
                 self.int(name::QUEUE_MAX, overflow.queue_max)?;
                 self.maybe(name::QUEUE_BACKLOG, overflow.backlog)?;
-                self.int(name::QUEUE_DROPS, overflow.drops)
+                self.int(name::QUEUE_DROPS, overflow.drops)?;
+                self.maybe(name::QUEUE_LAST_ACCEPT, overflow.last_accept_ago_us)
             }
             Kind::SocketError(call) | Kind::FdInvalid(call) => {
                 self.maybe_text(name::SYSCALL_NAME, call.syscall.as_ref())?;
@@ -434,6 +519,13 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
                 self.maybe(name::SYSCALL_ERRNO, change.errno.map(|errno| errno.0))
             }
             Kind::Retransmit(retransmit) => self.int(name::RETRANSMIT_ATTEMPT, retransmit.attempt),
+            Kind::SynQueueOverflow(queue) => {
+                self.maybe(name::SYN_QUEUE_LEN, queue.len)?;
+                self.maybe(name::SYN_QUEUE_MAX, queue.max)?;
+                self.flag(name::SYN_QUEUE_COOKIES, queue.cookies)?;
+                self.int(name::SYN_QUEUE_COUNT, queue.count)
+            }
+            Kind::Finding(finding) => self.finding(context, finding),
             Kind::Coverage(coverage) => {
                 self.str(name::COVERAGE_SIGNAL, coverage.signal.0)?;
                 self.maybe_str(name::COVERAGE_WAY, coverage.way.as_deref())?;
@@ -446,6 +538,86 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
             }
             Kind::Summary(summary) => self.summary(summary),
         }
+    }
+
+    /// Lists are lines with the count first, as those of the summary.
+    fn fact(&mut self, fact: &Fact) -> Result<(), E> {
+        match fact {
+            Fact::Holdings(holdings) => {
+                let rows: Vec<_> = holdings.rows.iter().map(held).collect();
+                (self.0)(name::FD_HELD, Value::Strs(&rows))?;
+                self.int(name::FD_HELD_OTHERS, holdings.others)
+            }
+            Fact::Acceptor(acceptor) => {
+                self.int(name::ACCEPTOR_PID, acceptor.pid)?;
+                self.int(name::ACCEPTOR_TID, acceptor.tid)?;
+                self.text(name::ACCEPTOR_STATE, &acceptor.state)?;
+                self.maybe_str(name::ACCEPTOR_WAIT, acceptor.wait_channel.as_deref())?;
+                self.maybe(name::ACCEPTOR_SYSCALL, acceptor.syscall)?;
+                self.int(name::ACCEPTOR_CHECKED, acceptor.read_after_ms)
+            }
+            Fact::Somaxconn(somaxconn) => self.int(name::QUEUE_SOMAXCONN, *somaxconn),
+            Fact::Nearby(listeners) => {
+                let listeners: Vec<_> = listeners.iter().map(listener).collect();
+                (self.0)(name::NEARBY, Value::Strs(&listeners))
+            }
+            Fact::Ports(ports) => {
+                self.int(name::PORTS_FIRST, ports.first)?;
+                self.int(name::PORTS_LAST, ports.last)?;
+                self.int(name::PORTS_TIME_WAIT, ports.time_wait)?;
+                self.int(name::PORTS_IN_USE, ports.in_use)
+            }
+            Fact::PortHolder(holder) => {
+                self.text(name::HOLDER_ADDRESS, &Address(holder.address.ip()))?;
+                self.int(name::HOLDER_PORT, holder.address.port())?;
+                self.str(name::HOLDER_STATE, holder.state.as_str())?;
+                let Some(owner) = &holder.owner else {
+                    return Ok(());
+                };
+                self.int(name::HOLDER_PID, owner.pid)?;
+                self.text(name::HOLDER_NAME, &owner.name())
+            }
+            Fact::Workload(workload) => {
+                self.int(name::WORK_INBOUND, workload.inbound)?;
+                self.int(name::WORK_OLDEST, workload.inbound_oldest_ms)?;
+                let outbound: Vec<_> = workload.outbound.iter().map(pool).collect();
+                (self.0)(name::WORK_OUTBOUND, Value::Strs(&outbound))
+            }
+        }
+    }
+
+    /// What a finding rests on comes last: it is what may be left out of a line that is too long.
+    fn finding(&mut self, context: &Context, finding: &Finding) -> Result<(), E> {
+        self.text(name::FINDING_ID, &context.event_id(finding.id))?;
+        self.int(name::FINDING_UPDATE, finding.update)?;
+        self.flag(name::FINDING_CLOSED, finding.closed)?;
+        self.maybe_str(name::FINDING_HINT, finding.hint.map(Cause::as_str))?;
+        self.str(name::FINDING_CONFIDENCE, finding.certainty.as_str())?;
+        self.int(name::FINDING_COUNT, finding.count)?;
+        self.text(name::FINDING_FIRST, &Rfc3339(finding.first))?;
+        self.text(name::FINDING_LAST, &Rfc3339(finding.last))?;
+        if let Some(peer) = &finding.peer {
+            self.int(name::PEER_PID, peer.pid)?;
+            self.text(name::PEER_NAME, &peer.name())?;
+        }
+        self.str(name::FINDING_TITLE, &finding.title)?;
+        self.str(name::FINDING_WHY, &finding.why)?;
+        (self.0)(name::FINDING_FIX, Value::Strs(&finding.fix))?;
+        if !finding.ruled_out.is_empty() {
+            (self.0)(name::FINDING_RULED_OUT, Value::Strs(&finding.ruled_out))?;
+        }
+        let errors = finding.errors.iter();
+        let errors: Vec<_> = errors
+            .map(|(errno, count)| format!("{count} {errno}"))
+            .collect();
+        if !errors.is_empty() {
+            (self.0)(name::FINDING_ERRORS, Value::Strs(&errors))?;
+        }
+        let evidence = finding.evidence.iter();
+        let evidence: Vec<_> = evidence
+            .map(|&id| context.event_id(id).to_string())
+            .collect();
+        (self.0)(name::FINDING_EVIDENCE, Value::Strs(&evidence))
     }
 
     /// Lists are lines with the count first, as `uniq -c` writes them.
@@ -545,7 +717,7 @@ fn community_id(flow: &Flow) -> Option<impl fmt::Display + use<>> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
+    use std::collections::{HashMap, HashSet};
 
     use super::*;
     use crate::sink::samples;
@@ -567,7 +739,7 @@ mod tests {
 
     #[test]
     fn no_attribute_is_given_twice_and_all_are_named() {
-        for event in samples::all() {
+        for event in samples::all().into_iter().chain(samples::verdicts()) {
             let mut seen = HashSet::new();
             let done = attributes(&samples::context(), &event, &mut |name, _| {
                 assert!(name::ALL.contains(&name), "{name} is in no list");
@@ -575,6 +747,65 @@ mod tests {
                 Ok::<(), ()>(())
             });
             assert_eq!(done, Ok(()));
+        }
+    }
+
+    /// The lines and texts of the facts of all samples, by name.
+    fn facts() -> HashMap<&'static str, String> {
+        let mut found = HashMap::new();
+        for event in samples::all() {
+            let done = attributes(&samples::context(), &event, &mut |name, value| {
+                let text = match value {
+                    Value::Int(value) => value.to_string(),
+                    Value::Str(value) => value.to_owned(),
+                    Value::Text(value) => value.to_string(),
+                    Value::Strs(lines) => lines.join("; "),
+                    Value::True | Value::Ints(_) => return Ok::<(), ()>(()),
+                };
+                if !event.facts.is_empty() {
+                    found.insert(name, text);
+                }
+                Ok(())
+            });
+            assert_eq!(done, Ok(()));
+        }
+        found
+    }
+
+    #[test]
+    fn facts_are_lines_that_a_program_can_read_back() {
+        let facts = facts();
+        for (name, expected) in [
+            (
+                name::FD_HELD,
+                "931 tcp CLOSE_WAIT out 10.0.0.5:5432; 2 tcp LISTEN in [::]:8080; 40 file",
+            ),
+            (name::FD_HELD_OTHERS, "51"),
+            (name::ACCEPTOR_TID, "1240"),
+            (name::ACCEPTOR_STATE, "T"),
+            (name::ACCEPTOR_WAIT, "do_signal_stop"),
+            (name::ACCEPTOR_SYSCALL, "232"),
+            (name::QUEUE_SOMAXCONN, "4096"),
+            (
+                name::NEARBY,
+                "127.0.0.1:8080 netns 4026532000 nginx[1234]; [::1]:8080 netns 4026532001",
+            ),
+            (name::PORTS_LAST, "60999"),
+            (name::PORTS_TIME_WAIT, "28231"),
+            (name::HOLDER_ADDRESS, "::"),
+            (name::HOLDER_STATE, "listen"),
+            (name::HOLDER_NAME, "nginx"),
+            (name::WORK_INBOUND, "43"),
+            (
+                name::WORK_OUTBOUND,
+                "10 10.0.0.9:3306 busy 10 oldest_ms 900",
+            ),
+        ] {
+            assert_eq!(
+                facts.get(name).map(String::as_str),
+                Some(expected),
+                "{name}"
+            );
         }
     }
 

@@ -1,5 +1,6 @@
 //! One event of every kind, as the tests of the outputs use them.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use jiff::tz::TimeZone;
@@ -7,10 +8,11 @@ use jiff::tz::TimeZone;
 use super::Context;
 use super::text::Columns;
 use crate::event::{
-    CallError, CloseWait, Comm, Confidence, ConnectFailed, Coverage, Errno, Event, EventId,
-    FdExhausted, Flow, Kind, Loss, Overflow, OverflowPath, Owner, Process, ResetReason,
-    ResetReceived, ResetSent, Retransmit, Signal, Socket, SocketId, State, StateChange, Summary,
-    SummaryRow, Syscall, Timeout, Timestamp,
+    Acceptor, CallError, Cause, Certainty, CloseWait, Comm, Confidence, ConnectFailed, Coverage,
+    Errno, Event, EventId, Fact, FdExhausted, Finding, Flow, Held, Holding, Holdings, Kind, Loss,
+    Nearby, Overflow, OverflowPath, Owner, PeerFin, Pool, PortHolder, Ports, Process, ResetReason,
+    ResetReceived, ResetSent, Retransmit, Severity, Side, Signal, Socket, SocketId, State,
+    StateChange, Summary, SummaryRow, SynQueue, Syscall, Timeout, Timestamp, Workload,
 };
 
 pub(crate) fn context() -> Context {
@@ -61,6 +63,20 @@ fn socket(state: State) -> Socket {
         sent_ago_ms: Some(61_000),
         eof_read: false,
         nonblocking: true,
+        side: Some(Side::Server),
+        age_us: Some(75_002_300),
+        accepted_ago_us: Some(75_001_200),
+        heard_ago_ms: Some(1_250),
+        bytes_received: 1_024,
+        bytes_sent: 65_536,
+        shutdown_ago_us: Some(412),
+        fin: Some(PeerFin {
+            ago_us: 1_250_400,
+            written: 88,
+            waited_ms: Some(5_000),
+            idle_ms: 5_000,
+        }),
+        service_answers: true,
     }
 }
 
@@ -92,6 +108,7 @@ pub(crate) fn event(socket: Option<Socket>, kind: Kind) -> Event {
             checked_after_ms: None,
         },
         actor: None,
+        facts: Vec::new(),
         kind,
     }
 }
@@ -139,6 +156,7 @@ pub(crate) fn queue_full() -> Event {
         queue_max: 128,
         backlog: Some(511),
         drops: 31,
+        last_accept_ago_us: Some(4_200_000),
     };
     let listener = Socket {
         flow: flow("0.0.0.0:8080", None),
@@ -194,7 +212,138 @@ pub(crate) fn summary() -> Summary {
     }
 }
 
-/// An event of every kind.
+/// An event with what the host said of it.
+fn with(mut event: Event, facts: &[Fact]) -> Event {
+    event.facts = facts.to_vec();
+    event
+}
+
+fn end(end: &str) -> SocketAddr {
+    end.parse().expect("an address and a port")
+}
+
+fn holdings() -> Fact {
+    let tcp = |count, state, service, outbound| Holding {
+        count,
+        what: Held::Tcp {
+            state,
+            service: end(service),
+            outbound,
+        },
+    };
+    let files = Holding {
+        count: 40,
+        what: Held::Other("file".to_owned()),
+    };
+    let holdings = Holdings {
+        rows: vec![
+            tcp(931, State::CloseWait, "10.0.0.5:5432", true),
+            tcp(2, State::Listen, "[::]:8080", false),
+            files,
+        ],
+        others: 51,
+    };
+    Fact::Holdings(holdings.into())
+}
+
+fn acceptor() -> Fact {
+    let acceptor = Acceptor {
+        pid: 1_234,
+        tid: 1_240,
+        state: 'T',
+        wait_channel: Some("do_signal_stop".to_owned()),
+        syscall: Some(232),
+        read_after_ms: 3,
+    };
+    Fact::Acceptor(acceptor.into())
+}
+
+fn workload() -> Fact {
+    let workload = Workload {
+        inbound: 43,
+        inbound_oldest_ms: 4_900,
+        outbound: vec![Pool {
+            server: end("10.0.0.9:3306"),
+            connections: 10,
+            busy: 10,
+            oldest_ms: 900,
+        }],
+    };
+    Fact::Workload(workload.into())
+}
+
+fn nearby() -> Fact {
+    let listener = |address, netns, owner| Nearby {
+        address: end(address),
+        netns,
+        owner,
+    };
+    let listeners = [
+        listener("127.0.0.1:8080", 4_026_532_000, Some(nginx())),
+        listener("[::1]:8080", 4_026_532_001, None),
+    ];
+    Fact::Nearby(listeners.into())
+}
+
+fn ports() -> Fact {
+    Fact::Ports(Ports {
+        first: 32_768,
+        last: 60_999,
+        time_wait: 28_231,
+        in_use: 1,
+    })
+}
+
+fn port_holder() -> Fact {
+    let holder = PortHolder {
+        address: end("[::]:8080"),
+        state: State::Listen,
+        owner: Some(nginx()),
+    };
+    Fact::PortHolder(holder.into())
+}
+
+fn finding() -> Finding {
+    let told = |second: u64| Timestamp(1_763_637_000_000_000_000 + second * 1_000_000_000);
+    Finding {
+        id: EventId(7),
+        update: 1,
+        closed: true,
+        cause: Cause::PeerGaveUp,
+        hint: Some(Cause::IdleTimeout),
+        certainty: Certainty::High,
+        severity: Severity::Error,
+        count: 43,
+        first: told(0),
+        last: told(60),
+        evidence: (8..8 + 16).map(EventId).collect(),
+        errors: vec![(Errno(libc::EPIPE), 41), (Errno(libc::ECONNRESET), 2)],
+        peer: Some(nginx()),
+        title: "curl[990] gave up after 5.00 s and closed on 43 connections".to_owned(),
+        why: "An answer to a connection its peer has closed cannot be delivered.".to_owned(),
+        fix: vec!["Answer sooner than 5 s, or let the client wait longer.".to_owned()],
+        ruled_out: vec!["Not the network: 0 segments were sent again.".to_owned()],
+    }
+}
+
+/// What the agent tells of several events together: the kinds that are not in [`all`].
+pub(crate) fn verdicts() -> Vec<Event> {
+    let flood = SynQueue {
+        count: 1_200,
+        cookies: true,
+        len: Some(257),
+        max: Some(256),
+    };
+    vec![
+        event(Some(socket(State::Listen)), Kind::SynQueueOverflow(flood)),
+        event(
+            Some(socket(State::CloseWait)),
+            Kind::Finding(finding().into()),
+        ),
+    ]
+}
+
+/// An event of every kind that is told by itself.
 pub(crate) fn all() -> Vec<Event> {
     let on = |state, kind| event(Some(socket(state)), kind);
     let wait = CloseWait {
@@ -274,11 +423,17 @@ pub(crate) fn all() -> Vec<Event> {
             }),
         ),
         on(State::CloseWait, Kind::CloseWaitStuck(wait)),
-        queue_full(),
-        write_failed(),
-        on(State::SynSent, Kind::ConnectFailed(connect)),
+        with(
+            queue_full(),
+            &[acceptor(), Fact::Somaxconn(4_096), workload()],
+        ),
+        with(write_failed(), &[port_holder()]),
+        with(
+            on(State::SynSent, Kind::ConnectFailed(connect)),
+            &[nearby(), ports()],
+        ),
         on(State::Established, Kind::ConnectionTimeout(timeout)),
-        event(None, Kind::FdExhausted(exhausted)),
+        with(event(None, Kind::FdExhausted(exhausted)), &[holdings()]),
         event(None, Kind::FdInvalid(invalid)),
         on(State::Established, Kind::StateChanged(change)),
         on(

@@ -5,12 +5,11 @@ use std::fmt::{self, Display as _};
 
 use nix::sys::signal::Signal;
 
-use super::record::ProcessName;
-use crate::diagnose::{self, Cause};
+use crate::diagnose;
 use crate::event::{
-    CallError, CloseWait, Confidence, ConnectFailed, Coverage, Errno, Event, Exit, FdExhausted,
-    Kind, Overflow, OverflowPath, Process, ResetReceived, ResetSent, Socket, State, StateChange,
-    Timeout,
+    CallError, Cause, Certainty, CloseWait, Confidence, ConnectFailed, Count, Coverage, Errno,
+    Event, Exit, FdExhausted, Finding, Kind, Micros, Millis, Overflow, OverflowPath, ResetReceived,
+    ResetSent, Socket, State, StateChange, SynQueue, Timeout,
 };
 
 /// An event in a few words.
@@ -21,6 +20,7 @@ pub(super) fn label(event: &Event) -> &'static str {
         Kind::CloseWaitEntered(_) => "peer closed",
         Kind::CloseWaitStuck(_) => "not closed",
         Kind::AcceptQueueOverflow(_) => "queue full",
+        Kind::SynQueueOverflow(_) => "SYN flood",
         Kind::SocketError(CallError {
             send: Some(true), ..
         }) => "write failed",
@@ -34,6 +34,7 @@ pub(super) fn label(event: &Event) -> &'static str {
         Kind::FdInvalid(_) => "bad fd",
         Kind::StateChanged(_) => "state",
         Kind::Retransmit(_) => "retransmit",
+        Kind::Finding(_) => "FINDING",
         Kind::Coverage(_) => "coverage",
         Kind::EventsLost(_) => "events lost",
         Kind::Summary(_) => "summary",
@@ -48,7 +49,7 @@ impl fmt::Display for Body<'_> {
         let event = self.0;
         write!(f, "{}: ", label(event))?;
         match (&event.owner.process, &event.socket) {
-            (Some(process), _) => write!(f, "{}, ", Named(process))?,
+            (Some(process), _) => write!(f, "{process}, ")?,
             (None, Some(_)) => f.write_str("unknown process, ")?,
             (None, None) => {}
         }
@@ -98,12 +99,14 @@ impl fmt::Display for Detail<'_> {
             Kind::CloseWaitEntered(wait) => close_wait_entered(f, socket, wait),
             Kind::CloseWaitStuck(wait) => close_wait_stuck(f, socket, wait),
             Kind::AcceptQueueOverflow(overflow) => queue_full(f, overflow),
+            Kind::SynQueueOverflow(queue) => syn_queue_full(f, queue),
             Kind::SocketError(call) | Kind::FdInvalid(call) => call_failed(f, call),
             Kind::ConnectFailed(connect) => connect_failed(f, connect),
             Kind::ConnectionTimeout(timeout) => timed_out(f, timeout),
             Kind::FdExhausted(fds) => fd_exhausted(f, fds),
             Kind::StateChanged(change) => state_changed(f, change),
             Kind::Retransmit(retransmit) => write!(f, "{} in a row", retransmit.attempt),
+            Kind::Finding(finding) => f.write_str(&finding.title),
             Kind::Coverage(coverage) => seen(f, coverage),
             Kind::EventsLost(loss) => {
                 write!(
@@ -147,10 +150,10 @@ fn reset_sent(f: &mut fmt::Formatter<'_>, event: &Event, reset: &ResetSent) -> f
             event
                 .actor
                 .as_ref()
-                .map_or(Ok(()), |actor| write!(f, " by {}", Named(actor)))
+                .map_or(Ok(()), |actor| write!(f, " by {actor}"))
         }
         Some(Cause::KilledByAdmin) => match &event.actor {
-            Some(actor) => write!(f, "killed by {} (ss -K)", Named(actor)),
+            Some(actor) => write!(f, "killed by {actor} (ss -K)"),
             None => f.write_str("killed by an administrator (ss -K)"),
         },
         Some(Cause::NoListener) => f.write_str("nothing listens on this port"),
@@ -266,6 +269,19 @@ fn queue_full(f: &mut fmt::Formatter<'_>, overflow: &Overflow) -> fmt::Result {
     Ok(())
 }
 
+fn syn_queue_full(f: &mut fmt::Formatter<'_>, queue: &SynQueue) -> fmt::Result {
+    let what = if queue.cookies {
+        "answered with cookies"
+    } else {
+        "dropped"
+    };
+    write!(f, "{} {what}", Count(queue.count, "SYN"))?;
+    match (queue.len, queue.max) {
+        (Some(len), Some(max)) => write!(f, ", {len} handshakes half done of {max}"),
+        _ => Ok(()),
+    }
+}
+
 fn call_failed(f: &mut fmt::Formatter<'_>, call: &CallError) -> fmt::Result {
     if call.timeout {
         let option = if call.send == Some(true) {
@@ -363,12 +379,27 @@ pub(super) fn seen(f: &mut impl fmt::Write, coverage: &Coverage) -> fmt::Result 
     }
 }
 
-/// A process: its executable, or its command name, and its id.
-struct Named<'a>(&'a Process);
+/// A finding in one line: its cause, how often, how sure.
+pub(super) struct Verdict<'a>(pub(super) &'a Finding);
 
-impl fmt::Display for Named<'_> {
+impl fmt::Display for Verdict<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}[{}]", ProcessName(self.0), self.0.pid)
+        let finding = self.0;
+        f.write_str(finding.cause.as_str())?;
+        if finding.count > 1 {
+            write!(f, " x{}", finding.count)?;
+        }
+        if let Some(hint) = finding.hint {
+            write!(f, ", maybe {}", hint.as_str())?;
+        }
+        if finding.certainty != Certainty::High {
+            write!(f, " ({} confidence)", finding.certainty.as_str())?;
+        }
+        match (finding.update, finding.closed) {
+            (0, _) => Ok(()),
+            (_, true) => f.write_str(", over"),
+            (_, false) => f.write_str(", goes on"),
+        }
     }
 }
 
@@ -390,49 +421,6 @@ impl fmt::Display for Which<'_> {
             (1, Some(fd)) => write!(f, "fd {fd}"),
             (1, None) => f.write_str("socket"),
             (count, _) => Count(u64::from(count), "socket").fmt(f),
-        }
-    }
-}
-
-/// A number and what it counts.
-pub(super) struct Count(pub(super) u64, pub(super) &'static str);
-
-impl fmt::Display for Count {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} {}{}",
-            self.0,
-            self.1,
-            if self.0 == 1 { "" } else { "s" }
-        )
-    }
-}
-
-/// A time in the unit a person would choose.
-pub(super) struct Millis(pub(super) u64);
-
-impl fmt::Display for Millis {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (ms, s) = (self.0, self.0 / 1_000);
-        match s {
-            0 => write!(f, "{ms} ms"),
-            1..120 => write!(f, "{s}.{} s", ms % 1_000 / 100),
-            120..7_200 => write!(f, "{} min", s / 60),
-            7_200..172_800 => write!(f, "{} h", s / 3_600),
-            _ => write!(f, "{} days", s / 86_400),
-        }
-    }
-}
-
-struct Micros(u64);
-
-impl fmt::Display for Micros {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            us @ 0..1_000 => write!(f, "{us} us"),
-            us @ 1_000..10_000 => write!(f, "{}.{} ms", us / 1_000, us % 1_000 / 100),
-            us => Millis(us / 1_000).fmt(f),
         }
     }
 }
@@ -478,7 +466,7 @@ impl fmt::Display for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Errno, ResetReason, State};
+    use crate::event::{Errno, Process, ResetReason, State};
     use crate::sink::samples;
 
     fn detail(event: &Event) -> String {
@@ -665,7 +653,8 @@ mod tests {
             (999, "999 ms"),
             (1_000, "1.0 s"),
             (61_950, "61.9 s"),
-            (120_000, "2 min"),
+            (350_000, "350.0 s"),
+            (600_000, "10 min"),
             (7_200_000, "2 h"),
             (172_800_000, "2 days"),
         ] {

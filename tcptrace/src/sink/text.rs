@@ -1,5 +1,7 @@
 //! Text for a person: one line an event, the banner at the start and the summary at the end.
 
+mod block;
+
 use std::ffi::OsString;
 use std::fmt::{self, Write as _};
 use std::io;
@@ -9,8 +11,8 @@ use bytes::BytesMut;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::sentence::{Count, Detail, Millis, doubt, kernel_word, label, seen};
-use crate::event::{Confidence, Coverage, Event, Kind, Owner, Summary};
+use super::sentence::{Detail, Verdict, doubt, kernel_word, label, seen};
+use crate::event::{Confidence, Count, Coverage, Event, Kind, Millis, Owner, Severity, Summary};
 
 /// Lines are this wide where no terminal says otherwise.
 const WIDTH: usize = 120;
@@ -85,7 +87,10 @@ impl Columns {
         }
         let left = self.width.saturating_sub(line.used).max(DETAIL_MIN);
         let end = line.used + left;
-        line.text(left, Detail(event));
+        match &event.kind {
+            Kind::Finding(finding) => line.text(left, Verdict(finding)),
+            _ => line.text(left, Detail(event)),
+        }
         // What has no room whole is in the record.
         let doubt = doubt(event).map(|doubt| format!(" ({doubt})"));
         let word = kernel_word(event).map(|word| format!(" [{}]", Printable(word)));
@@ -95,6 +100,9 @@ impl Columns {
             }
         }
         line.end();
+        if let Kind::Finding(finding) = &event.kind {
+            self.block(event, finding, to);
+        }
     }
 
     fn time(&self, event: &Event) -> impl fmt::Display + use<> {
@@ -115,8 +123,17 @@ impl Columns {
 fn style(kind: &Kind) -> Style {
     let color = match kind {
         Kind::ResetSent(_) | Kind::ResetReceived(_) => AnsiColor::Red,
-        Kind::AcceptQueueOverflow(_) | Kind::FdExhausted(_) | Kind::EventsLost(_) => {
-            AnsiColor::Magenta
+        Kind::AcceptQueueOverflow(_)
+        | Kind::SynQueueOverflow(_)
+        | Kind::FdExhausted(_)
+        | Kind::EventsLost(_) => AnsiColor::Magenta,
+        Kind::Finding(finding) => {
+            return match finding.severity {
+                Severity::Info => Style::new(),
+                Severity::Warn => AnsiColor::Yellow.on_default(),
+                Severity::Error => AnsiColor::Red.on_default(),
+            }
+            .bold();
         }
         Kind::SocketError(_)
         | Kind::ConnectFailed(_)

@@ -1,0 +1,79 @@
+//! A finding for a person: below its line what, why, who, on what evidence, what it is not, and what
+//! to change.
+
+use std::fmt;
+
+use bytes::{BufMut as _, BytesMut};
+
+use super::{Columns, Printable};
+use crate::event::{Count, Event, Finding, Millis, Owner};
+use crate::sink::sentence::doubt;
+
+/// Where the text begins; the word that says what it is stands before it.
+const INDENT: usize = 14;
+/// A narrower terminal has to wrap by itself.
+const NARROWEST: usize = 60;
+
+impl Columns {
+    /// Adds what the finding's own line has no room for.
+    pub(super) fn block(&self, event: &Event, finding: &Finding, to: &mut BytesMut) {
+        let mut row = |word: &str, text: &dyn fmt::Display| {
+            let text = Printable(text).to_string();
+            let first = format!("    {word:<width$}", width = INDENT - 4);
+            let rest = " ".repeat(INDENT);
+            let options = textwrap::Options::new(self.width.max(NARROWEST))
+                .initial_indent(&first)
+                .subsequent_indent(&rest)
+                .break_words(false);
+            for line in textwrap::wrap(&text, options) {
+                to.put_slice(line.trim_end().as_bytes());
+                to.put_u8(b'\n');
+            }
+        };
+        row("what", &finding.title);
+        row("why", &finding.why);
+        row("who", &fmt::from_fn(|f| who(f, event, finding)));
+        row("evidence", &fmt::from_fn(|f| evidence(f, finding)));
+        for ruled_out in &finding.ruled_out {
+            row("not", ruled_out);
+        }
+        for fix in &finding.fix {
+            row("fix", fix);
+        }
+        let page = finding.hint.unwrap_or(finding.cause).as_str();
+        row("more", &format_args!("tcptrace explain {page}"));
+    }
+}
+
+fn who(f: &mut fmt::Formatter<'_>, event: &Event, finding: &Finding) -> fmt::Result {
+    let Owner {
+        process, creator, ..
+    } = &event.owner;
+    match process {
+        Some(process) => write!(f, "{process}")?,
+        None => f.write_str("no process is known")?,
+    }
+    if let Some(doubt) = doubt(event) {
+        write!(f, " ({doubt})")?;
+    }
+    if let Some(creator) = creator {
+        write!(f, ", its socket made by process {creator}")?;
+    }
+    match &finding.peer {
+        Some(peer) => write!(f, "; at the other end {peer}"),
+        None => Ok(()),
+    }
+}
+
+fn evidence(f: &mut fmt::Formatter<'_>, finding: &Finding) -> fmt::Result {
+    write!(f, "{}", Count(finding.evidence.len() as u64, "event"))?;
+    let span = finding.last.0.saturating_sub(finding.first.0) / 1_000_000;
+    if span > 0 {
+        write!(f, " over {}", Millis(span))?;
+    }
+    for (nth, (errno, count)) in finding.errors.iter().enumerate() {
+        let before = if nth == 0 { "; programs got" } else { "," };
+        write!(f, "{before} {count} {errno}")?;
+    }
+    Ok(())
+}
