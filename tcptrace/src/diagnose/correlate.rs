@@ -143,7 +143,8 @@ impl Analysis {
                     exhausted.take(event, fds);
                 }
             }
-            Kind::FdInvalid(call) if call.errno.0 == libc::EBADF => {
+            // Shells close what may be open: it matters where the descriptor was a connection.
+            Kind::FdInvalid(call) if call.errno.0 == libc::EBADF && event.socket.is_some() => {
                 let subject = Subject {
                     port: 0,
                     ..Subject::of_process(Cause::UseAfterClose, event)
@@ -349,7 +350,10 @@ impl Analysis {
         if overflow.path.is_none() {
             return;
         }
-        let subject = Subject::of_process(Cause::AcceptQueueOverflow, event);
+        let subject = Subject {
+            port: listener.port(),
+            ..Subject::of_process(Cause::AcceptQueueOverflow, event)
+        };
         let case = self.case(subject, event, Severity::Error, tell, || {
             Story::Queue(Box::new(FullQueue::new(listener, event.time)))
         });
