@@ -9,6 +9,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
+
 use super::case::{Case, Story, Subject, after, service};
 use super::connection::{Connection, Key, View};
 use super::descriptors::Exhausted;
@@ -20,6 +22,10 @@ use super::{closing, connecting, timing, waiting, writing};
 use crate::event::{
     Cause, Certainty, Event, EventId, Fact, Kind, Severity, Side, Socket, SocketId, Timestamp,
 };
+
+/// Hashed in a tenth of the library's time, and with a seed of its own: whoever chooses the ports of
+/// many connections cannot choose where they go.
+type Map<K, V> = HashMap<K, V, RandomState>;
 
 /// A connection is judged this long after its first event.
 const SETTLE: Duration = Duration::from_millis(500);
@@ -66,13 +72,13 @@ pub struct Analysis {
     limits: Limits,
     /// Every RST that TCP of this host sends is seen: one that was not was not TCP's.
     sees_all_resets: bool,
-    connections: HashMap<Key, Connection>,
+    connections: Map<Key, Connection>,
     spare: Vec<Connection>,
     /// In the order in which they are judged.
     settling: VecDeque<(Timestamp, Key)>,
     /// Those given more time.
     held: VecDeque<(Timestamp, Key)>,
-    cases: HashMap<Subject, Case>,
+    cases: Map<Subject, Case>,
     judged: Judged,
     tellings: u64,
     counts: Counts,
@@ -85,11 +91,11 @@ impl Analysis {
         Self {
             limits,
             sees_all_resets,
-            connections: HashMap::with_capacity(limits.connections),
+            connections: Map::with_capacity_and_hasher(limits.connections, RandomState::default()),
             spare: Vec::new(),
             settling: VecDeque::with_capacity(limits.connections),
             held: VecDeque::new(),
-            cases: HashMap::with_capacity(limits.cases),
+            cases: Map::with_capacity_and_hasher(limits.cases, RandomState::default()),
             judged: Judged::new(limits.judged),
             tellings: 0,
             counts: Counts::default(),
@@ -685,8 +691,8 @@ impl Subject {
 /// Connections that have been judged, the latest of them.
 #[derive(Debug)]
 struct Judged {
-    by_key: HashMap<Key, Known>,
-    by_event: HashMap<EventId, Subject>,
+    by_key: Map<Key, Known>,
+    by_event: Map<EventId, Subject>,
     order: VecDeque<(Option<Key>, [Option<EventId>; 2])>,
     limit: usize,
 }
@@ -710,8 +716,8 @@ impl Known {
 impl Judged {
     fn new(limit: usize) -> Self {
         Self {
-            by_key: HashMap::with_capacity(limit),
-            by_event: HashMap::with_capacity(2 * limit),
+            by_key: Map::with_capacity_and_hasher(limit, RandomState::default()),
+            by_event: Map::with_capacity_and_hasher(2 * limit, RandomState::default()),
             order: VecDeque::with_capacity(limit),
             limit,
         }
