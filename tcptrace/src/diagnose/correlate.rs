@@ -136,10 +136,7 @@ impl Analysis {
                 }
             }
             Kind::FdExhausted(fds) if fds.syscall.is_some() => {
-                let subject = Subject {
-                    port: 0,
-                    ..Subject::of_process(Cause::FdExhausted, event)
-                };
+                let subject = Subject::of_process(Cause::FdExhausted, event).anywhere();
                 let case = self.case(subject, event, Severity::Error, tell, || {
                     Story::Descriptors(Exhausted::default())
                 });
@@ -151,10 +148,7 @@ impl Analysis {
             }
             // Shells close what may be open: it matters where the descriptor was a connection.
             Kind::FdInvalid(call) if call.errno.0 == libc::EBADF && event.socket.is_some() => {
-                let subject = Subject {
-                    port: 0,
-                    ..Subject::of_process(Cause::UseAfterClose, event)
-                };
+                let subject = Subject::of_process(Cause::UseAfterClose, event).anywhere();
                 let case = self.case(subject, event, Severity::Warn, tell, || {
                     Story::Closed(Box::new(event.clone()))
                 });
@@ -557,8 +551,8 @@ impl Analysis {
 
 /// A consequence does not end before its cause begins, and a leak must be what fills the table.
 fn follows(mine: &Case, cause: &Case) -> bool {
-    if let Story::Descriptors(exhausted) = &mine.story {
-        return exhausted.is_leak();
+    if let (Story::Descriptors(exhausted), Story::Leak(leak)) = (&mine.story, &cause.story) {
+        return exhausted.is_filled_by(leak.held());
     }
     mine.last >= cause.begun()
 }
@@ -649,7 +643,7 @@ impl Subject {
             subject.name = view.this.process().map(|process| process.comm);
         }
         if verdict.cause == Cause::ProcessExited {
-            (subject.port, subject.peer) = (0, None);
+            subject = subject.anywhere();
         } else if verdict.cause == Cause::NoListener && subject.pid == 0 {
             // A scan of many ports is one client's doing.
             subject.port = 0;
@@ -671,6 +665,16 @@ impl Subject {
         Self {
             peer: None,
             ..Self::of_socket(cause, event)
+        }
+    }
+
+    /// Of the process as a whole, whichever of its sockets showed it.
+    fn anywhere(self) -> Self {
+        Self {
+            port: 0,
+            peer: None,
+            netns: 0,
+            ..self
         }
     }
 
