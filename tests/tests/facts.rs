@@ -169,6 +169,45 @@ fn a_taken_port_names_its_holder_and_used_up_ports_are_counted() {
 }
 
 #[test]
+fn a_listener_on_any_address_is_named_to_whoever_wants_one_of_its_port() {
+    in_netns(|netns| {
+        let mut server = actor("server")?;
+        let mut client = actor("client")?;
+        let listeners = [("0.0.0.0:8004", "0.0.0.0"), ("[::]:8006", "::")];
+        for (addr, _) in listeners {
+            listen(&mut server, addr, 8)?;
+        }
+        let wanted = [
+            "127.0.0.1:8004",
+            "0.0.0.0:8004",
+            "[::]:8004",
+            "[::1]:8006",
+            "127.0.0.1:8006",
+            "[::]:8006",
+            "0.0.0.0:8006",
+        ];
+        let tracer = trace(netns, &[])?;
+        for addr in wanted {
+            listen(&mut client, addr, 8).expect_err("EADDRINUSE");
+        }
+        let events = Events::of(tracer)?.named("socket.error");
+        assert_eq!(events.count(), wanted.len() as u64);
+        for addr in wanted {
+            let addr: SocketAddr = addr.parse()?;
+            let events = events.local(addr);
+            let event = events.one()?;
+            let holder = |name: &str| event.get(&format!("tcptrace.port.holder.{name}")).cloned();
+            let of = listeners[usize::from(addr.port() == 8006)].1;
+            assert_eq!(holder("address"), Some(of.into()), "{addr}");
+            assert_eq!(holder("state"), Some("listen".into()), "{addr}");
+            assert_eq!(holder("pid"), Some(server.pid().into()), "{addr}");
+            assert_eq!(holder("name"), Some("actor".into()), "{addr}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn a_connection_never_closed_says_what_its_process_waits_for() {
     in_netns(|netns| {
         let tracer = trace(netns, &["--close-wait-after", "1s"])?;
