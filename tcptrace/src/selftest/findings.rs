@@ -39,16 +39,9 @@ pub(super) fn all(records: &[Record]) -> Vec<Finding<'_>> {
 }
 
 impl Finding<'_> {
-    /// True for what happened on this stage: in its namespace, or, where no socket tells which, to
-    /// one of its processes.
+    /// True for what happened on this stage.
     pub(super) fn is_of(&self, outcome: &Outcome) -> bool {
-        match self.first.number("tcptrace.netns") {
-            Some(inode) => inode == u64::from(outcome.netns.inode()),
-            None => outcome
-                .pids
-                .iter()
-                .any(|pid| self.first.pid() == Some(u64::from(*pid))),
-        }
+        outcome.is_place_of(self.first)
     }
 
     /// It is, or should be, this one.
@@ -68,11 +61,6 @@ impl Finding<'_> {
             None => format!("{} of nobody: {title}", self.cause()),
         }
     }
-
-    /// The same for a program, with the ids of its evidence.
-    pub(super) fn as_json(&self) -> Value {
-        self.last.0.get("attributes").cloned().unwrap_or_default()
-    }
 }
 
 /// A finding that must have come, held against those that did.
@@ -83,7 +71,7 @@ pub(super) struct Told {
     process: Option<u32>,
     peer: Option<u32>,
     /// Findings that are this one: one, when all is well.
-    told: usize,
+    times: usize,
     provoked: u64,
     counted: u64,
     confidence: String,
@@ -115,7 +103,7 @@ impl Told {
             hint: named.hint.map(crate::event::Cause::as_str),
             process: named.process,
             peer: named.peer,
-            told: told.len(),
+            times: told.len(),
             provoked,
             counted: counted.unwrap_or(0),
             confidence: text("tcptrace.finding.confidence").to_owned(),
@@ -126,12 +114,12 @@ impl Told {
     }
 
     pub(super) fn is_right(&self) -> bool {
-        self.told == 1 && self.counted == self.provoked && self.wrong.is_none()
+        self.times == 1 && self.counted == self.provoked && self.wrong.is_none()
     }
 
     /// Why it is not right.
     pub(super) fn remark(&self) -> Option<String> {
-        match self.told {
+        match self.times {
             0 => Some("no such finding came".to_owned()),
             1 if self.counted != self.provoked => Some(format!(
                 "it counts {}, should be {}",
@@ -171,7 +159,7 @@ impl Told {
             "verdict": verdict,
             "process": self.process,
             "peer": self.peer,
-            "told": self.told,
+            "told": self.times,
             "provoked": self.provoked,
             "count": self.counted,
             "confidence": self.confidence,

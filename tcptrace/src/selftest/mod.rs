@@ -233,9 +233,10 @@ fn provoke_all(
             failures.iter().position(|failure| failure.name == name)
         });
         let tracer = Arc::into_inner(tracer).context("a thread kept the tracer")?;
-        let traces = (tracer.stop()?, text.map(Tracer::stop).transpose()?);
+        let trace = tracer.stop()?;
+        let text = text.map(Tracer::stop).transpose()?;
         drop(starts);
-        Ok((outcomes, traces.0, traces.1))
+        Ok((outcomes, trace, text))
     })
 }
 

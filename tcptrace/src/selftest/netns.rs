@@ -144,6 +144,7 @@ impl Neighbour {
             make_pair("there", "here", &home)
                 .context("cannot make a pair of virtual Ethernet devices (CONFIG_VETH)")?;
             switch_on("there", Self::THERE)?;
+            switch_on("lo", Ipv4Addr::LOCALHOST)?;
             Ok(there)
         });
         setns(&home, CloneFlags::CLONE_NEWNET).context("cannot come back from a namespace")?;

@@ -44,6 +44,16 @@ pub(super) struct Report {
 }
 
 impl Outcome {
+    /// True for what is told of this stage: of its namespace, or, where no socket tells which, of one
+    /// of its processes.
+    pub(super) fn is_place_of(&self, record: &Record) -> bool {
+        if let Some(inode) = record.number("tcptrace.netns") {
+            return inode == u64::from(self.netns.inode());
+        }
+        let mut pids = self.pids.iter();
+        pids.any(|pid| record.pid() == Some(u64::from(*pid)))
+    }
+
     /// True for what happened while it was provoked.
     fn lasted_at(&self, record: &Record) -> bool {
         record.time().is_some_and(|at| self.period.contains(&at))
@@ -63,7 +73,9 @@ struct Judged {
     checks: Vec<Check>,
     findings: Vec<Told>,
     /// Findings that came and should not.
-    unexpected: Vec<(String, Value)>,
+    unexpected: Vec<String>,
+    /// All that was told on its stage, where something is wrong.
+    records: Vec<Value>,
 }
 
 /// One expectation, held against the stream.
@@ -188,6 +200,7 @@ impl Judged {
             checks: vec![],
             findings: vec![],
             unexpected: vec![],
+            records: vec![],
         };
         let shown = match &outcome.shown {
             Ok(shown) => shown,
@@ -224,10 +237,11 @@ impl Judged {
             .map(|named| Told::new(named, outcome, &here));
         judged.findings = told.collect();
         others.sort_by_key(Finding::summary);
-        judged.unexpected = others
-            .iter()
-            .map(|finding| (finding.summary(), finding.as_json()))
-            .collect();
+        judged.unexpected = others.iter().map(Finding::summary).collect();
+        if !judged.passed() {
+            let here = records.iter().filter(|record| outcome.is_place_of(record));
+            judged.records = here.map(|record| record.0.clone()).collect();
+        }
         judged
     }
 
@@ -241,6 +255,7 @@ impl Judged {
             checks: vec![],
             findings: vec![],
             unexpected: vec![],
+            records: vec![],
         }
     }
 
@@ -411,7 +426,8 @@ impl Report {
                 "error": failure.broken,
                 "checks": failure.checks.iter().map(check).collect::<Vec<_>>(),
                 "findings": findings(failure),
-                "unexpected": failure.unexpected.iter().map(|(_, it)| it).collect::<Vec<_>>(),
+                "unexpected": failure.unexpected,
+                "records": failure.records,
             })
         };
         let causes = self.causes().map(|(cause, named_by, reason)| {
@@ -461,7 +477,7 @@ impl Judged {
                 writeln!(out, "              {remark}")?;
             }
         }
-        for (summary, _) in &self.unexpected {
+        for summary in &self.unexpected {
             writeln!(
                 out,
                 "  FAILED      {:<21} nobody expected {summary}",

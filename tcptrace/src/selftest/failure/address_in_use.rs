@@ -26,7 +26,7 @@ pub(super) const FAILURE: Failure = Failure {
                 Expect::new("socket.error", format!("{}: bind", family.name))
                     .through("address in use")
                     .with("tcptrace.syscall.name", "bind")
-                    .owner(&late)
+                    .only_of(&late)
                     .says("error.type", "EADDRINUSE"),
             );
             shown.findings.push(

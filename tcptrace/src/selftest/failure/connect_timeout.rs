@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::stage::Player;
 use super::{Expect, Failure, Named, Shown, Stage};
 use crate::event::Cause;
-use crate::selftest::netns::Neighbour;
+use crate::selftest::netns::{Counters, Neighbour};
 
 /// The program's own deadline: longer than the slower one of two happy eyeballs lives.
 const DEADLINE: Duration = Duration::from_millis(700);
@@ -19,21 +18,27 @@ pub(super) const FAILURE: Failure = Failure {
     symptom: "connect: connection timed out",
     changes_host: None,
     provoke: |stage| {
-        let (_server, addr) = deaf_host(stage)?;
+        let deaf = DeafHost::new(stage)?;
         let mut client = stage.actor("gets-nothing")?;
         let fd = client.socket(libc::AF_INET, 0)?;
         client.set(fd, libc::IPPROTO_TCP, libc::TCP_SYNCNT, &[1])?;
-        client.connect(fd, addr).expect_err("no SYN is answered");
+        let before = deaf.counters(stage)?;
+        client
+            .connect(fd, deaf.addr)
+            .expect_err("no SYN is answered");
+        // Every SYN that arrived was dropped there.
+        let sent = deaf
+            .counters(stage)?
+            .since(&before, "TcpExtListenOverflows");
         Ok(Shown {
             events: vec![
                 Expect::new("connect.failed", "connect, no SYN answered")
-                    .peer(addr)
+                    .peer(deaf.addr)
                     .owner(&client)
                     .says("error.type", "ETIMEDOUT")
-                    // The first one, and as often again as TCP_SYNCNT says.
-                    .says("tcptrace.connect.attempts", 2),
+                    .says("tcptrace.connect.attempts", sent),
             ],
-            findings: vec![Named::new(Cause::ConnectTimeout, "after 2 SYNs").of(&client)],
+            findings: vec![Named::new(Cause::ConnectTimeout, "TCP_SYNCNT 1").of(&client)],
         })
     },
 };
@@ -43,15 +48,15 @@ pub(super) const ABANDONED: Failure = Failure {
     symptom: "the program's own deadline: dial tcp: i/o timeout",
     changes_host: None,
     provoke: |stage| {
-        let (_server, addr) = deaf_host(stage)?;
+        let deaf = DeafHost::new(stage)?;
         let mut client = stage.actor("does-not-wait")?;
-        let fd = client.connecting(addr)?;
+        let fd = client.connecting(deaf.addr)?;
         sleep(DEADLINE);
         client.close(fd)?;
         Ok(Shown {
             events: vec![
                 Expect::new("connect.failed", "closed with its SYN unanswered")
-                    .peer(addr)
+                    .peer(deaf.addr)
                     .owner(&client)
                     .says("error.type", "connect_abandoned"),
             ],
@@ -60,14 +65,24 @@ pub(super) const ABANDONED: Failure = Failure {
     },
 };
 
-/// An address on another host that answers no SYN: its listener's queue is full, which cannot be
-/// seen from here.
-fn deaf_host(stage: &Stage) -> Result<(Player<'_>, SocketAddr)> {
-    let neighbour = stage.netns.neighbour()?;
-    let mut server = stage.stranger(&neighbour, "is-deaf")?;
-    let mut crowd = stage.stranger(&neighbour, "crowd")?;
-    let (listener, addr) = server.listener((Neighbour::THERE, 0).into(), 0)?;
-    crowd.connected(addr)?;
-    server.wait_for_queue(listener, 1)?;
-    Ok((server, addr))
+/// Another host that answers no SYN: its listener's queue is full, which cannot be seen from here.
+struct DeafHost {
+    neighbour: Neighbour,
+    addr: SocketAddr,
+}
+
+impl DeafHost {
+    fn new(stage: &Stage) -> Result<Self> {
+        let neighbour = stage.netns.neighbour()?;
+        let mut server = stage.stranger(&neighbour, "is-deaf")?;
+        let mut crowd = stage.stranger(&neighbour, "crowd")?;
+        let (listener, addr) = server.listener((Neighbour::THERE, 0).into(), 0)?;
+        crowd.connected(addr)?;
+        server.wait_for_queue(listener, 1)?;
+        Ok(Self { neighbour, addr })
+    }
+
+    fn counters(&self, stage: &Stage) -> Result<Counters> {
+        self.neighbour.within(|| stage.netns.counters())
+    }
 }

@@ -81,6 +81,11 @@ impl Expect {
         self
     }
 
+    /// Only events of this owner are meant.
+    pub(super) fn only_of(self, actor: &Actor) -> Self {
+        self.with("process.pid", actor.pid()).owner(actor)
+    }
+
     /// What the event must say.
     pub(super) fn says(mut self, attribute: &'static str, value: impl Into<Value>) -> Self {
         self.says.push((attribute, value.into()));

@@ -29,7 +29,7 @@ pub(super) const FAILURE: Failure = Failure {
             shown.events.push(
                 Expect::new("connect.failed", what)
                     .peer(addr)
-                    .owner(&client)
+                    .only_of(&client)
                     .says("error.type", "ECONNREFUSED"),
             );
             shown
@@ -50,7 +50,7 @@ pub(super) const FAILURE: Failure = Failure {
         shown.events.push(
             Expect::new("reset.received", "data, with a RST")
                 .at_client(&pair)
-                .owner(&client)
+                .only_of(&client)
                 .says("error.type", "ECONNRESET"),
         );
         shown

@@ -3,7 +3,7 @@
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::{Expect, FAMILIES, Failure, Named, Shown};
+use super::{Expect, FAMILIES, Failure, Named, Shown, TICK};
 use crate::event::Cause;
 use crate::selftest::actor::Pair;
 
@@ -66,6 +66,7 @@ pub(super) const WAITING: Failure = Failure {
         let listener = server.listener(FAMILIES[0].addr()?, 8)?;
         let pair = Pair::new(&mut server, &mut client, listener)?;
         pair.exchange(&mut server, &mut client)?;
+        sleep(TICK);
         client.send(pair.client, b"request")?;
         server.recv(pair.server, 64)?;
         sleep(DEADLINE);

@@ -38,6 +38,7 @@ mod write_after_close;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -155,6 +156,10 @@ impl Family {
         Ok(self.any_port.parse()?)
     }
 }
+
+/// Data that came and data that went are told apart by the kernel's clock, and its ticks are up to
+/// 10 ms long: a request that follows an answer more closely cannot be told from one it answers.
+const TICK: Duration = Duration::from_millis(20);
 
 /// What the coverage says where a RST without a full socket is not seen.
 pub(super) const NO_SOCKET: &str = "a RST for a closed port";

@@ -37,7 +37,7 @@ pub(super) const FAILURE: Failure = Failure {
             let events = calls.into_iter().map(|(error, call, signal)| {
                 Expect::new("socket.error", format!("{call} on {what}"))
                     .with("tcptrace.syscall.name", call)
-                    .owner(&program)
+                    .only_of(&program)
                     .through(signal)
                     .says("tcptrace.socket.fd", fd)
                     .says("error.type", error)

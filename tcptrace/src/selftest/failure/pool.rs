@@ -4,7 +4,7 @@
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::{Expect, FAMILIES, Failure, Named, Shown};
+use super::{Expect, FAMILIES, Failure, Named, Shown, TICK};
 use crate::event::Cause;
 use crate::selftest::actor::{Fd, Pair};
 
@@ -26,7 +26,7 @@ pub(super) const FAILURE: Failure = Failure {
         let listener = database.listener(FAMILIES[0].addr()?, 8)?;
         for _ in 0..POOL {
             let query = Pair::new(&mut database, &mut server, listener)?;
-            query.exchange(&mut database, &mut server)?;
+            sleep(TICK);
             server.send(query.client, b"query")?;
             database.recv(query.server, 64)?;
         }
@@ -34,7 +34,7 @@ pub(super) const FAILURE: Failure = Failure {
         let mut waiting: Vec<Fd> = vec![];
         for _ in 0..CLIENTS {
             let pair = Pair::new(&mut server, &mut client, listener)?;
-            pair.exchange(&mut server, &mut client)?;
+            sleep(TICK);
             client.send(pair.client, b"request")?;
             server.recv(pair.server, 64)?;
             waiting.push(pair.client);
@@ -43,14 +43,20 @@ pub(super) const FAILURE: Failure = Failure {
         if let Some(fd) = waiting.pop() {
             client.close(fd)?;
         }
-        // The process is looked at as its client leaves, and once more when the connection is still
-        // not closed ten times as long after as is told of first.
-        let looked_again = Expect::new("close_wait.stuck", "not closed after 10 s")
-            .with("tcptrace.work.inbound", CLIENTS)
-            .owner(&server);
-        stage.wait_for(&looked_again)?;
+        // The process is looked at as its client leaves, and again when the connection is still not
+        // closed 10 s later.
+        let pid = Some(server.pid().into());
+        stage.wait_until("the pool at work", |record| {
+            record.name() == "close_wait.stuck"
+                && record.pid() == pid
+                && record.get("tcptrace.work.inbound").is_some()
+        })?;
         Ok(Shown {
-            events: vec![looked_again],
+            events: vec![
+                Expect::new("close_wait.stuck", "told of after 1 s and 10 s")
+                    .times(2)
+                    .owner(&server),
+            ],
             findings: vec![
                 Named::new(Cause::PoolExhausted, "2 connections, both busy")
                     .of(&server)

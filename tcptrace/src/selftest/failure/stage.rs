@@ -14,6 +14,9 @@ use crate::selftest::myself;
 use crate::selftest::netns::{Neighbour, Netns};
 use crate::selftest::tracer::{Record, Tracer};
 
+/// What is told of latest comes 10 s after its cause.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// One failure's stage.
 pub(in crate::selftest) struct Stage {
     pub(in crate::selftest) netns: Netns,
@@ -68,10 +71,12 @@ impl Stage {
     /// Waits until the tracer has told of what is expected.
     pub(super) fn wait_for(&self, expect: &Expect) -> Result<()> {
         let netns = self.netns.inode();
-        let selected = |record: &Record| expect.selects(record, netns);
-        self.tracer
-            .wait_for(&expect.what, Duration::from_secs(15), selected)
-            .map(drop)
+        self.wait_until(&expect.what, |record| expect.selects(record, netns))
+    }
+
+    /// Waits until the tracer has told of something.
+    pub(super) fn wait_until(&self, what: &str, wanted: impl Fn(&Record) -> bool) -> Result<()> {
+        self.tracer.wait_for(what, PATIENCE, wanted).map(drop)
     }
 
     pub(in crate::selftest) fn leave(self) -> Left {

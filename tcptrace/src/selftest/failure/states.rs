@@ -1,7 +1,13 @@
-//! No failure at all: the life of a healthy connection, state by state, at both ends.
+//! No failure at all: the life of a healthy connection, kept alive for a while, state by state, at both ends.
+
+use std::thread::sleep;
+use std::time::Duration;
 
 use super::{Expect, FAMILIES, Failure, Shown};
 use crate::selftest::actor::Pair;
+
+/// As long as an answer would be late.
+const REST: Duration = Duration::from_millis(700);
 
 pub(super) const FAILURE: Failure = Failure {
     name: "states",
@@ -15,6 +21,8 @@ pub(super) const FAILURE: Failure = Failure {
             let listener = server.listener(family.addr()?, 8)?;
             let pair = Pair::new(&mut server, &mut client, listener)?;
             pair.exchange(&mut server, &mut client)?;
+            // Kept for a next request that does not come: nobody waits meanwhile.
+            sleep(REST);
             pair.close(&mut server, &mut client)?;
             let name = family.name;
             let enters = |state| {

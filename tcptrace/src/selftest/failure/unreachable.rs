@@ -27,7 +27,7 @@ pub(super) const FAILURE: Failure = Failure {
             shown.events.push(
                 Expect::new("connect.failed", what)
                     .peer(addr)
-                    .owner(&client)
+                    .only_of(&client)
                     .says("error.type", error),
             );
             shown
