@@ -72,7 +72,7 @@ pub(super) struct Told {
     peer: Option<u32>,
     /// Findings that are this one: one, when all is well.
     times: usize,
-    provoked: u64,
+    provoked: Option<u64>,
     counted: u64,
     confidence: String,
     severity: String,
@@ -86,10 +86,10 @@ impl Told {
             .iter()
             .filter(|finding| finding.is_meant_by(named))
             .collect();
-        let provoked = match named.count {
+        let provoked = named.count.map(|count| match count {
             Count::Exactly(count) => count,
             Count::Counter(name) => outcome.after.since(&outcome.before, name).unwrap_or(0),
-        };
+        });
         let last = told.first().map(|finding| finding.last);
         let text = |name| {
             last.and_then(|record| record.text(name))
@@ -114,19 +114,19 @@ impl Told {
     }
 
     pub(super) fn is_right(&self) -> bool {
-        self.times == 1 && self.counted == self.provoked && self.wrong.is_none()
+        self.remark().is_none()
     }
 
     /// Why it is not right.
     pub(super) fn remark(&self) -> Option<String> {
-        match self.times {
-            0 => Some("no such finding came".to_owned()),
-            1 if self.counted != self.provoked => Some(format!(
-                "it counts {}, should be {}",
-                self.counted, self.provoked
-            )),
-            1 => self.wrong.clone(),
-            times => Some(format!("it came {times} times, each a finding of its own")),
+        match (self.times, self.provoked) {
+            (0, _) => Some("no such finding came".to_owned()),
+            (1, Some(provoked)) if self.counted != provoked => {
+                let counted = self.counted;
+                Some(format!("it counts {counted}, should be {provoked}"))
+            }
+            (1, _) => self.wrong.clone(),
+            (times, _) => Some(format!("it came {times} times, each a finding of its own")),
         }
     }
 

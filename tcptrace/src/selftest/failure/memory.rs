@@ -12,7 +12,8 @@ use crate::selftest::actor::Pair;
 use crate::selftest::netns::Netns;
 
 const MAX_ORPHANS: &str = "/proc/sys/net/ipv4/tcp_max_orphans";
-/// The kernel counts orphans every 100 ms.
+/// The kernel counts orphans every 100 ms. They are counted before the limit is lowered, so that it is
+/// low for no longer than one close takes.
 /// <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp.c> (`tcp_orphan_update`)
 const COUNTED: Duration = Duration::from_millis(300);
 
@@ -33,8 +34,8 @@ pub(super) const FAILURE: Failure = Failure {
         let (first, second) = (orphan()?, orphan()?);
         // What it has not sent yet keeps the socket alive.
         client.close(first.client)?;
-        let lowered = Lowered::new(&stage.netns, "0")?;
         sleep(COUNTED);
+        let lowered = Lowered::new(&stage.netns, "0")?;
         client.close(second.client)?;
         drop(lowered);
         Ok(Shown {

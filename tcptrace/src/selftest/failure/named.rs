@@ -15,8 +15,8 @@ pub(in crate::selftest) struct Named {
     pub(in crate::selftest) process: Option<u32>,
     /// The process at the other end, when it is to be named.
     pub(in crate::selftest) peer: Option<u32>,
-    /// What it counts.
-    pub(in crate::selftest) count: Count,
+    /// What it counts; `None` where the number means nothing.
+    pub(in crate::selftest) count: Option<Count>,
     /// What may be behind the cause.
     pub(in crate::selftest) hint: Option<Cause>,
     /// The finding it follows from.
@@ -33,7 +33,7 @@ impl Named {
             cause,
             process: None,
             peer: None,
-            count: Count::Exactly(1),
+            count: Some(Count::Exactly(1)),
             hint: None,
             follows: None,
             says: vec![],
@@ -53,13 +53,18 @@ impl Named {
     }
 
     pub(super) fn times(mut self, count: u64) -> Self {
-        self.count = Count::Exactly(count);
+        self.count = Some(Count::Exactly(count));
         self
     }
 
     /// As often as the kernel counted.
     pub(super) fn times_counted(mut self, counter: &'static str) -> Self {
-        self.count = Count::Counter(counter);
+        self.count = Some(Count::Counter(counter));
+        self
+    }
+
+    pub(super) fn times_unknown(mut self) -> Self {
+        self.count = None;
         self
     }
 

@@ -71,12 +71,18 @@ impl Stage {
     /// Waits until the tracer has told of what is expected.
     pub(super) fn wait_for(&self, expect: &Expect) -> Result<()> {
         let netns = self.netns.inode();
-        self.wait_until(&expect.what, |record| expect.selects(record, netns))
+        let selected = |record: &Record| expect.selects(record, netns);
+        let told = self.tracer.wait_for(&expect.what, PATIENCE, selected);
+        told.map(drop)
     }
 
-    /// Waits until the tracer has told of something.
-    pub(super) fn wait_until(&self, what: &str, wanted: impl Fn(&Record) -> bool) -> Result<()> {
-        self.tracer.wait_for(what, PATIENCE, wanted).map(drop)
+    /// What the tracer tells within this time, if it does.
+    pub(super) fn tells(
+        &self,
+        within: Duration,
+        wanted: impl Fn(&Record) -> bool,
+    ) -> Option<Record> {
+        self.tracer.wait_for("it", within, wanted).ok()
     }
 
     pub(in crate::selftest) fn leave(self) -> Left {
