@@ -68,6 +68,17 @@ wire! {
         pub state_since: u64,
         /// Bytes the failed call asked for; 0: not known.
         pub len: u64,
+        /// When `accept` handed the connection over, ns; for a listener, when it last handed one
+        /// over. 0: not seen.
+        pub accepted: u64,
+        /// When this end shut down its sending, ns; 0: it did not, or it was not seen.
+        pub shut: u64,
+        /// When the peer's FIN came, ns; 0: none came, or it was not seen.
+        pub fin: u64,
+        /// Bytes the peer has sent, its FIN not counted.
+        pub bytes_received: u64,
+        /// Bytes handed to the network, those sent again not counted twice.
+        pub bytes_sent: u64,
         /// Who owns the socket; `tgid` 0: not known.
         pub owner: Task,
         /// The task that was running; says something only under [`flag::TASK_CONTEXT`].
@@ -106,6 +117,15 @@ wire! {
         pub received_ago: u32,
         /// Jiffies since data was last sent (`lsndtime`).
         pub sent_ago: u32,
+        /// Jiffies since any segment was last received (`rcv_tstamp`).
+        pub heard_ago: u32,
+        /// Bytes written since the peer's FIN.
+        pub fin_written: u32,
+        /// Jiffies the peer waited for an answer before its FIN; `u32::MAX`: it did not, or that is
+        /// not known.
+        pub fin_waited: u32,
+        /// Jiffies before the FIN in which neither end sent data.
+        pub fin_idle: u32,
         /// The backlog the program asked `listen` for; 0: not known, or it asked for none.
         pub backlog: u32,
         /// See [`flag`].
@@ -130,9 +150,11 @@ wire! {
         pub backoff: u8,
         /// Unanswered zero-window or keepalive probes (`icsk_probes_out`).
         pub probes: u8,
+        /// See [`side`].
+        pub side: u8,
         /// Zero.
-        pub pad: [u8; 3],
-    } size 272
+        pub pad: [u8; 2],
+    } size 328
 }
 
 wire! {
@@ -148,6 +170,20 @@ wire! {
         pub destroyed: u64,
         /// Id of the last event that ended it; 0: none.
         pub cause: u64,
+        /// Address of the listener it came from; 0: none, or not known.
+        pub parent: u64,
+        /// See [`Event::accepted`].
+        pub accepted: u64,
+        /// See [`Event::shut`].
+        pub shut: u64,
+        /// See [`Event::fin`].
+        pub fin: u64,
+        /// `write_seq` when the FIN came.
+        pub fin_seq: u32,
+        /// See [`Event::fin_waited`].
+        pub fin_waited: u32,
+        /// See [`Event::fin_idle`].
+        pub fin_idle: u32,
         /// See [`Event::creator`].
         pub creator: u32,
         /// See [`Event::fd`].
@@ -164,13 +200,18 @@ wire! {
         pub eof_read: u8,
         /// 1: a process the filter matches holds it, whoever the owner is.
         pub held: u8,
-        /// Zero.
-        pub pad: [u8; 2],
+        /// See [`side`].
+        pub side: u8,
+        /// 1: of a listener, that one of its connections has been seen to send; of a connection,
+        /// that its listener's was set, as far as it has looked.
+        pub answers: u8,
         /// The listener's `sk_drops` at the last look.
         pub drops: u32,
         /// See [`Event::backlog`].
         pub backlog: u32,
-    } size 96
+        /// Zero.
+        pub pad: [u8; 4],
+    } size 144
 }
 
 wire! {
@@ -245,8 +286,10 @@ pub mod kind {
     pub const STATE: u8 = 10;
     /// A segment was sent again.
     pub const RETRANSMIT: u8 = 11;
+    /// A close that may matter: one of those [`STATE`] tells all of.
+    pub const CLOSE: u8 = 12;
     /// One more than the last kind.
-    pub const COUNT: u8 = 12;
+    pub const COUNT: u8 = 13;
 }
 
 /// Where in the kernel an [`Event`] was seen; index of the per-hook counters.
@@ -297,6 +340,16 @@ pub mod confidence {
     pub const EXACT: u8 = 3;
 }
 
+/// Which end of a connection a socket is.
+pub mod side {
+    /// Not known, or none: a listener.
+    pub const UNKNOWN: u8 = 0;
+    /// It called `connect`.
+    pub const CLIENT: u8 = 1;
+    /// It came in through a listener.
+    pub const SERVER: u8 = 2;
+}
+
 /// On which way into the accept queue a connection was lost.
 pub mod path {
     /// The SYN was dropped.
@@ -337,6 +390,8 @@ pub mod flag {
     pub const ABORTED: u32 = 1 << 12;
     /// `O_NONBLOCK` is set on the socket's file.
     pub const NONBLOCK: u32 = 1 << 13;
+    /// A connection of the same listener has been seen to send.
+    pub const SERVICE_ANSWERS: u32 = 1 << 14;
 }
 
 /// [`Event::reason`] where the kernel gives none.

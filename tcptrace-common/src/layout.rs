@@ -93,6 +93,8 @@ layout! {
         icsk_probes_out: "inet_connection_sock" "icsk_probes_out",
         icsk_user_timeout: "inet_connection_sock" "icsk_user_timeout",
         lrcvtime: "inet_connection_sock" "icsk_ack.lrcvtime",
+        /// 0 once the acknowledgement of what came last had to be sent without an answer.
+        ack_pingpong: "inet_connection_sock" "icsk_ack.pingpong",
         rcv_nxt: "tcp_sock" "rcv_nxt",
         copied_seq: "tcp_sock" "copied_seq",
         snd_una: "tcp_sock" "snd_una",
@@ -103,6 +105,11 @@ layout! {
         srtt_us: "tcp_sock" "srtt_us",
         total_retrans: "tcp_sock" "total_retrans",
         snd_wnd: "tcp_sock" "snd_wnd",
+        /// When anything was last sent, an acknowledgement too: ns of the monotonic clock.
+        last_sent: "tcp_sock" "tcp_wstamp_ns",
+        bytes_received: "tcp_sock" "bytes_received",
+        bytes_sent: "tcp_sock" "bytes_sent",
+        bytes_retrans: "tcp_sock" "bytes_retrans",
         skb_head: "sk_buff" "head",
         skb_transport_header: "sk_buff" "transport_header",
         skb_network_header: "sk_buff" "network_header",

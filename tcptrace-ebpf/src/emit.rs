@@ -50,6 +50,8 @@ pub(crate) fn emit(id: u64, kind: u8, hook: u8, fill: impl FnOnce(&mut Event)) {
     event.reason = NO_REASON;
     event.received_ago = u32::MAX;
     event.sent_ago = u32::MAX;
+    event.heard_ago = u32::MAX;
+    event.fin_waited = u32::MAX;
     fill(event);
     entry.submit(0);
 }

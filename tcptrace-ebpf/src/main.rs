@@ -17,6 +17,7 @@
               every call: which it is, is decided function by function"
 )]
 
+mod closed;
 mod emit;
 mod filter;
 mod hook;

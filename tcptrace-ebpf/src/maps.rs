@@ -5,9 +5,11 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
 use tcptrace_common::{
-    event::{CloseWait, FlowKey, ListenerKey, Sock, gate, hook, stat},
+    event::{CloseWait, FlowKey, ListenerKey, Sock, Tuple, gate, hook, stat},
     filter::{NetworkKey, PortKey},
 };
+
+use crate::closed::Closed;
 
 /// Records on their way to the agent; the agent sets the size.
 #[map]
@@ -78,6 +80,10 @@ pub(crate) struct Refusal {
     /// Network namespace it was sent in.
     pub(crate) netns: u32,
 }
+
+/// Connections closed from this end, under the ends as this end sees them.
+#[map]
+pub(crate) static CLOSED: LruHashMap<Tuple, Closed> = LruHashMap::with_max_entries(1 << 14, 0);
 
 /// Processes to trace.
 #[map]

@@ -10,12 +10,12 @@ use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::bpf_ktime_get_ns,
 };
-use tcptrace_common::event::{FlowKey, Sock, Task, Tuple, confidence, gate, stat};
+use tcptrace_common::event::{FlowKey, Sock, Task, Tuple, confidence, gate, side, stat};
 
 use crate::{
     filter,
     maps::{DESTROYED, FLOWS, RING_OF_DEAD, SOCKS, STATS, count, open_gate},
-    sock::Socket,
+    sock::{LISTEN, SYN_RECV, SYN_SENT, Socket},
     task::{self, PF_KTHREAD},
 };
 
@@ -35,28 +35,43 @@ pub(crate) fn last_of(socket: Socket) -> Option<&'static mut Sock> {
         .map(|known| unsafe { &mut *known })
 }
 
-/// A socket's life begins in `state`, owned by `owner`. Says whether there was room to remember it.
+/// What a socket is born with.
+pub(crate) struct Heritage {
+    /// See [`Sock::owner`].
+    pub(crate) owner: Task,
+    /// See [`Sock::parent`].
+    pub(crate) parent: u64,
+    /// See [`Sock::fd`].
+    pub(crate) fd: i32,
+    /// See [`Sock::confidence`].
+    pub(crate) confidence: u8,
+    /// See [`Sock::held`].
+    pub(crate) held: u8,
+    /// See [`Sock::answers`].
+    pub(crate) answers: u8,
+}
+
+/// A socket's life begins in `state`. Says whether there was room to remember it.
 #[inline(never)]
-pub(crate) fn birth(socket: Socket, state: u8, owner: &Task, confidence: u8, fd: i32) -> bool {
+pub(crate) fn birth(socket: Socket, state: u8, heritage: &Heritage) -> bool {
     // SAFETY: the helper takes nothing.
     let now = unsafe { bpf_ktime_get_ns() };
     let known = Sock {
-        owner: *owner,
+        owner: heritage.owner,
         born: now,
         state_since: now,
-        destroyed: 0,
-        cause: 0,
-        creator: 0,
-        fd,
-        previous: 0,
+        parent: heritage.parent,
+        fd: heritage.fd,
         state,
-        confidence,
-        full: 0,
-        eof_read: 0,
-        held: 0,
-        pad: [0; 2],
-        drops: 0,
-        backlog: 0,
+        confidence: heritage.confidence,
+        held: heritage.held,
+        side: match state {
+            SYN_SENT => side::CLIENT,
+            SYN_RECV => side::SERVER,
+            _ => side::UNKNOWN,
+        },
+        answers: heritage.answers,
+        ..UNBORN
     };
     let room = SOCKS.insert(socket.0, known, u64::from(BPF_ANY)).is_ok();
     if !room {
@@ -71,20 +86,11 @@ pub(crate) fn seed(socket: Socket, owner: &Task, fd: i32) {
     let known = Sock {
         owner: *owner,
         born: 1,
-        state_since: 0,
-        destroyed: 0,
-        cause: 0,
-        creator: 0,
         fd,
-        previous: 0,
         state: socket.state(),
         confidence: confidence::SEEDED,
-        full: 0,
-        eof_read: 0,
-        held: 0,
-        pad: [0; 2],
         drops: socket.drops(),
-        backlog: 0,
+        ..UNBORN
     };
     // An entry that is there means a hook, or another holder, was first. -E2BIG: no room.
     if let Err(-7) = SOCKS.insert(socket.0, known, u64::from(BPF_NOEXIST)) {
@@ -121,7 +127,15 @@ pub(crate) fn accepted(socket: Socket, fd: i32) {
         return;
     }
     let Some(known) = of(socket) else {
-        birth(socket, socket.state(), &user, confidence::EXACT, fd);
+        let heritage = Heritage {
+            owner: user,
+            parent: 0,
+            fd,
+            confidence: confidence::EXACT,
+            held: 0,
+            answers: 0,
+        };
+        birth(socket, socket.state(), &heritage);
         if filter::owner_matches(&user) {
             publish_flow(socket);
         }
@@ -140,6 +154,46 @@ pub(crate) fn accepted(socket: Socket, fd: i32) {
     known.owner = user;
     known.confidence = confidence::EXACT;
     publish(socket, known);
+}
+
+/// `accept` just handed the connection over. Its listener is the call's `listener` where it was not
+/// known at the birth.
+#[inline(always)]
+pub(crate) fn handed_over(socket: Socket, listener: impl FnOnce() -> Option<Socket>) {
+    let Some(known) = of(socket) else { return };
+    // SAFETY: the helper takes nothing.
+    let now = unsafe { bpf_ktime_get_ns() };
+    known.accepted = now;
+    if known.parent == 0
+        && let Some(listener) = listener()
+    {
+        known.parent = listener.0;
+    }
+    if let Some(listener) = of(Socket(known.parent)) {
+        listener.accepted = now;
+    }
+}
+
+/// Whoever serves this connection has been seen to answer another one of the same listener.
+#[inline(always)]
+pub(crate) fn service_answers(known: &Sock) -> bool {
+    known.answers != 0 || parent(known).is_some_and(|listener| listener.answers != 0)
+}
+
+/// This connection has sent data: whoever serves its listener answers. The listener is looked for
+/// only until the first of its connections has said so.
+#[inline(always)]
+pub(crate) fn has_answered(known: &mut Sock) {
+    known.answers = 1;
+    if let Some(listener) = parent(known) {
+        listener.answers = 1;
+    }
+}
+
+/// The listener the connection came from, unless another socket is at its address by now.
+#[inline(always)]
+fn parent(known: &Sock) -> Option<&'static mut Sock> {
+    of(Socket(known.parent)).filter(|it| it.state == LISTEN && it.born <= known.born)
 }
 
 /// A process holds the socket, maybe beside its owner: a worker and the listener its master opened.
@@ -205,6 +259,35 @@ pub(crate) fn death(socket: Socket) {
         let _ = SOCKS.remove(oldest);
     }
 }
+
+/// Nothing known of a socket.
+const UNBORN: Sock = Sock {
+    owner: NOBODY,
+    born: 0,
+    state_since: 0,
+    destroyed: 0,
+    cause: 0,
+    parent: 0,
+    accepted: 0,
+    shut: 0,
+    fin: 0,
+    fin_seq: 0,
+    fin_waited: u32::MAX,
+    fin_idle: 0,
+    creator: 0,
+    fd: -1,
+    previous: 0,
+    state: 0,
+    confidence: confidence::UNKNOWN,
+    full: 0,
+    eof_read: 0,
+    held: 0,
+    side: side::UNKNOWN,
+    answers: 0,
+    drops: 0,
+    backlog: 0,
+    pad: [0; 4],
+};
 
 /// Nobody.
 pub(crate) const NOBODY: Task = Task {

@@ -1,9 +1,12 @@
 //! Reading a socket: the one place that knows what a `struct sock` may be asked, and when.
 
 use aya_ebpf::helpers::bpf_jiffies64;
-use tcptrace_common::event::{Event, Sock, Tuple, flag};
+use tcptrace_common::event::{Event, Sock, Tuple, flag, side};
 
-use crate::kernel::{field, layout};
+use crate::{
+    kernel::{config, field, layout},
+    owner,
+};
 
 /// <https://github.com/torvalds/linux/blob/v6.18/include/net/tcp_states.h>
 pub(crate) const ESTABLISHED: u8 = 1;
@@ -15,6 +18,7 @@ pub(crate) const CLOSE: u8 = 7;
 pub(crate) const CLOSE_WAIT: u8 = 8;
 pub(crate) const LAST_ACK: u8 = 9;
 pub(crate) const LISTEN: u8 = 10;
+pub(crate) const CLOSING: u8 = 11;
 const NEW_SYN_RECV: u8 = 12;
 
 const IPPROTO_TCP: u16 = 6;
@@ -28,6 +32,10 @@ const SOCK_DEAD: u64 = 1;
 const SOCK_DONE: u64 = 1 << 1;
 const SOCK_LINGER: u64 = 1 << 4;
 const O_NONBLOCK: u32 = 0o4000;
+/// How long an acknowledgement is put off in the hope of an answer, ns: 40 to 200 ms, and the
+/// rounding of a jiffy.
+/// <https://github.com/torvalds/linux/blob/v6.18/include/net/tcp.h> (`TCP_DELACK_MIN`, `TCP_DELACK_MAX`)
+const LATE_ACK: core::ops::RangeInclusive<u64> = 30_000_000..=220_000_000;
 const S_IFMT: u16 = 0o170_000;
 const S_IFSOCK: u16 = 0o140_000;
 
@@ -166,10 +174,64 @@ impl Socket {
         jiffies().wrapping_sub(field!(self.0, rcv_tstamp: u32))
     }
 
+    /// Bytes the peer sent. The kernel counts its FIN as one.
+    /// <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_input.c> (`tcp_queue_rcv`)
+    #[inline(always)]
+    pub(crate) fn bytes_received(self, fin_received: bool) -> u64 {
+        field!(self.0, bytes_received: u64).saturating_sub(u64::from(fin_received))
+    }
+
+    /// Bytes handed to the network, those sent again not counted twice.
+    #[inline(always)]
+    pub(crate) fn bytes_sent(self) -> u64 {
+        field!(self.0, bytes_sent: u64).saturating_sub(field!(self.0, bytes_retrans: u64))
+    }
+
+    /// Sequence number of the next byte that is written; a FIN sent counts one.
+    #[inline(always)]
+    pub(crate) fn write_seq(self) -> u32 {
+        field!(self.0, write_seq: u32)
+    }
+
+    /// Jiffies since data last came, and since data was last sent. Both begin with the handshake.
+    #[inline(always)]
+    pub(crate) fn data_ago(self) -> (u32, u32) {
+        let now = jiffies();
+        (
+            now.wrapping_sub(field!(self.0, lrcvtime: u32)),
+            now.wrapping_sub(field!(self.0, lsndtime: u32)),
+        )
+    }
+
+    /// How long the peer, whose FIN comes just now, had waited for an answer (`u32::MAX`: nothing
+    /// says that it had), and how long neither end had sent data: jiffies.
+    #[inline(always)]
+    pub(crate) fn before_fin(self, now: u64) -> (u32, u32) {
+        let (received, sent) = self.data_ago();
+        let unanswered = self.bytes_received(true) > 0
+            && (self.bytes_sent() == 0
+                || received < sent
+                || received == sent && self.sent_late_ack(sent, now));
+        let waited = if unanswered { received } else { u32::MAX };
+        (waited, received.min(sent))
+    }
+
+    /// The last thing sent was a delayed acknowledgement: what came last had no answer, although
+    /// data went both ways in the same jiffy. An answer would have carried the acknowledgement, and
+    /// only one that was missing for so long makes the kernel leave interactive mode.
+    /// <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_timer.c> (`tcp_delack_timer_handler`)
+    #[inline(always)]
+    fn sent_late_ack(self, sent: u32, now: u64) -> bool {
+        let data = u64::from(sent) * u64::from(config!(ns_per_jiffy));
+        let anything = now.saturating_sub(field!(self.0, last_sent: u64));
+        let delay = data.saturating_sub(anything);
+        field!(self.0, ack_pingpong: u8) == 0 && LATE_ACK.contains(&delay)
+    }
+
     /// Bytes received and never read. The receive queue is empty already when a closed socket is
     /// looked at, the sequence numbers still tell; a FIN received counts one.
     #[inline(always)]
-    fn unread(self, fin_received: bool) -> u32 {
+    pub(crate) fn unread(self, fin_received: bool) -> u32 {
         let bytes = field!(self.0, rcv_nxt: u32).wrapping_sub(field!(self.0, copied_seq: u32));
         let bytes = if fin_received {
             bytes.wrapping_sub(1)
@@ -198,8 +260,17 @@ impl Socket {
             event.state_since = known.state_since;
             event.other_state = known.previous;
             event.backlog = known.backlog;
+            event.accepted = known.accepted;
+            event.shut = known.shut;
+            event.side = known.side;
             if known.eof_read != 0 {
                 event.flags |= flag::EOF_READ;
+            }
+            if known.side == side::SERVER && owner::service_answers(known) {
+                event.flags |= flag::SERVICE_ANSWERS;
+            }
+            if known.fin != 0 {
+                self.record_fin(event, known);
             }
         }
         if state == TIME_WAIT || state == NEW_SYN_RECV {
@@ -229,6 +300,8 @@ impl Socket {
         // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_input.c (tcp_fin)
         let fin_received = shutdown & RCV_SHUTDOWN != 0 && flags & SOCK_DONE != 0;
         event.unread = self.unread(fin_received);
+        event.bytes_received = self.bytes_received(fin_received);
+        event.bytes_sent = self.bytes_sent();
         let unacked = field!(self.0, write_seq: u32).wrapping_sub(field!(self.0, snd_una: u32));
         event.unacked = if unacked > 1 << 30 { 0 } else { unacked };
         event.srtt = field!(self.0, srtt_us: u32);
@@ -240,6 +313,21 @@ impl Socket {
         let now = jiffies();
         event.received_ago = ago(now, field!(self.0, lrcvtime: u32));
         event.sent_ago = ago(now, field!(self.0, lsndtime: u32));
+        event.heard_ago = ago(now, field!(self.0, rcv_tstamp: u32));
+    }
+
+    #[inline(always)]
+    fn record_fin(self, event: &mut Event, known: &Sock) {
+        event.fin = known.fin;
+        event.fin_waited = known.fin_waited;
+        event.fin_idle = known.fin_idle;
+        let written = self.write_seq().wrapping_sub(known.fin_seq);
+        // This end's own FIN counts one too, if it came later.
+        event.fin_written = if known.shut > known.fin {
+            written.saturating_sub(1)
+        } else {
+            written
+        };
     }
 
     #[inline(always)]

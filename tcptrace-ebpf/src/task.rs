@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// <https://github.com/torvalds/linux/blob/v6.18/include/linux/sched.h>
-pub(crate) const PF_EXITING: u32 = 0x4;
+const PF_EXITING: u32 = 0x4;
 pub(crate) const PF_KTHREAD: u32 = 0x0020_0000;
 const PF_IO_WORKER: u32 = 0x10;
 /// A 32-bit call, whose numbers differ.
@@ -75,16 +75,9 @@ pub(crate) fn describe_other(other: u64, task: &mut Task) {
 pub(crate) fn record(event: &mut Event, socket: Socket) {
     describe(&mut event.task);
     event.flags |= flag::TASK_CONTEXT;
-    if event.task.flags & PF_EXITING != 0 {
+    if let Some(code) = exit_code() {
         event.flags |= flag::EXITING;
-        let current = current();
-        let signal = field!(current, task_signal: u64);
-        let group = field!(signal, signal_group_exit_code: i32);
-        event.exit_code = if group != 0 {
-            group
-        } else {
-            field!(current, task_exit_code: i32)
-        };
+        event.exit_code = code;
         return;
     }
     let call = Call::current();
@@ -95,6 +88,27 @@ pub(crate) fn record(event: &mut Event, socket: Socket) {
             event.fd = fd;
         }
     }
+}
+
+/// The running task is exiting.
+#[inline(always)]
+pub(crate) fn is_exiting() -> bool {
+    field!(current(), task_flags: u32) & PF_EXITING != 0
+}
+
+/// The exit code of the running task, if it is exiting.
+#[inline(always)]
+pub(crate) fn exit_code() -> Option<i32> {
+    if !is_exiting() {
+        return None;
+    }
+    let current = current();
+    let group = field!(field!(current, task_signal: u64), signal_group_exit_code: i32);
+    Some(if group != 0 {
+        group
+    } else {
+        field!(current, task_exit_code: i32)
+    })
 }
 
 /// The call the running task is in, from the registers it entered the kernel with.

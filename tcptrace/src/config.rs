@@ -31,6 +31,19 @@ const OPT_IN: [&str; 4] = [
     "retransmit",
 ];
 
+/// What findings are made of.
+const EVIDENCE: [u8; 9] = [
+    kind::RESET_SENT,
+    kind::RESET_RECEIVED,
+    kind::CLOSE_WAIT,
+    kind::ACCEPT_OVERFLOW,
+    kind::SOCKET_ERROR,
+    kind::CONNECT_FAILED,
+    kind::TIMEOUT,
+    kind::FD_EXHAUSTED,
+    kind::CLOSE,
+];
+
 impl Selection {
     /// Reads the lists of `--event` and `--errno`. Entries into CLOSE_WAIT are printed too when they
     /// are asked for at once.
@@ -100,9 +113,14 @@ impl Selection {
             // Coverage, loss and the summary are about the stream itself.
             return true;
         };
-        self.chosen[index]
-            && (self.errnos.is_empty()
-                || errno(event).is_some_and(|errno| self.errnos.contains(&errno)))
+        let asked_for = match &event.kind {
+            Kind::Finding(finding) => finding
+                .errors
+                .iter()
+                .any(|(errno, _)| self.errnos.contains(errno)),
+            _ => errno(event).is_some_and(|errno| self.errnos.contains(&errno)),
+        };
+        self.chosen[index] && (self.errnos.is_empty() || asked_for)
     }
 
     /// Some event of this name, without the prefix, may be printed.
@@ -117,7 +135,10 @@ impl Selection {
     /// Some event the kernel half hands over is not printed for its own sake.
     #[must_use]
     pub fn keeps_evidence(&self) -> bool {
-        !self.errnos.is_empty() || !self.has("reset.sent") || !self.has("reset.received")
+        !self.errnos.is_empty()
+            || self.has("finding")
+            || !self.has("reset.sent")
+            || !self.has("reset.received")
     }
 
     /// The kinds the kernel half hands over, `1 << kind` each: those printed, and the evidence of
@@ -147,6 +168,7 @@ impl Selection {
         add("fd.invalid", &[kind::FD_INVALID]);
         add("state.changed", &[kind::STATE]);
         add("retransmit", &[kind::RETRANSMIT]);
+        add("finding", &EVIDENCE);
         mask
     }
 
@@ -161,6 +183,8 @@ impl Selection {
             "fd.invalid" => 1 << kind::FD_INVALID,
             "state.changed" => 1 << kind::STATE,
             "retransmit" => 1 << kind::RETRANSMIT,
+            // A finding rests on what can be seen here; no kind of evidence is in all of them.
+            "finding" => 0,
             _ => u32::MAX,
         };
         self.required.iter().fold(0, |mask, name| {
@@ -420,6 +444,14 @@ mod tests {
         assert_ne!(errors.kinds() & 1 << kind::RESET_RECEIVED, 0);
         assert_eq!(errors.kinds() & 1 << kind::STATE, 0);
         assert!(errors.keeps_evidence());
+        let resets = selection(&["reset"]).expect("a first word");
+        let both = 1 << kind::RESET_SENT | 1 << kind::RESET_RECEIVED;
+        assert_eq!(resets.kinds(), both);
+        let findings = selection(&["finding"]).expect("a name");
+        for kind in EVIDENCE {
+            assert_ne!(findings.kinds() & 1 << kind, 0, "{kind}");
+        }
+        assert!(findings.keeps_evidence());
     }
 
     #[test]
@@ -427,5 +459,7 @@ mod tests {
         let added = selection(&["+fd.invalid"]).expect("an addition");
         assert_eq!(added.required(), 1 << kind::FD_INVALID);
         assert_eq!(selection(&[]).expect("no list").required(), 0);
+        let finding = selection(&["finding"]).expect("a name");
+        assert_eq!(finding.required(), 0, "it degrades");
     }
 }

@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 
 use bytemuck::Zeroable;
 use tcptrace_common::event as wire;
-use tcptrace_common::event::{NO_REASON, confidence, flag, kind, path};
+use tcptrace_common::event::{NO_REASON, confidence, flag, kind, path, side};
 
 use crate::event::{
     CallError, CloseWait, Comm, Confidence, ConnectFailed, Errno, Event, EventId, Exit,
-    FdExhausted, Flow, Kind, Overflow, OverflowPath, Owner, Process, ResetReason, ResetReceived,
-    ResetSent, Retransmit, Socket, SocketId, State, StateChange, Syscall, Timeout, Timestamp,
-    address,
+    FdExhausted, Flow, Kind, Overflow, OverflowPath, Owner, PeerFin, Process, ResetReason,
+    ResetReceived, ResetSent, Retransmit, Side, Socket, SocketId, State, StateChange, Syscall,
+    Timeout, Timestamp, address,
 };
 
 /// What the numbers of this kernel mean.
@@ -77,7 +77,7 @@ impl Decoder {
             event: Event {
                 id: EventId(raw.id),
                 time: self.wall(raw.time),
-                caused_by: (raw.cause != 0 && raw.kind != kind::STATE)
+                caused_by: (raw.cause != 0 && !matches!(raw.kind, kind::STATE | kind::CLOSE))
                     .then_some(EventId(raw.cause)),
                 socket: (raw.family != 0).then(|| self.socket(&raw)),
                 owner,
@@ -108,6 +108,10 @@ impl Decoder {
             fd: known.map_or(-1, |known| known.fd),
             received_ago: u32::MAX,
             sent_ago: u32::MAX,
+            heard_ago: u32::MAX,
+            accepted: known.map_or(0, |known| known.accepted),
+            shut: known.map_or(0, |known| known.shut),
+            side: known.map_or(side::UNKNOWN, |known| known.side),
             flags: if known.is_some_and(|known| known.eof_read != 0) {
                 flag::EOF_READ
             } else {
@@ -178,7 +182,7 @@ impl Decoder {
                 queue_max: raw.queue_max,
                 backlog: (raw.backlog != 0).then_some(raw.backlog),
                 drops: raw.drops,
-                last_accept_ago_us: None,
+                last_accept_ago_us: since(raw.accepted, raw.time),
             }),
             kind::SOCKET_ERROR | kind::FD_INVALID => {
                 let io = matches!(raw.hook, wire::hook::SEND_LENGTH | wire::hook::RECV_LENGTH);
@@ -217,7 +221,7 @@ impl Decoder {
                 limit: None,
                 read_after_ms: None,
             }),
-            kind::STATE => Kind::StateChanged(StateChange {
+            kind::STATE | kind::CLOSE => Kind::StateChanged(StateChange {
                 from: State::from_number(raw.state).ok_or(Malformed::Kind(raw.kind))?,
                 to: State::from_number(raw.other_state).ok_or(Malformed::Kind(raw.kind))?,
                 duration_us: since(raw.state_since, raw.time),
@@ -284,7 +288,29 @@ impl Decoder {
             sent_ago_ms: self.jiffies_to_ms(raw.sent_ago),
             eof_read: is(flag::EOF_READ),
             nonblocking: is(flag::NONBLOCK),
-            ..Socket::default()
+            side: match raw.side {
+                side::CLIENT => Some(Side::Client),
+                side::SERVER => Some(Side::Server),
+                _ => None,
+            },
+            // Only a birth that was seen as one says which end it is.
+            age_us: (raw.side != side::UNKNOWN)
+                .then(|| since(raw.born, raw.time))
+                .flatten(),
+            accepted_ago_us: (raw.state != State::Listen as u8)
+                .then(|| since(raw.accepted, raw.time))
+                .flatten(),
+            heard_ago_ms: self.jiffies_to_ms(raw.heard_ago),
+            bytes_received: raw.bytes_received,
+            bytes_sent: raw.bytes_sent,
+            shutdown_ago_us: since(raw.shut, raw.time),
+            fin: since(raw.fin, raw.time).map(|ago_us| PeerFin {
+                ago_us,
+                written: raw.fin_written,
+                waited_ms: self.jiffies_to_ms(raw.fin_waited),
+                idle_ms: self.jiffies_to_ms(raw.fin_idle).unwrap_or_default(),
+            }),
+            service_answers: is(flag::SERVICE_ANSWERS),
         }
     }
 
@@ -303,9 +329,11 @@ fn owner(raw: &wire::Event) -> Owner {
     if raw.owner.tgid == 0 || confidence == Confidence::Unknown {
         return Owner::default();
     }
+    // Of a task that is not running any more it was remembered whether it was exiting.
+    let past = raw.flags & flag::TASK_CONTEXT == 0;
     Owner {
         confidence,
-        process: Some(process(&raw.owner, None)),
+        process: Some(process(&raw.owner, exit(raw).filter(|_| past))),
         creator: (raw.creator != 0).then_some(raw.creator),
         ..Owner::default()
     }

@@ -10,7 +10,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::config::Selection;
 use crate::decode::Decoder;
-use crate::diagnose;
+use crate::diagnose::{self, Analysis};
 use crate::event::{
     Comm, Event, EventId, FdExhausted, Kind, Loss, Owner, Summary, SummaryRow, Timestamp,
 };
@@ -27,6 +27,10 @@ pub struct Session {
     verifier: Verifier,
     processes: Processes,
     evidence: Evidence,
+    /// `None` where no finding is asked for.
+    analysis: Option<Analysis>,
+    /// Findings on their way to the outputs.
+    found: Vec<Event>,
     tally: Tally,
     own_ids: u64,
     limit: Option<u64>,
@@ -36,16 +40,19 @@ pub struct Session {
 const OWN: u64 = 1 << 52;
 
 impl Session {
-    /// A run that prints what `selection` chooses, and is over after `limit` events.
+    /// A run that prints what `selection` chooses, findings as `analysis` makes them, and is over after
+    /// `limit` events.
     #[must_use]
     pub fn new(
         decoder: Decoder,
         selection: Selection,
         outputs: Outputs,
         verifier: Verifier,
+        analysis: Analysis,
         limit: Option<u64>,
     ) -> Self {
         let evidence = Evidence::new(selection.keeps_evidence());
+        let analysis = selection.has("finding").then_some(analysis);
         Self {
             decoder,
             selection,
@@ -53,6 +60,8 @@ impl Session {
             verifier,
             processes: Processes::default(),
             evidence,
+            analysis,
+            found: Vec::new(),
             tally: Tally::default(),
             own_ids: 0,
             limit,
@@ -120,14 +129,67 @@ impl Session {
             owner.exe = details.and_then(|details| details.exe.clone());
         }
         self.tally.saw(&event);
-        if !self.selection.prints(&event) {
+        if let Some(analysis) = &mut self.analysis {
+            analysis.take(&event, &mut |finding| self.found.push(finding));
+        }
+        if self.selection.prints(&event) {
+            if let Some(cause) = event.caused_by.and_then(|cause| self.evidence.take(cause)) {
+                self.print(&cause)?;
+            }
+            self.print(&event)?;
+        } else {
             self.evidence.keep(event);
-            return Ok(());
         }
-        if let Some(cause) = event.caused_by.and_then(|cause| self.evidence.take(cause)) {
-            self.print(&cause)?;
+        self.tell()
+    }
+
+    /// Time has passed: tells the findings that are due.
+    ///
+    /// # Errors
+    /// An output failed.
+    pub fn advance(&mut self) -> Result<(), Error> {
+        let now = self.decoder.wall(monotonic());
+        if let Some(analysis) = &mut self.analysis {
+            analysis.advance(now, &mut |finding| self.found.push(finding));
         }
-        self.print(&event)
+        self.tell()
+    }
+
+    /// Nothing more comes: tells all findings.
+    ///
+    /// # Errors
+    /// An output failed.
+    pub fn finish(&mut self) -> Result<(), Error> {
+        let now = self.decoder.wall(monotonic());
+        if let Some(analysis) = &mut self.analysis {
+            analysis.finish(now, &mut |finding| self.found.push(finding));
+        }
+        self.tell()
+    }
+
+    /// Prints what was found, each finding after the evidence that was not printed yet.
+    fn tell(&mut self) -> Result<(), Error> {
+        let mut found = std::mem::take(&mut self.found);
+        for finding in found.drain(..) {
+            if self.is_full() {
+                break;
+            }
+            self.tally.saw(&finding);
+            if !self.selection.prints(&finding) {
+                continue;
+            }
+            if let Kind::Finding(told) = &finding.kind {
+                for &id in &told.evidence {
+                    if let Some(evidence) = self.evidence.take(id) {
+                        self.print(&evidence)?;
+                    }
+                }
+            }
+            self.print(&finding)?;
+        }
+        // Its memory is used again.
+        self.found = found;
+        Ok(())
     }
 
     /// Events the kernel half could not hand over.
@@ -284,7 +346,11 @@ impl Tally {
     const NAMED: usize = 10;
 
     fn saw(&mut self, event: &Event) {
-        let error = diagnose::error_type(event);
+        let error = match &event.kind {
+            // By cause, whatever error it showed as.
+            Kind::Finding(finding) => Some(Cow::Borrowed(finding.cause.as_str())),
+            _ => diagnose::error_type(event),
+        };
         *self.kinds.entry((event.name(), error)).or_default() += 1;
         if let Some(owner) = &event.owner.process
             && (self.processes.len() < Self::CAPACITY || self.processes.contains_key(&owner.pid))
@@ -395,6 +461,7 @@ mod tests {
     use tcptrace_common::event::{self as wire, flag, hook, kind};
 
     use super::*;
+    use crate::diagnose::Limits;
     use crate::event::Errno;
     use crate::host::attribution;
     use crate::sink::{Context, Format, Sink};
@@ -432,7 +499,14 @@ mod tests {
         };
         let verifier = Verifier::new(attribution::Host::default());
         (
-            Session::new(decoder, selection, outputs, verifier, None),
+            Session::new(
+                decoder,
+                selection,
+                outputs,
+                verifier,
+                Analysis::new(Limits::default(), true),
+                None,
+            ),
             memory,
         )
     }

@@ -109,6 +109,7 @@ fn accepted(result: i64) {
     if result >= 0 {
         if let Some(socket) = task::socket(result as u32) {
             owner::accepted(socket, result as i32);
+            owner::handed_over(socket, || task::socket(Call::current().arg0() as u32));
         }
         if filter::has_owner_filter()
             && let Some(listener) = task::socket(Call::current().arg0() as u32)

@@ -12,9 +12,11 @@ use aya_ebpf::{
 use tcptrace_common::event::{NO_REASON, Sock, Tuple, flag, hook, kind};
 
 use crate::{
+    closed,
     emit::{emit, is_wanted, next_id},
     filter,
     kernel::layout,
+    listener,
     maps::{CLOSING, REFUSALS, Refusal},
     owner,
     segment::Segment,
@@ -56,6 +58,7 @@ fn connected(socket: Socket, skb: u64, reason: u32, state: u8) {
     let aborted = by_task && skb == 0 && state != CLOSE;
     if by_task && !aborted && skb == 0 {
         owner::learn(socket, task::Call::current().descriptor_of(socket));
+        closed::remember(socket);
     }
     let unaccepted = skb == 0 && !socket.has_socket() && is_closing_listener(socket);
     let id = next_id(hook::SEND_RESET);
@@ -65,10 +68,14 @@ fn connected(socket: Socket, skb: u64, reason: u32, state: u8) {
     if !filter::socket(&tuple, socket.family(), known.as_deref()) {
         return;
     }
+    // Data came after the close: the process that closed may have been exiting.
+    let closed = if skb == 0 { None } else { closed::find(&tuple) };
     emit(id, kind::RESET_SENT, hook::SEND_RESET, |event| {
         socket.record(event, known.as_deref());
         if by_task || unaccepted {
             task::record(event, socket);
+        } else if let Some(closed) = closed {
+            closed.record_exit(event);
         }
         if state == CLOSE {
             // Remembered: `record` took the state before from the same place.
@@ -91,7 +98,8 @@ fn connected(socket: Socket, skb: u64, reason: u32, state: u8) {
     }
 }
 
-/// From no socket, a TIME_WAIT one or a listener: the ends are the segment's.
+/// From no socket, a TIME_WAIT one or a listener: the ends are the segment's. When a connection
+/// between them was closed here, it is its former owner's.
 #[inline(always)]
 fn unconnected(socket: Socket, state: u8, skb: u64, reason: u32) {
     let segment = Segment::of(skb);
@@ -112,12 +120,20 @@ fn unconnected(socket: Socket, state: u8, skb: u64, reason: u32) {
     } else {
         None
     };
-    let asked_for = filter::socket(&tuple, family, known);
+    let is_syn = segment.is_some_and(Segment::is_syn);
+    let closed = if is_syn || state == LISTEN && listener::is_full(socket) {
+        // A new connection, or the end of a handshake that found no room: not the old connection,
+        // if there was one between the same ends.
+        None
+    } else {
+        closed::find(&tuple)
+    };
+    let asked_for = closed.is_some() || filter::socket(&tuple, family, known);
     let id = next_id(hook::SEND_RESET);
     if !asked_for {
         if socket.0 == 0
             && filter::has_owner_filter()
-            && segment.is_some_and(Segment::is_syn)
+            && is_syn
             && filter::tuple_matches(&tuple, family)
         {
             keep_refusal(id, &tuple, reason);
@@ -128,6 +144,9 @@ fn unconnected(socket: Socket, state: u8, skb: u64, reason: u32) {
         if state == LISTEN {
             socket.record(event, known);
             event.cause = 0;
+        }
+        if let Some(closed) = closed {
+            closed.record(event);
         }
         event.state = state;
         event.other_state = 0;
@@ -140,11 +159,7 @@ fn unconnected(socket: Socket, state: u8, skb: u64, reason: u32) {
             } else {
                 0
             }
-            | if segment.is_some_and(Segment::is_syn) {
-                flag::SYN
-            } else {
-                0
-            };
+            | if is_syn { flag::SYN } else { 0 };
     });
 }
 

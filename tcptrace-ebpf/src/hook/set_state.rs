@@ -8,21 +8,27 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use aya_log_ebpf::{info, warn};
-use tcptrace_common::event::{CloseWait, confidence, hook, kind, stat};
+use tcptrace_common::event::{CloseWait, Sock, confidence, hook, kind, side, stat};
 
 use crate::{
+    closed,
     emit::{emit, is_wanted, next_id},
     filter,
     kernel::{config, layout},
     listener,
     maps::{CLOSE_WAITS, CLOSING, STATS, count},
-    owner,
+    owner::{self, Heritage},
     sock::{
-        CLOSE, CLOSE_WAIT, ESTABLISHED, FIN_WAIT1, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT, Socket,
+        CLOSE, CLOSE_WAIT, CLOSING as STATE_CLOSING, ESTABLISHED, FIN_WAIT1, LAST_ACK, LISTEN,
+        SYN_RECV, SYN_SENT, Socket,
     },
     task::{self, Call},
 };
 
+/// What gives up sooner is a program's haste, not a failure: ns.
+const PATIENCE: u64 = 500_000_000;
+/// A server that closes a connection so soon after `accept`, without a word, did not want it: ns.
+const SOON: u64 = 1_000_000_000;
 const EPIPE: i32 = 32;
 const EADDRNOTAVAIL: i32 = 99;
 const ECONNABORTED: i32 = 103;
@@ -101,7 +107,11 @@ fn remember(ctx: &RawTracePointContext, Change { socket, old, new }: Change) {
         // Only the program's own shutdown and close lead there.
         (_, FIN_WAIT1 | LAST_ACK) if task::acts_on(socket) => {
             owner::learn(socket, Call::current().descriptor_of(socket));
+            if old == ESTABLISHED {
+                closed::remember(socket);
+            }
         }
+        (_, CLOSE_WAIT | STATE_CLOSING) => fin(socket),
         _ => {}
     }
 }
@@ -116,6 +126,27 @@ fn advance(Change { socket, old, new }: Change) {
         if new == ESTABLISHED {
             owner::publish(socket, known);
         }
+        if matches!(new, FIN_WAIT1 | LAST_ACK) && known.shut == 0 {
+            known.shut = known.state_since;
+        }
+        if old == ESTABLISHED
+            && known.side == side::SERVER
+            && known.answers == 0
+            && socket.bytes_sent() > 0
+        {
+            owner::has_answered(known);
+        }
+    }
+}
+
+/// The peer's FIN came.
+#[inline(always)]
+fn fin(socket: Socket) {
+    if let Some(known) = owner::of(socket) {
+        // SAFETY: the helper takes nothing.
+        known.fin = unsafe { bpf_ktime_get_ns() };
+        known.fin_seq = socket.write_seq();
+        (known.fin_waited, known.fin_idle) = socket.before_fin(known.fin);
     }
 }
 
@@ -123,16 +154,16 @@ fn advance(Change { socket, old, new }: Change) {
 /// room to remember it.
 #[inline(always)]
 fn begin(socket: Socket, state: u8) -> bool {
-    let mut caller = owner::NOBODY;
-    task::describe(&mut caller);
-    let call = Call::current();
-    owner::birth(
-        socket,
-        state,
-        &caller,
-        confidence::EXACT,
-        call.descriptor_of(socket),
-    )
+    let mut heritage = Heritage {
+        owner: owner::NOBODY,
+        parent: 0,
+        fd: Call::current().descriptor_of(socket),
+        confidence: confidence::EXACT,
+        held: 0,
+        answers: 0,
+    };
+    task::describe(&mut heritage.owner);
+    owner::birth(socket, state, &heritage)
 }
 
 /// A connection's life begins in the network's interrupt: until somebody uses it, it belongs to
@@ -142,16 +173,21 @@ fn child(socket: Socket) -> bool {
     let mut tuple = owner::NOWHERE;
     socket.tuple(&mut tuple);
     let parent = listener::parent(&tuple, socket.family());
-    let (heir, held, sure) = match parent.and_then(owner::of) {
-        Some(parent) => (parent.owner, parent.held, confidence::INHERITED),
-        None => (owner::NOBODY, 0, confidence::UNKNOWN),
+    let mut heritage = Heritage {
+        owner: owner::NOBODY,
+        parent: parent.map_or(0, |parent| parent.0),
+        fd: -1,
+        confidence: confidence::UNKNOWN,
+        held: 0,
+        answers: 0,
     };
-    owner::birth(socket, SYN_RECV, &heir, sure, -1);
-    if held != 0
-        && let Some(known) = owner::of(socket)
-    {
-        known.held = held;
+    if let Some(parent) = parent.and_then(owner::of) {
+        heritage.owner = parent.owner;
+        heritage.confidence = confidence::INHERITED;
+        heritage.held = parent.held;
+        heritage.answers = parent.answers;
     }
+    owner::birth(socket, SYN_RECV, &heritage);
     parent.is_some()
 }
 
@@ -163,6 +199,8 @@ fn report(change: Change) {
     }
     if is_wanted(kind::STATE) {
         event(next_id(hook::SET_STATE), kind::STATE, change);
+    } else if is_wanted(kind::CLOSE) && is_telling(change) {
+        event(next_id(hook::SET_STATE), kind::CLOSE, change);
     }
     if change.new == CLOSE_WAIT {
         if is_wanted(kind::CLOSE_WAIT) {
@@ -185,6 +223,62 @@ fn report(change: Change) {
     }
 }
 
+/// The change is a close that may explain what the other end, or this one, sees.
+#[inline(never)]
+fn is_telling(Change { socket, old, new }: Change) -> bool {
+    match (old, new) {
+        // Connections to it are refused from now on.
+        (LISTEN, CLOSE) => true,
+        (ESTABLISHED, FIN_WAIT1) => {
+            task::acts_on(socket)
+                && (task::is_exiting()
+                    || owner::of(socket).is_some_and(|known| match known.side {
+                        side::CLIENT => is_unanswered(socket),
+                        side::SERVER => is_unused(socket, known),
+                        _ => false,
+                    }))
+        }
+        (CLOSE_WAIT, LAST_ACK) => {
+            task::acts_on(socket)
+                && (task::is_exiting()
+                    || owner::of(socket).is_some_and(|known| {
+                        // The peer had given up, and gets no answer now.
+                        known.side == side::SERVER
+                            && known.fin_waited != u32::MAX
+                            && is_long(known.fin_waited)
+                            && known.fin_seq == socket.write_seq()
+                    }))
+        }
+        _ => false,
+    }
+}
+
+/// This end has sent something, and waited long for an answer that did not come.
+#[inline(always)]
+fn is_unanswered(socket: Socket) -> bool {
+    let (received, sent) = socket.data_ago();
+    socket.bytes_sent() > 0
+        && (sent < received || socket.bytes_received(false) == 0)
+        && is_long(sent)
+}
+
+/// Accepted a moment ago, neither read nor written.
+#[inline(always)]
+fn is_unused(socket: Socket, known: &Sock) -> bool {
+    // SAFETY: the helper takes nothing.
+    let now = unsafe { bpf_ktime_get_ns() };
+    known.accepted != 0
+        && now - known.accepted < SOON
+        && socket.bytes_sent() == 0
+        && socket.bytes_received(false) == u64::from(socket.unread(false))
+}
+
+/// These jiffies are so long that somebody may have given up waiting.
+#[inline(always)]
+fn is_long(jiffies: u32) -> bool {
+    u64::from(jiffies) * u64::from(config!(ns_per_jiffy)) >= PATIENCE
+}
+
 /// The kernel gave up: no RST came, and nobody closed or aborted the socket. ETIMEDOUT, or the
 /// error an ICMP message left before.
 #[inline(always)]
@@ -196,7 +290,12 @@ fn is_timeout(error: i32) -> bool {
 fn close_wait(change: Change) {
     let socket = change.socket;
     let id = next_id(hook::SET_STATE);
-    if config!(close_wait_at_once) != 0 {
+    let known = owner::of(socket);
+    let gave_up = is_wanted(kind::CLOSE)
+        && known.as_deref().is_some_and(|known| {
+            known.side == side::SERVER && known.fin_waited != u32::MAX && is_long(known.fin_waited)
+        });
+    if config!(close_wait_at_once) != 0 || gave_up {
         event(id, kind::CLOSE_WAIT, change);
     }
     let mut entry = CloseWait {
@@ -209,7 +308,6 @@ fn close_wait(change: Change) {
         pad: [0; 6],
     };
     socket.tuple(&mut entry.tuple);
-    let known = owner::of(socket);
     if !filter::socket(&entry.tuple, entry.family, known.as_deref()) {
         return;
     }

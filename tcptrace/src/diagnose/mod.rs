@@ -1,9 +1,26 @@
 //! The analysis: what an event means. No IO and no clock, so that every cause is tested from events
 //! alone.
 
+mod case;
+mod closing;
+mod connecting;
+mod connection;
+mod correlate;
+mod descriptors;
+mod exiting;
+mod idle;
+mod leaking;
+mod pooling;
+mod queueing;
 pub mod reset;
+mod timing;
+mod verdict;
+mod waiting;
+mod writing;
 
 use std::borrow::Cow;
+
+pub use correlate::{Analysis, Counts, Limits};
 
 pub use crate::event::Cause;
 use crate::event::{ConnectFailed, Errno, Event, Kind, Timeout};

@@ -8,6 +8,7 @@ mod flow;
 mod kind;
 mod names;
 mod owner;
+mod units;
 
 pub use cause::Cause;
 pub use facts::{
@@ -22,6 +23,7 @@ pub use kind::{
 };
 pub use names::{Errno, ResetReason, State, Syscall};
 pub use owner::{Comm, Confidence, Exit, Owner, Process};
+pub use units::{Count, Micros, Millis};
 
 /// One thing the kernel did, complete in itself.
 #[derive(Clone, Debug, PartialEq)]

@@ -22,6 +22,25 @@ pub struct Process {
     pub exit: Option<Exit>,
 }
 
+impl Process {
+    /// The basename of its executable, which the program cannot choose; its command name where the
+    /// path is not known.
+    #[must_use]
+    pub fn name(&self) -> impl fmt::Display {
+        fmt::from_fn(|f| match self.exe.as_deref() {
+            Some(path) => f.write_str(path.rsplit('/').next().unwrap_or(path)),
+            None => fmt::Display::fmt(&self.comm, f),
+        })
+    }
+}
+
+impl fmt::Display for Process {
+    /// `nginx[1234]`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}[{}]", self.name(), self.pid)
+    }
+}
+
 /// How a process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {

@@ -20,6 +20,7 @@ use super::{Failure, Host, status};
 use crate::cli::{ColorChoice, Output, Trace};
 use crate::config::{Filters, Selection};
 use crate::decode::Decoder;
+use crate::diagnose::{Analysis, Limits};
 use crate::event::{Event, EventId, Flow, Kind, Timestamp};
 use crate::host::attribution::{self, Verifier};
 use crate::host::cgroup::Cgroups;
@@ -117,7 +118,8 @@ pub(super) fn trace(args: &Trace) -> Result<u8, Failure> {
     let verifier = Verifier::new(attribution::Host {
         cgroups: Cgroups::open().ok(),
     });
-    let session = Session::new(decoder, selection, outputs, verifier, args.count);
+    let analysis = Analysis::new(Limits::default(), sees_all_resets(args, &report));
+    let session = Session::new(decoder, selection, outputs, verifier, analysis, args.count);
     raise_priority();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -130,6 +132,19 @@ pub(super) fn trace(args: &Trace) -> Result<u8, Failure> {
         session,
         command,
     }))
+}
+
+/// No RST that TCP of this host sends to one of the sockets traced can go unseen. A filter that is about
+/// one end alone leaves out the RST of the other.
+fn sees_all_resets(args: &Trace, report: &Report) -> bool {
+    let whole = report.coverage().into_iter().any(|coverage| {
+        coverage.signal.0 == "reset sent"
+            && coverage.way.is_some()
+            && !coverage
+                .note
+                .is_some_and(|note| note.contains("closed port"))
+    });
+    whole && args.local_port.is_empty() && args.peer_port.is_empty() && args.peer.is_empty()
 }
 
 /// A storm that fills every core leaves the agent less of one than it needs to keep up. It takes the
@@ -284,6 +299,7 @@ async fn drive(
             _ = hangup.recv() => session.reopen()?,
             _ = tick.tick() => {
                 upkeep.tend(session)?;
+                session.advance()?;
                 if upkeep.is_over() {
                     return Ok(Stop::Asked);
                 }
@@ -331,6 +347,7 @@ fn settle(
 ) -> Result<(), Failure> {
     while take(source, session)? > 0 {}
     watch.account(session)?;
+    session.finish()?;
     let tally = session.tally();
     let mut summary = tally.summary(duration, watch.close_waits());
     if let Some(counters) = counters {
@@ -646,6 +663,7 @@ mod tests {
             selection,
             outputs,
             Verifier::new(attribution::Host::default()),
+            Analysis::new(Limits::default(), true),
             limit,
         )
     }

@@ -10,8 +10,8 @@ use sha1::{Digest as _, Sha1};
 use super::Context;
 use crate::diagnose;
 use crate::event::{
-    Address, Cause, Event, EventId, Exit, Finding, Flow, Kind, OverflowPath, Owner, Process,
-    Severity, Side, Socket, SocketId, State, Summary, Timestamp,
+    Address, Cause, Event, EventId, Exit, Finding, Flow, Kind, OverflowPath, Owner, Severity, Side,
+    Socket, SocketId, State, Summary, Timestamp,
 };
 
 /// A value of the record.
@@ -243,22 +243,9 @@ pub fn attributes<E>(
     put.owner(&event.owner, event.socket.is_some())?;
     if let Some(actor) = &event.actor {
         put.int(name::ACTOR_PID, actor.pid)?;
-        put.text(name::ACTOR_NAME, &ProcessName(actor))?;
+        put.text(name::ACTOR_NAME, &actor.name())?;
     }
     put.kind(context, &event.kind)
-}
-
-/// The basename of the executable, which the program cannot choose; its command name where the
-/// path is not known.
-pub(super) struct ProcessName<'a>(pub(super) &'a Process);
-
-impl fmt::Display for ProcessName<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.exe.as_deref() {
-            Some(path) => f.write_str(path.rsplit('/').next().unwrap_or(path)),
-            None => self.0.comm.fmt(f),
-        }
-    }
 }
 
 /// A time as the record's own `timestamp` has it.
@@ -383,7 +370,7 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
         if let Some(process) = &owner.process {
             self.int(name::PROCESS_PID, process.pid)?;
             self.maybe(name::THREAD_ID, process.tid)?;
-            self.text(name::PROCESS_NAME, &ProcessName(process))?;
+            self.text(name::PROCESS_NAME, &process.name())?;
             self.maybe_str(name::PROCESS_PATH, process.exe.as_deref())?;
             self.text(name::PROCESS_COMM, &process.comm)?;
             self.int(name::PROCESS_USER, process.uid)?;
@@ -506,7 +493,7 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
         self.text(name::FINDING_LAST, &Rfc3339(finding.last))?;
         if let Some(peer) = &finding.peer {
             self.int(name::PEER_PID, peer.pid)?;
-            self.text(name::PEER_NAME, &ProcessName(peer))?;
+            self.text(name::PEER_NAME, &peer.name())?;
         }
         self.str(name::FINDING_TITLE, &finding.title)?;
         self.str(name::FINDING_WHY, &finding.why)?;

@@ -5,12 +5,11 @@ use std::fmt::{self, Display as _};
 
 use nix::sys::signal::Signal;
 
-use super::record::ProcessName;
 use crate::diagnose;
 use crate::event::{
-    CallError, Cause, Certainty, CloseWait, Confidence, ConnectFailed, Coverage, Errno, Event,
-    Exit, FdExhausted, Finding, Kind, Overflow, OverflowPath, Process, ResetReceived, ResetSent,
-    Socket, State, StateChange, SynQueue, Timeout,
+    CallError, Cause, Certainty, CloseWait, Confidence, ConnectFailed, Count, Coverage, Errno,
+    Event, Exit, FdExhausted, Finding, Kind, Micros, Millis, Overflow, OverflowPath, ResetReceived,
+    ResetSent, Socket, State, StateChange, SynQueue, Timeout,
 };
 
 /// An event in a few words.
@@ -50,7 +49,7 @@ impl fmt::Display for Body<'_> {
         let event = self.0;
         write!(f, "{}: ", label(event))?;
         match (&event.owner.process, &event.socket) {
-            (Some(process), _) => write!(f, "{}, ", Named(process))?,
+            (Some(process), _) => write!(f, "{process}, ")?,
             (None, Some(_)) => f.write_str("unknown process, ")?,
             (None, None) => {}
         }
@@ -151,10 +150,10 @@ fn reset_sent(f: &mut fmt::Formatter<'_>, event: &Event, reset: &ResetSent) -> f
             event
                 .actor
                 .as_ref()
-                .map_or(Ok(()), |actor| write!(f, " by {}", Named(actor)))
+                .map_or(Ok(()), |actor| write!(f, " by {actor}"))
         }
         Some(Cause::KilledByAdmin) => match &event.actor {
-            Some(actor) => write!(f, "killed by {} (ss -K)", Named(actor)),
+            Some(actor) => write!(f, "killed by {actor} (ss -K)"),
             None => f.write_str("killed by an administrator (ss -K)"),
         },
         Some(Cause::NoListener) => f.write_str("nothing listens on this port"),
@@ -404,15 +403,6 @@ impl fmt::Display for Verdict<'_> {
     }
 }
 
-/// A process: its executable, or its command name, and its id.
-pub(super) struct Named<'a>(pub(super) &'a Process);
-
-impl fmt::Display for Named<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}[{}]", ProcessName(self.0), self.0.pid)
-    }
-}
-
 /// ` fd 17`, or nothing where it is not known.
 struct Fd(Option<i32>);
 
@@ -431,49 +421,6 @@ impl fmt::Display for Which<'_> {
             (1, Some(fd)) => write!(f, "fd {fd}"),
             (1, None) => f.write_str("socket"),
             (count, _) => Count(u64::from(count), "socket").fmt(f),
-        }
-    }
-}
-
-/// A number and what it counts.
-pub(super) struct Count(pub(super) u64, pub(super) &'static str);
-
-impl fmt::Display for Count {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} {}{}",
-            self.0,
-            self.1,
-            if self.0 == 1 { "" } else { "s" }
-        )
-    }
-}
-
-/// A time in the unit a person would choose.
-pub(super) struct Millis(pub(super) u64);
-
-impl fmt::Display for Millis {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (ms, s) = (self.0, self.0 / 1_000);
-        match s {
-            0 => write!(f, "{ms} ms"),
-            1..120 => write!(f, "{s}.{} s", ms % 1_000 / 100),
-            120..7_200 => write!(f, "{} min", s / 60),
-            7_200..172_800 => write!(f, "{} h", s / 3_600),
-            _ => write!(f, "{} days", s / 86_400),
-        }
-    }
-}
-
-struct Micros(u64);
-
-impl fmt::Display for Micros {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            us @ 0..1_000 => write!(f, "{us} us"),
-            us @ 1_000..10_000 => write!(f, "{}.{} ms", us / 1_000, us % 1_000 / 100),
-            us => Millis(us / 1_000).fmt(f),
         }
     }
 }
@@ -519,7 +466,7 @@ impl fmt::Display for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Errno, ResetReason, State};
+    use crate::event::{Errno, Process, ResetReason, State};
     use crate::sink::samples;
 
     fn detail(event: &Event) -> String {

@@ -11,8 +11,8 @@ use bytes::BytesMut;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::sentence::{Count, Detail, Millis, Verdict, doubt, kernel_word, label, seen};
-use crate::event::{Confidence, Coverage, Event, Kind, Owner, Severity, Summary};
+use super::sentence::{Detail, Verdict, doubt, kernel_word, label, seen};
+use crate::event::{Confidence, Count, Coverage, Event, Kind, Millis, Owner, Severity, Summary};
 
 /// Lines are this wide where no terminal says otherwise.
 const WIDTH: usize = 120;

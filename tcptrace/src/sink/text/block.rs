@@ -6,8 +6,8 @@ use std::fmt;
 use bytes::{BufMut as _, BytesMut};
 
 use super::{Columns, Printable};
-use crate::event::{Event, Finding, Owner};
-use crate::sink::sentence::{Count, Millis, Named, doubt};
+use crate::event::{Count, Event, Finding, Millis, Owner};
+use crate::sink::sentence::doubt;
 
 /// Where the text begins; the word that says what it is stands before it.
 const INDENT: usize = 14;
@@ -50,7 +50,7 @@ fn who(f: &mut fmt::Formatter<'_>, event: &Event, finding: &Finding) -> fmt::Res
         process, creator, ..
     } = &event.owner;
     match process {
-        Some(process) => write!(f, "{}", Named(process))?,
+        Some(process) => write!(f, "{process}")?,
         None => f.write_str("no process is known")?,
     }
     if let Some(doubt) = doubt(event) {
@@ -60,7 +60,7 @@ fn who(f: &mut fmt::Formatter<'_>, event: &Event, finding: &Finding) -> fmt::Res
         write!(f, ", its socket made by process {creator}")?;
     }
     match &finding.peer {
-        Some(peer) => write!(f, "; at the other end {}", Named(peer)),
+        Some(peer) => write!(f, "; at the other end {peer}"),
         None => Ok(()),
     }
 }

@@ -1,0 +1,423 @@
+//! A case: failures of one cause, process and peer, told as one finding.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::connection::View;
+use super::descriptors::{self, Exhausted};
+use super::exiting::Exited;
+use super::leaking::Leak;
+use super::pooling::Pool;
+use super::queueing::{FullQueue, FullSynQueue};
+use super::verdict::{Verdict, Words};
+use super::waiting;
+use crate::event::{
+    Cause, Certainty, End, Errno, Event, EventId, Finding, Kind, Millis, Owner, Process, Severity,
+    Socket, Timestamp,
+};
+
+/// What makes two failures one finding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Subject {
+    pub(super) cause: Cause,
+    /// The process; 0 where none is known.
+    pub(super) pid: u32,
+    /// The serving end's port, or the listener's.
+    pub(super) port: u16,
+    /// The other end's address; `None` where the failure has none, or many have it.
+    pub(super) peer: Option<IpAddr>,
+    pub(super) netns: u32,
+}
+
+/// The failures of one subject.
+#[derive(Debug)]
+pub(super) struct Case {
+    /// The finding's id.
+    pub(super) id: EventId,
+    cause: Cause,
+    hint: Option<Cause>,
+    certainty: Certainty,
+    severity: Severity,
+    owner: Owner,
+    actor: Option<Process>,
+    socket: Option<Socket>,
+    peer: Option<Process>,
+    /// What it is a consequence of.
+    pub(super) caused_by: Option<EventId>,
+    pub(super) count: u64,
+    first: Timestamp,
+    pub(super) last: Timestamp,
+    evidence: Evidence,
+    errors: Vec<(Errno, u64)>,
+    intervals: Intervals,
+    pub(super) story: Story,
+    told: u32,
+    told_count: u64,
+    /// When it is told next.
+    pub(super) due: Timestamp,
+}
+
+/// What is told of a case, beyond its count.
+#[derive(Debug)]
+pub(super) enum Story {
+    /// The words for its first failure; the others are like it.
+    First(Words),
+    Queue(Box<FullQueue>),
+    SynQueue(FullSynQueue),
+    Descriptors(Exhausted),
+    Leak(Box<Leak>),
+    Exit(Exited),
+    Pool(Pool),
+    /// Calls on a descriptor that was closed; the first of them.
+    Closed(Box<Event>),
+}
+
+/// The first and the last events; of two that tell the same both are kept only when they happened at
+/// different times.
+#[derive(Debug, Default)]
+struct Evidence {
+    first: Vec<(Timestamp, EventId)>,
+    last: Vec<(Timestamp, EventId)>,
+}
+
+/// A case is told this long after its first failure, so that a storm is one from the start.
+const SETTLE: Duration = Duration::from_millis(500);
+/// And again after these, when there were more.
+const AGAIN: [Duration; 2] = [Duration::from_secs(10), Duration::from_mins(1)];
+/// A failure that comes later than this after the last one is another case.
+const OPEN: Duration = Duration::from_mins(1);
+/// A queue that has lost nothing for so long has recovered.
+const EPISODE: Duration = Duration::from_secs(5);
+
+impl Case {
+    pub(super) fn new(
+        id: EventId,
+        subject: &Subject,
+        verdict: &Verdict,
+        story: Story,
+        at: Timestamp,
+    ) -> Self {
+        Self {
+            id,
+            cause: subject.cause,
+            hint: verdict.hint,
+            certainty: verdict.certainty,
+            severity: verdict.severity,
+            owner: Owner::default(),
+            actor: None,
+            socket: None,
+            peer: None,
+            caused_by: None,
+            count: 0,
+            first: at,
+            last: at,
+            evidence: Evidence::default(),
+            errors: Vec::new(),
+            intervals: Intervals::default(),
+            story,
+            told: 0,
+            told_count: 0,
+            due: after(at, SETTLE),
+        }
+    }
+
+    /// Takes one more connection of the same verdict, seen from the end it is told of.
+    pub(super) fn add(&mut self, view: View<'_>, verdict: &Verdict) {
+        self.count += 1;
+        self.severity = self.severity.max(verdict.severity);
+        self.certainty = self.certainty.max(verdict.certainty);
+        self.hint = self.hint.or(verdict.hint);
+        if let Some(ms) = verdict.interval_ms {
+            self.intervals.add(ms);
+        }
+        if let Story::Exit(exited) = &mut self.story {
+            exited.take(view);
+        }
+        if self.owner.process.is_none() {
+            self.owner = view.this.owner();
+        }
+        if self.peer.is_none() {
+            self.peer = view.other.process();
+        }
+        if self.socket.is_none() {
+            self.socket = view.this.socket().cloned();
+        }
+        self.witness(view);
+    }
+
+    /// Takes what was seen of a connection as evidence, without counting it.
+    pub(super) fn witness(&mut self, view: View<'_>) {
+        for end in [view.this, view.other] {
+            for (errno, count) in end.errnos() {
+                self.error(errno, count);
+            }
+            for seen in end.seen() {
+                self.actor = self.actor.take().or_else(|| seen.first.actor.clone());
+                self.evidence.add((seen.first.time, seen.first.id));
+                self.evidence.add(seen.last);
+                self.at(seen.first.time);
+                self.at(seen.last.0);
+            }
+        }
+    }
+
+    /// Takes one event as evidence; `count` failures of the case's own.
+    pub(super) fn event(&mut self, event: &Event, count: u64) {
+        self.count += count;
+        if event.owner.confidence > self.owner.confidence || self.owner.process.is_none() {
+            self.owner = event.owner.clone();
+        }
+        if self.socket.is_none() {
+            self.socket.clone_from(&event.socket);
+        }
+        self.actor = self.actor.take().or_else(|| event.actor.clone());
+        self.evidence.add((event.time, event.id));
+        self.at(event.time);
+    }
+
+    /// An error that came late, from a failure told of already.
+    pub(super) fn late_error(&mut self, event: &Event, errno: Errno) {
+        self.error(errno, 1);
+        self.evidence.add((event.time, event.id));
+        self.at(event.time);
+    }
+
+    /// How grave and how sure it is by now.
+    pub(super) fn grade(&mut self, severity: Severity, certainty: Certainty) {
+        self.severity = severity;
+        self.certainty = certainty;
+    }
+
+    /// What there is to tell is enough for a finding.
+    pub(super) fn is_worth_telling(&self) -> bool {
+        match &self.story {
+            Story::Leak(leak) => leak.is_one(),
+            Story::Exit(exited) => exited.is_a_failure(),
+            Story::Pool(pool) => pool.is_flat(),
+            _ => true,
+        }
+    }
+
+    /// When its first failure happened.
+    pub(super) fn begun(&self) -> Timestamp {
+        self.first
+    }
+
+    /// Nothing has happened for so long that the next failure is another case.
+    pub(super) fn is_over(&self, now: Timestamp) -> bool {
+        let open = match self.story {
+            Story::Queue(_) => EPISODE,
+            _ => OPEN,
+        };
+        now >= after(self.last, open)
+    }
+
+    /// The finding as it stands, if it is new or has grown; `update` is the id of this telling, if it
+    /// is not the first.
+    pub(super) fn tell(&mut self, now: Timestamp, update: EventId, over: bool) -> Option<Event> {
+        let step = AGAIN.get(self.told as usize).copied().unwrap_or(AGAIN[1]);
+        self.due = after(now, step);
+        let grown = self.told_count < self.count;
+        if !self.is_worth_telling() || self.told > 0 && !grown {
+            return None;
+        }
+        let record = if self.told == 0 { self.id } else { update };
+        let event = self.finding(now, record, over);
+        self.told += 1;
+        self.told_count = self.count;
+        Some(event)
+    }
+
+    fn finding(&mut self, now: Timestamp, record: EventId, over: bool) -> Event {
+        let owner = match &self.owner.process {
+            Some(process) => process.to_string(),
+            None => "an unknown process".to_owned(),
+        };
+        let mut words = self.words(&owner);
+        self.name_intervals(&mut words);
+        let finding = Finding {
+            id: self.id,
+            update: self.told,
+            closed: over,
+            cause: self.cause,
+            hint: self.hint,
+            certainty: self.certainty,
+            severity: self.severity,
+            count: self.count,
+            first: self.first,
+            last: self.last,
+            evidence: self.evidence.ids(),
+            errors: self.errors.clone(),
+            peer: self.peer.clone(),
+            title: words.title,
+            why: words.why,
+            fix: words.fix,
+            ruled_out: words.ruled_out,
+        };
+        Event {
+            id: record,
+            time: now,
+            caused_by: self.caused_by,
+            socket: self.socket.clone(),
+            owner: self.owner.clone(),
+            actor: self.actor.clone(),
+            facts: Vec::new(),
+            kind: Kind::Finding(Box::new(finding)),
+        }
+    }
+
+    fn words(&self, owner: &str) -> Words {
+        match &self.story {
+            Story::First(words) => {
+                let mut words = words.clone();
+                if self.count > 1 {
+                    let _ = write!(
+                        words.title,
+                        " ({} times in all, over {})",
+                        self.count,
+                        Millis(self.last.0.saturating_sub(self.first.0) / 1_000_000)
+                    );
+                }
+                words
+            }
+            Story::Queue(queue) => queue.words(owner),
+            Story::SynQueue(queue) => {
+                let at = self.socket.as_ref().map(|socket| socket.flow.local);
+                queue.words(owner, at)
+            }
+            Story::Descriptors(exhausted) => exhausted.words(owner, self.count),
+            Story::Leak(leak) => leak.words(owner, &self.whereto()),
+            Story::Exit(exited) => exited.words(owner),
+            Story::Pool(pool) => pool.words(owner),
+            Story::Closed(event) => match &event.kind {
+                Kind::FdInvalid(call) => {
+                    descriptors::use_after_close(event, call, owner, self.count)
+                }
+                _ => Words::default(),
+            },
+        }
+    }
+
+    /// `to 10.0.0.5:5432` of a client's connections, `at port 8080` of a server's.
+    fn whereto(&self) -> String {
+        let Some(socket) = &self.socket else {
+            return String::new();
+        };
+        match (service(socket), socket.flow.peer) {
+            (service, Some(peer)) if service == peer => format!("to {}", End(peer)),
+            (service, _) => format!("at {}", End(service)),
+        }
+    }
+
+    /// A time that several connections have in common is a deadline.
+    fn name_intervals(&mut self, words: &mut Words) {
+        let Some((ms, count)) = self.intervals.common() else {
+            return;
+        };
+        words.ruled_out.push(format!(
+            "chance: {} on {count} connections is somebody's deadline",
+            Seconds(ms)
+        ));
+        if let Some(known) = waiting::deadline(ms) {
+            words.fix.push(known.to_string());
+        }
+        if matches!(self.cause, Cause::PeerGaveUp | Cause::GaveUpWaiting) {
+            self.severity = self.severity.max(Severity::Warn);
+            self.certainty = Certainty::High;
+        }
+    }
+
+    fn error(&mut self, errno: Errno, count: u64) {
+        match self.errors.iter_mut().find(|(known, _)| *known == errno) {
+            Some((_, total)) => *total += count,
+            None => self.errors.push((errno, count)),
+        }
+    }
+
+    fn at(&mut self, time: Timestamp) {
+        self.first = self.first.min(time);
+        self.last = self.last.max(time);
+    }
+}
+
+impl Evidence {
+    const HALF: usize = Finding::EVIDENCE / 2;
+
+    fn add(&mut self, one: (Timestamp, EventId)) {
+        if self.first.contains(&one) || self.last.contains(&one) {
+            return;
+        }
+        self.first.push(one);
+        if self.first.len() > Self::HALF {
+            self.first.sort_unstable();
+            self.last.extend(self.first.pop());
+        }
+        if self.last.len() > Self::HALF {
+            self.last.sort_unstable();
+            self.last.remove(0);
+        }
+    }
+
+    fn ids(&self) -> Vec<EventId> {
+        let mut all: Vec<_> = self.first.iter().chain(&self.last).copied().collect();
+        all.sort_unstable();
+        all.into_iter().map(|(_, id)| id).collect()
+    }
+}
+
+/// Intervals of the same length, told apart as far as deadlines are.
+#[derive(Debug, Default)]
+struct Intervals(Vec<(u64, u64)>);
+
+impl Intervals {
+    /// Lengths told apart.
+    const LENGTHS: usize = 16;
+    /// So many of one length are no accident.
+    const COMMON: u64 = 3;
+
+    fn add(&mut self, ms: u64) {
+        let is_alike = |at| waiting::is_near(ms, at) || waiting::is_near(at, ms);
+        if let Some((at, count)) = self.0.iter_mut().find(|(at, _)| is_alike(*at)) {
+            *at = ms.min(*at);
+            *count += 1;
+        } else if self.0.len() < Self::LENGTHS {
+            self.0.push((ms, 1));
+        }
+    }
+
+    fn common(&self) -> Option<(u64, u64)> {
+        let most = self.0.iter().max_by_key(|&&(ms, count)| (count, ms))?;
+        (most.1 >= Self::COMMON && most.0 >= waiting::LONG_MS).then_some(*most)
+    }
+}
+
+/// `5.00 s`
+struct Seconds(u64);
+
+impl std::fmt::Display for Seconds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let hundredths = (self.0 + 5) / 10;
+        write!(f, "{}.{:02} s", hundredths / 100, hundredths % 100)
+    }
+}
+
+/// The serving end of a connection: the listener's, or the one with the lower port where its side is
+/// not known.
+pub(super) fn service(socket: &Socket) -> SocketAddr {
+    use crate::event::Side;
+    let local = socket.flow.local;
+    match (socket.flow.peer, socket.side) {
+        (Some(peer), Some(Side::Client)) => peer,
+        (Some(peer), None) if peer.port() < local.port() => peer,
+        _ => local,
+    }
+}
+
+/// A time later by a duration.
+pub(super) fn after(time: Timestamp, by: Duration) -> Timestamp {
+    Timestamp(
+        time.0
+            .saturating_add(u64::try_from(by.as_nanos()).unwrap_or(u64::MAX)),
+    )
+}

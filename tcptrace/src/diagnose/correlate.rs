@@ -1,0 +1,733 @@
+//! Joins events into findings. Events in, findings out: time comes with the events and from
+//! [`Analysis::advance`], facts about the host ride with the events.
+//!
+//! A failure shows at both ends of a connection, in an order that differs from case to case. So a
+//! connection's events are gathered for a moment ([`SETTLE`]), then judged as a whole, and the verdict
+//! joins the case of its cause, process and peer, which is told as one finding. What comes later of a
+//! connection that was judged joins the same case.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use super::case::{Case, Story, Subject, after, service};
+use super::connection::{Connection, Key, View};
+use super::descriptors::Exhausted;
+use super::exiting::Exited;
+use super::pooling::Pool;
+use super::queueing::{self, FullQueue, FullSynQueue};
+use super::verdict::Verdict;
+use super::{closing, connecting, timing, waiting, writing};
+use crate::event::{
+    Cause, Certainty, Event, EventId, Fact, Kind, Severity, Socket, SocketId, Timestamp,
+};
+
+/// A connection is judged this long after its first event.
+const SETTLE: Duration = Duration::from_millis(500);
+/// One whose client left without an answer is given this long to show what the server does.
+const HOLD: Duration = Duration::from_secs(5);
+/// Set in the ids of findings, see [`EventId`].
+const FINDING: u64 = 1 << 52 | 1 << 51;
+
+/// How much the analysis may remember. What is over a limit is judged early or forgotten, and counted.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections whose events are being gathered.
+    pub connections: usize,
+    /// Findings that may still grow.
+    pub cases: usize,
+    /// Connections that were judged, for what comes late.
+    pub judged: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 8_192,
+            cases: 1_024,
+            judged: 16_384,
+        }
+    }
+}
+
+/// What the limits have cost so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Connections judged before all of their events may have come.
+    pub early: u64,
+    /// Findings that were closed to make room: what comes later is another one.
+    pub evicted: u64,
+    /// Failures no cause was found for: their events are all there is.
+    pub unexplained: u64,
+}
+
+/// The state of the analysis.
+#[derive(Debug)]
+pub struct Analysis {
+    limits: Limits,
+    /// Every RST that TCP of this host sends is seen: one that was not was not TCP's.
+    sees_all_resets: bool,
+    connections: HashMap<Key, Connection>,
+    spare: Vec<Connection>,
+    /// In the order in which they are judged.
+    settling: VecDeque<(Timestamp, Key)>,
+    /// Those given more time.
+    held: VecDeque<(Timestamp, Key)>,
+    cases: HashMap<Subject, Case>,
+    judged: Judged,
+    tellings: u64,
+    counts: Counts,
+}
+
+impl Analysis {
+    /// Nothing seen yet. `sees_all_resets`: the kernel reports every RST that its TCP sends.
+    #[must_use]
+    pub fn new(limits: Limits, sees_all_resets: bool) -> Self {
+        Self {
+            limits,
+            sees_all_resets,
+            connections: HashMap::with_capacity(limits.connections),
+            spare: Vec::new(),
+            settling: VecDeque::with_capacity(limits.connections),
+            held: VecDeque::new(),
+            cases: HashMap::with_capacity(limits.cases),
+            judged: Judged::new(limits.judged),
+            tellings: 0,
+            counts: Counts::default(),
+        }
+    }
+
+    /// What the limits have cost.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Takes one event. Findings come of it later, by [`advance`](Self::advance); where a limit is
+    /// reached, at once.
+    pub fn take(&mut self, event: &Event, tell: &mut impl FnMut(Event)) {
+        for fact in &event.facts {
+            if let Fact::Workload(workload) = fact
+                && let Some(pool) = Pool::of(workload, event.time)
+            {
+                self.pool(event, pool, tell);
+            }
+        }
+        match &event.kind {
+            Kind::AcceptQueueOverflow(_) => self.overflow(event, tell),
+            Kind::SynQueueOverflow(queue) => {
+                let subject = Subject::of_process(Cause::SynQueueOverflow, event);
+                let severity = if queue.cookies {
+                    Severity::Warn
+                } else {
+                    Severity::Error
+                };
+                let case = self.case(subject, event, severity, tell, || {
+                    Story::SynQueue(FullSynQueue::default())
+                });
+                case.event(event, queue.count);
+                if let Story::SynQueue(full) = &mut case.story {
+                    full.take(queue);
+                }
+            }
+            Kind::FdExhausted(fds) if fds.syscall.is_some() => {
+                let subject = Subject {
+                    port: 0,
+                    ..Subject::of_process(Cause::FdExhausted, event)
+                };
+                let case = self.case(subject, event, Severity::Error, tell, || {
+                    Story::Descriptors(Exhausted::default())
+                });
+                case.event(event, 1);
+                case.late_error(event, fds.errno);
+                if let Story::Descriptors(exhausted) = &mut case.story {
+                    exhausted.take(event, fds);
+                }
+            }
+            Kind::FdInvalid(call) if call.errno.0 == libc::EBADF => {
+                let subject = Subject {
+                    port: 0,
+                    ..Subject::of_process(Cause::UseAfterClose, event)
+                };
+                let case = self.case(subject, event, Severity::Warn, tell, || {
+                    Story::Closed(Box::new(event.clone()))
+                });
+                case.event(event, 1);
+                case.late_error(event, call.errno);
+            }
+            Kind::CloseWaitStuck(wait) => {
+                let subject = Subject::of_socket(Cause::CloseWaitLeak, event);
+                let case = self.case(subject, event, Severity::Warn, tell, || {
+                    Story::Leak(Box::default())
+                });
+                if let Story::Leak(leak) = &mut case.story {
+                    let new = leak.take(event, wait);
+                    let severity = leak.severity();
+                    case.event(event, u64::from(new) * u64::from(wait.count));
+                    case.grade(severity, Certainty::High);
+                }
+            }
+            Kind::CloseWaitEntered(_) | Kind::StateChanged(_) if !waiting::matters(event) => {}
+            Kind::CloseWaitEntered(_)
+            | Kind::StateChanged(_)
+            | Kind::ResetSent(_)
+            | Kind::ResetReceived(_)
+            | Kind::SocketError(_)
+            | Kind::ConnectFailed(_)
+            | Kind::ConnectionTimeout(_) => self.on_a_connection(event, tell),
+            // A table near its limit at the start is one of these: nothing has failed yet.
+            Kind::FdExhausted(_)
+            | Kind::FdInvalid(_)
+            | Kind::Retransmit(_)
+            | Kind::Coverage(_)
+            | Kind::EventsLost(_)
+            | Kind::Summary(_)
+            | Kind::Finding(_) => {}
+        }
+    }
+
+    /// Time has passed: judges the connections that have settled, and tells the findings that are due.
+    pub fn advance(&mut self, now: Timestamp, tell: &mut impl FnMut(Event)) {
+        while let Some(&(due, key)) = self.settling.front()
+            && due <= now
+        {
+            self.settling.pop_front();
+            self.settle(key, true, tell);
+        }
+        while let Some(&(due, key)) = self.held.front()
+            && due <= now
+        {
+            self.held.pop_front();
+            self.settle(key, false, tell);
+        }
+        self.tell_due(now, tell);
+    }
+
+    /// The trace ends: judges and tells all there is.
+    pub fn finish(&mut self, now: Timestamp, tell: &mut impl FnMut(Event)) {
+        while let Some((_, key)) = self.settling.pop_front() {
+            self.settle(key, false, tell);
+        }
+        while let Some((_, key)) = self.held.pop_front() {
+            self.settle(key, false, tell);
+        }
+        let mut subjects: Vec<_> = self.cases.keys().copied().collect();
+        subjects.sort_by_key(|subject| self.cases[subject].id);
+        for subject in subjects {
+            self.tell(subject, now, true, tell);
+        }
+        self.cases.clear();
+    }
+
+    fn on_a_connection(&mut self, event: &Event, tell: &mut impl FnMut(Event)) {
+        let key = event.socket.as_ref().and_then(|it| Key::of(&it.flow));
+        if self.is_late(key, event) {
+            return;
+        }
+        let Some((key, end)) = key else {
+            // No other end to wait for.
+            let mut alone = self.spare();
+            alone.take(0, event);
+            self.judge(&alone, None, tell);
+            self.recycle(alone);
+            return;
+        };
+        if let Some(connection) = self.connections.get_mut(&key) {
+            if connection.take(end, event) {
+                return;
+            }
+            // The same addresses and ports, and another connection: the one before is complete.
+            self.settle(key, false, tell);
+        }
+        if self.connections.len() >= self.limits.connections {
+            self.make_room(tell);
+        }
+        let mut connection = self.spare();
+        connection.begun = event.time;
+        connection.take(end, event);
+        self.connections.insert(key, connection);
+        self.settling.push_back((after(event.time, SETTLE), key));
+    }
+
+    /// Something more of a failure that was told or will be told already.
+    fn is_late(&mut self, key: Option<(Key, usize)>, event: &Event) -> bool {
+        let by_cause = event.caused_by.and_then(|id| self.judged.by_event.get(&id));
+        let by_key = key.and_then(|(key, end)| {
+            let judged = self.judged.by_key.get(&key)?;
+            let id = event
+                .socket
+                .as_ref()
+                .map_or(SocketId::default(), |it| it.id);
+            judged.is_of(end, id).then_some(&judged.subject)
+        });
+        let Some(&subject) = by_cause.or(by_key) else {
+            return false;
+        };
+        if let Some(case) = self.cases.get_mut(&subject) {
+            match &event.kind {
+                Kind::SocketError(call) => case.late_error(event, call.errno),
+                _ => case.event(event, 0),
+            }
+        }
+        true
+    }
+
+    /// Judges a connection; one that may still show more is given more time, once.
+    fn settle(&mut self, key: Key, may_wait: bool, tell: &mut impl FnMut(Event)) {
+        // Gone already, if its address was used again.
+        let Some(mut connection) = self.connections.remove(&key) else {
+            return;
+        };
+        if may_wait && !connection.held && is_open_question(&connection) {
+            connection.held = true;
+            self.held.push_back((after(connection.begun, HOLD), key));
+            self.connections.insert(key, connection);
+            return;
+        }
+        self.judge(&connection, Some(key), tell);
+        self.recycle(connection);
+    }
+
+    fn judge(&mut self, connection: &Connection, key: Option<Key>, tell: &mut impl FnMut(Event)) {
+        if let Some(subject) = self.full_queue(connection) {
+            if let Some(case) = self.cases.get_mut(&subject) {
+                witness(case, connection);
+                self.judged.remember(key, connection, subject);
+            }
+            return;
+        }
+        let Some((view, verdict)) = verdict(connection, self.sees_all_resets) else {
+            let failed = connection
+                .seen()
+                .any(|seen| matches!(seen.first.kind, Kind::SocketError(_)));
+            self.counts.unexplained += u64::from(failed);
+            return;
+        };
+        let told_of = if verdict.of_this { view } else { view.turned() };
+        let subject = self.fold(Subject::of(&verdict, told_of));
+        let story = || story(view, told_of, &verdict);
+        let case = self.entry(subject, &verdict, connection.begun, tell, story);
+        case.add(told_of, &verdict);
+        self.judged.remember(key, connection, subject);
+    }
+
+    /// The listener that lost this connection, if that is what happened to it.
+    fn full_queue(&self, connection: &Connection) -> Option<Subject> {
+        let views = connection.views();
+        let lost = |view: &View<'_>| {
+            view.other.is_unseen() && !view.this.is_unseen()
+                || view
+                    .other
+                    .seen()
+                    .any(|seen| seen.cause() == Some(Cause::AcceptQueueOverflow))
+        };
+        let socket = views.iter().find(|view| lost(view)).and_then(|view| {
+            let mine = view.this.socket();
+            mine.or(view.other.socket())
+        })?;
+        let ends = [Some(socket.flow.local), socket.flow.peer];
+        let netns = socket.flow.netns;
+        let found = self.cases.iter().find(|(subject, case)| {
+            let Story::Queue(queue) = &case.story else {
+                return false;
+            };
+            let listener = queue.listener();
+            ends.iter().flatten().any(|end| {
+                end.port() == listener.port()
+                    && (end.ip() == listener.ip() || listener.ip().is_unspecified())
+                    && (subject.netns == netns || !end.ip().is_loopback())
+            })
+        });
+        found.map(|(subject, _)| *subject)
+    }
+
+    fn overflow(&mut self, event: &Event, tell: &mut impl FnMut(Event)) {
+        let Some((overflow, listener)) = queueing::overflow(event) else {
+            return;
+        };
+        // Found full at the start: nothing was seen to be lost yet.
+        if overflow.path.is_none() {
+            return;
+        }
+        let subject = Subject::of_process(Cause::AcceptQueueOverflow, event);
+        let case = self.case(subject, event, Severity::Error, tell, || {
+            Story::Queue(Box::new(FullQueue::new(listener, event.time)))
+        });
+        case.event(event, 1);
+        if let Story::Queue(queue) = &mut case.story {
+            queue.take(event, overflow);
+        }
+    }
+
+    fn pool(&mut self, event: &Event, pool: Pool, tell: &mut impl FnMut(Event)) {
+        let subject = Subject {
+            port: pool.server().port(),
+            peer: Some(pool.server().ip()),
+            ..Subject::of_process(Cause::PoolExhausted, event)
+        };
+        if let Some(case) = self.cases.get_mut(&subject)
+            && let Story::Pool(known) = &mut case.story
+        {
+            if known.again(&pool) {
+                case.event(event, 1);
+            } else {
+                case.story = Story::Pool(pool);
+            }
+            return;
+        }
+        let verdict = Verdict::new(Cause::PoolExhausted).certainty(Certainty::Low);
+        let story = || Story::Pool(pool);
+        let case = self.entry(subject, &verdict, event.time, tell, story);
+        case.event(event, 1);
+    }
+
+    /// The open case of a subject that is no connection, or a new one.
+    fn case(
+        &mut self,
+        subject: Subject,
+        event: &Event,
+        severity: Severity,
+        tell: &mut impl FnMut(Event),
+        story: impl FnOnce() -> Story,
+    ) -> &mut Case {
+        let is_over = |case: &Case| case.is_over(event.time);
+        if self.cases.get(&subject).is_some_and(is_over) {
+            self.close(subject, event.time, tell);
+        }
+        let verdict = Verdict::new(subject.cause).severity(severity);
+        self.entry(subject, &verdict, event.time, tell, story)
+    }
+
+    fn entry(
+        &mut self,
+        subject: Subject,
+        verdict: &Verdict,
+        at: Timestamp,
+        tell: &mut impl FnMut(Event),
+        story: impl FnOnce() -> Story,
+    ) -> &mut Case {
+        if self.cases.len() >= self.limits.cases
+            && !self.cases.contains_key(&subject)
+            && let Some(oldest) = self.oldest()
+        {
+            self.counts.evicted += 1;
+            self.close(oldest, at, tell);
+        }
+        let tellings = &mut self.tellings;
+        self.cases.entry(subject).or_insert_with(|| {
+            *tellings += 1;
+            let id = EventId(FINDING | *tellings);
+            Case::new(id, &subject, verdict, story(), at)
+        })
+    }
+
+    fn oldest(&self) -> Option<Subject> {
+        let oldest = self
+            .cases
+            .iter()
+            .min_by_key(|(_, case)| (case.last, case.id));
+        oldest.map(|(subject, _)| *subject)
+    }
+
+    /// One process that fails with very many peers is one finding.
+    fn fold(&self, subject: Subject) -> Subject {
+        const PEERS: usize = 16;
+        let many = Subject {
+            peer: None,
+            ..subject
+        };
+        if self.cases.contains_key(&subject) {
+            subject
+        } else if self.cases.contains_key(&many) {
+            many
+        } else {
+            let alike = self
+                .cases
+                .keys()
+                .filter(|it| Subject { peer: None, ..**it } == many);
+            if alike.count() < PEERS { subject } else { many }
+        }
+    }
+
+    fn tell_due(&mut self, now: Timestamp, tell: &mut impl FnMut(Event)) {
+        let mut due: Vec<_> = self
+            .cases
+            .iter()
+            .filter(|(_, case)| case.due <= now || case.is_over(now))
+            .map(|(subject, case)| (case.id, *subject))
+            .collect();
+        due.sort_unstable_by_key(|(id, _)| *id);
+        for (_, subject) in due {
+            if self.cases[&subject].is_over(now) {
+                self.close(subject, now, tell);
+            } else {
+                self.tell(subject, now, false, tell);
+            }
+        }
+    }
+
+    fn close(&mut self, subject: Subject, now: Timestamp, tell: &mut impl FnMut(Event)) {
+        self.tell(subject, now, true, tell);
+        self.cases.remove(&subject);
+    }
+
+    fn tell(&mut self, subject: Subject, now: Timestamp, over: bool, tell: &mut impl FnMut(Event)) {
+        let follows_from = self.causing(&subject);
+        let update = self.next_id();
+        let Some(case) = self.cases.get_mut(&subject) else {
+            return;
+        };
+        if let Some((id, errno)) = follows_from {
+            case.caused_by = Some(id);
+            if let (Story::Queue(queue), Some(errno)) = (&mut case.story, errno) {
+                queue.is_failing(errno);
+            }
+        }
+        if let Some(finding) = case.tell(now, update, over) {
+            tell(finding);
+        }
+    }
+
+    /// The finding of the same process that this one follows from.
+    fn causing(&self, subject: &Subject) -> Option<(EventId, Option<crate::event::Errno>)> {
+        let causes: &[Cause] = match subject.cause {
+            Cause::AcceptQueueOverflow => &[Cause::FdExhausted, Cause::PoolExhausted],
+            Cause::FdExhausted => &[Cause::CloseWaitLeak],
+            Cause::PeerGaveUp | Cause::CloseWaitLeak => &[Cause::PoolExhausted],
+            Cause::GaveUpWaiting => &[Cause::PeerGaveUp],
+            _ => return None,
+        };
+        let mine = self.cases.get(subject)?;
+        causes.iter().find_map(|cause| {
+            let (_, case) = self.cases.iter().find(|(other, case)| {
+                other.cause == *cause
+                    && other.pid == subject.pid
+                    && other.pid != 0
+                    && case.is_worth_telling()
+                    && follows(mine, case)
+            })?;
+            let errno = match &case.story {
+                Story::Descriptors(exhausted) => exhausted.errno(),
+                _ => None,
+            };
+            Some((case.id, errno))
+        })
+    }
+
+    fn make_room(&mut self, tell: &mut impl FnMut(Event)) {
+        let next = self.settling.pop_front().or_else(|| self.held.pop_front());
+        if let Some((_, key)) = next {
+            self.counts.early += 1;
+            self.settle(key, false, tell);
+        }
+    }
+
+    fn next_id(&mut self) -> EventId {
+        self.tellings += 1;
+        EventId(FINDING | self.tellings)
+    }
+
+    fn spare(&mut self) -> Connection {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    fn recycle(&mut self, mut connection: Connection) {
+        connection.clear();
+        self.spare.push(connection);
+    }
+}
+
+/// A consequence does not end before its cause begins.
+fn follows(mine: &Case, cause: &Case) -> bool {
+    if let Story::Descriptors(exhausted) = &mine.story {
+        return exhausted.is_leak();
+    }
+    mine.last >= cause.begun()
+}
+
+fn witness(case: &mut Case, connection: &Connection) {
+    let [view, _] = connection.views();
+    case.witness(view);
+    if let Story::Queue(queue) = &mut case.story {
+        let was_reset = connection
+            .seen()
+            .any(|seen| seen.cause() == Some(Cause::AcceptQueueOverflow));
+        if was_reset {
+            queue.was_reset();
+        }
+    }
+}
+
+/// The client left while the server still worked: whether it answers too late, closes or hangs is to
+/// be seen.
+fn is_open_question(connection: &Connection) -> bool {
+    let [one, other] = connection.views();
+    [one, other].into_iter().any(|view| {
+        let asked = view
+            .this
+            .sockets()
+            .any(|it| waiting::peer_waited_ms(it).is_some());
+        let left = view.other.closed().is_some();
+        asked
+            && left
+            && view.this.reset_received().is_none()
+            && view.this.errors().next().is_none()
+            && view.this.closed().is_none()
+    })
+}
+
+/// The families of causes, the most certain evidence first, each from both ends.
+fn verdict(connection: &Connection, sees_all_resets: bool) -> Option<(View<'_>, Verdict)> {
+    type Family<'a> = &'a dyn Fn(View<'_>) -> Option<Verdict>;
+    let families: [Family<'_>; 8] = [
+        &timing::judge,
+        &closing::judge,
+        &|view| connecting::judge(view, sees_all_resets),
+        &|view| writing::judge_reset(view, sees_all_resets),
+        &closing::judge_exit,
+        &waiting::closed_on_accept,
+        &|view| waiting::peer_gave_up(view).or_else(|| waiting::gave_up_waiting(view)),
+        &writing::judge_error,
+    ];
+    let views = connection.views();
+    families.into_iter().find_map(|judge| {
+        // Of two verdicts of one family, the one that is surer.
+        let verdicts = views
+            .into_iter()
+            .filter_map(|view| Some((view, judge(view)?)));
+        verdicts.max_by_key(|(_, verdict)| verdict.certainty)
+    })
+}
+
+fn story(view: View<'_>, told_of: View<'_>, verdict: &Verdict) -> Story {
+    if verdict.cause == Cause::ProcessExited {
+        return Story::Exit(Exited::default());
+    }
+    let words = match verdict.cause {
+        Cause::PeerGaveUp => Some(waiting::tell_peer_gave_up(told_of, verdict)),
+        Cause::GaveUpWaiting => Some(waiting::tell_gave_up_waiting(told_of, verdict)),
+        Cause::ClosedOnAccept => Some(waiting::tell_closed_on_accept(told_of)),
+        Cause::WriteAfterPeerClose if !verdict.of_this => writing::tell(told_of, verdict),
+        _ => None,
+    };
+    let words = words
+        .or_else(|| closing::tell(view, verdict))
+        .or_else(|| connecting::tell(view, verdict.cause))
+        .or_else(|| timing::tell(view, verdict.cause))
+        .or_else(|| writing::tell(view, verdict));
+    Story::First(words.unwrap_or_default())
+}
+
+impl Subject {
+    fn of(verdict: &Verdict, view: View<'_>) -> Self {
+        let socket = view.this.socket().or(view.other.socket());
+        let mut subject = Self::new(
+            verdict.cause,
+            view.this.process().map_or(0, |process| process.pid),
+            socket,
+        );
+        if verdict.cause == Cause::ProcessExited {
+            (subject.port, subject.peer) = (0, None);
+        } else if verdict.cause == Cause::NoListener && subject.pid == 0 {
+            // A scan of many ports is one client's doing.
+            subject.port = 0;
+        }
+        subject
+    }
+
+    fn of_socket(cause: Cause, event: &Event) -> Self {
+        let pid = event
+            .owner
+            .process
+            .as_ref()
+            .map_or(0, |process| process.pid);
+        Self::new(cause, pid, event.socket.as_ref())
+    }
+
+    /// Of a listener or a process: with no peer.
+    fn of_process(cause: Cause, event: &Event) -> Self {
+        Self {
+            peer: None,
+            ..Self::of_socket(cause, event)
+        }
+    }
+
+    fn new(cause: Cause, pid: u32, socket: Option<&Socket>) -> Self {
+        Self {
+            cause,
+            pid,
+            port: socket.map_or(0, |socket| service(socket).port()),
+            peer: socket
+                .and_then(|socket| socket.flow.peer)
+                .map(|peer| peer.ip()),
+            netns: socket.map_or(0, |socket| socket.flow.netns),
+        }
+    }
+}
+
+/// Connections that have been judged, the latest of them.
+#[derive(Debug)]
+struct Judged {
+    by_key: HashMap<Key, Known>,
+    by_event: HashMap<EventId, Subject>,
+    order: VecDeque<(Option<Key>, [Option<EventId>; 2])>,
+    limit: usize,
+}
+
+#[derive(Debug)]
+struct Known {
+    sockets: [Option<SocketId>; 2],
+    subject: Subject,
+}
+
+impl Known {
+    /// Something of the same connection, as far as its socket says.
+    fn is_of(&self, end: usize, id: SocketId) -> bool {
+        match self.sockets[end] {
+            Some(known) if id.sk != 0 => known == id,
+            _ => true,
+        }
+    }
+}
+
+impl Judged {
+    fn new(limit: usize) -> Self {
+        Self {
+            by_key: HashMap::with_capacity(limit),
+            by_event: HashMap::with_capacity(2 * limit),
+            order: VecDeque::with_capacity(limit),
+            limit,
+        }
+    }
+
+    fn remember(&mut self, key: Option<Key>, connection: &Connection, subject: Subject) {
+        if self.order.len() >= self.limit
+            && let Some((key, events)) = self.order.pop_front()
+        {
+            if let Some(key) = key {
+                self.by_key.remove(&key);
+            }
+            for event in events.into_iter().flatten() {
+                self.by_event.remove(&event);
+            }
+        }
+        // What later errors name as their cause.
+        let mut roots = connection.seen().filter(|seen| {
+            matches!(
+                seen.first.kind,
+                Kind::ResetReceived(_)
+                    | Kind::ResetSent(_)
+                    | Kind::ConnectionTimeout(_)
+                    | Kind::ConnectFailed(_)
+            )
+        });
+        let roots = [roots.next(), roots.next()].map(|seen| seen.map(|it| it.first.id));
+        for root in roots.into_iter().flatten() {
+            self.by_event.insert(root, subject);
+        }
+        if let Some(key) = key {
+            let sockets = connection.sockets();
+            self.by_key.insert(key, Known { sockets, subject });
+        }
+        self.order.push_back((key, roots));
+    }
+}

@@ -1,0 +1,283 @@
+//! Listeners that lose connections: the accept queue or the SYN queue was full.
+
+use super::verdict::Words;
+use crate::event::{
+    Acceptor, Count, End, Errno, Event, Fact, Kind, Micros, Millis, Overflow, OverflowPath, State,
+    SynQueue, Timestamp,
+};
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// One episode of a full accept queue.
+#[derive(Debug)]
+pub(super) struct FullQueue {
+    listener: SocketAddr,
+    queue_len: u32,
+    queue_max: u32,
+    backlog: Option<u32>,
+    somaxconn: Option<u32>,
+    /// Lost as SYN, as final ACK, as the ACK of a SYN cookie.
+    by_path: [u64; 3],
+    last_accept_ago_us: Option<u64>,
+    acceptor: Option<Arc<Acceptor>>,
+    holders: usize,
+    /// What its owner could not get when it tried to accept.
+    failing: Option<Errno>,
+    /// Resets sent in place of silent drops.
+    resets: u64,
+    begun: Timestamp,
+    ended: Timestamp,
+}
+
+impl FullQueue {
+    /// Its episode begins with this loss.
+    pub(super) fn new(listener: SocketAddr, time: Timestamp) -> Self {
+        Self {
+            listener,
+            queue_len: 0,
+            queue_max: 0,
+            backlog: None,
+            somaxconn: None,
+            by_path: [0; 3],
+            last_accept_ago_us: None,
+            acceptor: None,
+            holders: 0,
+            failing: None,
+            resets: 0,
+            begun: time,
+            ended: time,
+        }
+    }
+
+    /// Where it listens.
+    pub(super) fn listener(&self) -> SocketAddr {
+        self.listener
+    }
+
+    pub(super) fn take(&mut self, event: &Event, overflow: &Overflow) {
+        let path = match overflow.path {
+            Some(OverflowPath::Syn) => 0,
+            Some(OverflowPath::Ack) => 1,
+            Some(OverflowPath::Cookie) => 2,
+            None => return,
+        };
+        self.by_path[path] += 1;
+        self.queue_len = self.queue_len.max(overflow.queue_len);
+        self.queue_max = overflow.queue_max;
+        self.backlog = overflow.backlog.or(self.backlog);
+        self.last_accept_ago_us = self.last_accept_ago_us.max(overflow.last_accept_ago_us);
+        self.holders = self.holders.max(event.owner.holders.len());
+        self.begun = self.begun.min(event.time);
+        self.ended = self.ended.max(event.time);
+        for fact in &event.facts {
+            match fact {
+                Fact::Acceptor(acceptor) => self.acceptor = Some(Arc::clone(acceptor)),
+                Fact::Somaxconn(limit) => self.somaxconn = Some(*limit),
+                _ => {}
+            }
+        }
+    }
+
+    /// Its owner wanted to accept and had no descriptor left.
+    pub(super) fn is_failing(&mut self, errno: Errno) {
+        self.failing = Some(errno);
+    }
+
+    /// A lost connection was answered with a RST.
+    pub(super) fn was_reset(&mut self) {
+        self.resets += 1;
+    }
+
+    pub(super) fn words(&self, owner: &str) -> Words {
+        let lost: u64 = self.by_path.iter().sum();
+        let span = self.ended.0.saturating_sub(self.begun.0) / 1_000_000;
+        let span = if span == 0 {
+            "at once".to_owned()
+        } else {
+            format!("in {}", Millis(span))
+        };
+        let title = format!(
+            "the accept queue of {owner} on {} was full ({} waiting, limit {}): {} lost {span}{}{}",
+            End(self.listener),
+            self.queue_len,
+            self.queue_max,
+            Count(lost, "connection"),
+            self.paths(),
+            self.acceptor_says()
+        );
+        let words = Words::new(
+            title,
+            "Connections are complete before accept is called and wait in the listener's queue. When it \
+             holds one more than its limit the kernel drops the SYN or the final ACK: clients send again, \
+             connect late or time out. More arrive than are accepted.",
+        );
+        let words = self.reason(owner, words);
+        words
+            .fix(self.limit(owner, lost, &span))
+            .fix("confirm: ss -ltn (Recv-Q above Send-Q), nstat -az TcpExtListenOverflows TcpExtListenDrops")
+            .ruled_out("the network: the segments arrived here and were dropped by this host")
+    }
+
+    fn paths(&self) -> String {
+        let [syn, ack, cookie] = self.by_path;
+        let mut parts = Vec::new();
+        for (count, what) in [
+            (syn, "as SYN"),
+            (ack, "as final ACK"),
+            (cookie, "as cookie ACK"),
+        ] {
+            if count > 0 {
+                parts.push(format!("{count} {what}"));
+            }
+        }
+        if self.resets > 0 {
+            parts.push(format!(
+                "{} of them reset (tcp_abort_on_overflow)",
+                self.resets
+            ));
+        }
+        format!(" ({})", parts.join(", "))
+    }
+
+    fn acceptor_says(&self) -> String {
+        let mut text = match self.last_accept_ago_us {
+            Some(us) => format!("; it last accepted {} before", Micros(us)),
+            None => String::new(),
+        };
+        if let Some(errno) = self.failing {
+            let _ = write!(text, "; its accept fails with {errno}");
+        } else if let Some(acceptor) = &self.acceptor {
+            text.push_str(match acceptor.state {
+                'T' | 't' => "; its process is stopped",
+                'D' => "; the thread that should accept is blocked in the kernel",
+                'R' => "; the thread that should accept is busy computing",
+                'Z' | 'X' => "; its process is dead",
+                _ => "; the thread that should accept sleeps",
+            });
+            let syscall = acceptor.syscall.map(crate::event::Syscall);
+            if let Some(name) = syscall.and_then(crate::event::Syscall::name) {
+                let _ = write!(text, " in {name}");
+            }
+            if let Some(channel) = &acceptor.wait_channel {
+                let _ = write!(text, " ({channel})");
+            }
+        }
+        text
+    }
+
+    /// Why nobody accepts comes before how many may wait.
+    fn reason(&self, owner: &str, words: Words) -> Words {
+        let shared = self.holders > 1;
+        let words = match (&self.acceptor, self.failing) {
+            (_, Some(errno)) => words.fix(format!(
+                "{owner} cannot accept ({errno}): close what leaks or raise its limit; no backlog helps"
+            )),
+            (Some(acceptor), _) if matches!(acceptor.state, 'T' | 't') => words.fix(format!(
+                "process {} is stopped (SIGSTOP, a debugger, the freezer): kill -CONT {}",
+                acceptor.pid, acceptor.pid
+            )),
+            (Some(acceptor), _) => words.fix(format!(
+                "see what thread {} does instead of accepting: cat /proc/{}/task/{}/stack, a profiler, \
+                 the event loop's longest handler",
+                acceptor.tid, acceptor.pid, acceptor.tid
+            )),
+            (None, None) => words.fix(format!("let {owner} accept faster: a thread of its own, more workers")),
+        };
+        if shared {
+            words.fix(format!(
+                "{} processes share the listener: SO_REUSEPORT gives each a queue of its own",
+                self.holders
+            ))
+        } else {
+            words
+        }
+    }
+
+    /// Where the limit comes from, and which of the two to raise.
+    fn limit(&self, owner: &str, lost: u64, span: &str) -> String {
+        let lost = format!("{} lost {span}", Count(lost, "connection"));
+        match (self.backlog, self.somaxconn) {
+            (Some(asked), Some(somaxconn)) if asked > somaxconn => format!(
+                "listen() asked for {asked} and net.core.somaxconn is {somaxconn}: raise somaxconn and \
+                 restart {owner}; {lost}"
+            ),
+            (Some(asked), Some(somaxconn)) => format!(
+                "listen() asked for {asked} and net.core.somaxconn is {somaxconn}: raise the listen \
+                 argument (nginx: listen … backlog=, Go reads somaxconn, Java: the backlog of \
+                 ServerSocket); {lost}"
+            ),
+            (None, Some(somaxconn)) if somaxconn == self.queue_max => format!(
+                "the limit is net.core.somaxconn's ({somaxconn}), or listen() asked for the same: raise \
+                 both; {lost}"
+            ),
+            (None, Some(somaxconn)) => format!(
+                "net.core.somaxconn is {somaxconn} and the limit {}: it was listen()'s argument, raise \
+                 that; {lost}",
+                self.queue_max
+            ),
+            (asked, None) => format!(
+                "the limit {} is the smaller of listen()'s argument{} and net.core.somaxconn: raise \
+                 that one; {lost}",
+                self.queue_max,
+                asked.map_or(String::new(), |asked| format!(" ({asked})"))
+            ),
+        }
+    }
+}
+
+/// SYNs dropped or answered with cookies in a namespace.
+#[derive(Debug, Default)]
+pub(super) struct FullSynQueue {
+    dropped: u64,
+    cookies: u64,
+    len: Option<u32>,
+    max: Option<u32>,
+}
+
+impl FullSynQueue {
+    pub(super) fn take(&mut self, queue: &SynQueue) {
+        *if queue.cookies {
+            &mut self.cookies
+        } else {
+            &mut self.dropped
+        } += queue.count;
+        self.len = self.len.max(queue.len);
+        self.max = self.max.max(queue.max);
+    }
+
+    pub(super) fn words(&self, owner: &str, listener: Option<SocketAddr>) -> Words {
+        let at = listener.map_or(String::new(), |it| format!(" on {}", End(it)));
+        let half_done = match (self.len, self.max) {
+            (Some(len), Some(max)) => format!(", {len} handshakes half done of {max}"),
+            _ => String::new(),
+        };
+        let outcome = match (self.dropped, self.cookies) {
+            (dropped, 0) => format!("{} dropped", Count(dropped, "SYN")),
+            (0, cookies) => format!("{} answered with cookies", Count(cookies, "SYN")),
+            (dropped, cookies) => format!(
+                "{} dropped and {cookies} answered with cookies",
+                Count(dropped, "SYN")
+            ),
+        };
+        Words::new(
+            format!("the SYN queue of {owner}{at} was full: {outcome}{half_done}"),
+            "Handshakes that were begun and not finished fill the SYN queue, whose limit is the accept \
+             queue's: a flood of forged SYNs, clients whose answers get lost, or more new clients in one \
+             round trip than the limit. With cookies they can still connect, without some TCP options.",
+        )
+        .fix("ss -tn state syn-recv: many addresses that never finish are a flood; few are a lost way back")
+        .fix("keep net.ipv4.tcp_syncookies=1; raise the listen backlog, net.core.somaxconn and net.ipv4.tcp_max_syn_backlog")
+        .ruled_out("the accept queue: these SYNs were counted as TCPReqQFull, not as ListenOverflows")
+    }
+}
+
+/// The listener whose queue a loss is about.
+pub(super) fn overflow(event: &Event) -> Option<(&Overflow, SocketAddr)> {
+    let Kind::AcceptQueueOverflow(overflow) = &event.kind else {
+        return None;
+    };
+    let socket = event.socket.as_ref()?;
+    debug_assert!(matches!(socket.state, None | Some(State::Listen)));
+    Some((overflow, socket.flow.local))
+}
