@@ -1,17 +1,30 @@
 //! What a trace explained: its findings, and how a test asks that there be this one and no other.
 
+use std::fmt;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::{Events, Record};
 
 /// One finding of a trace, from its first telling to its last.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Finding {
     /// As it was first told.
     pub first: Record,
     /// As it was last told: its count is the true one.
     pub last: Record,
+    /// The events it rests on, as far as it names them.
+    pub evidence: Vec<Record>,
+}
+
+/// For the message of a test that fails: the finding and its evidence as they are in the stream.
+impl fmt::Debug for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\n{}", self.last.0)?;
+        let mut evidence = self.evidence.iter();
+        evidence.try_for_each(|event| write!(f, "\n    {}", event.0))
+    }
 }
 
 impl Finding {
@@ -82,10 +95,10 @@ impl Finding {
     pub fn ensure(&self, count: u64, peer: u32) -> Result<()> {
         ensure!(
             (self.count(), self.peer()) == (count, peer),
-            "{count} with the peer {peer} was expected, came {} with {}: {}",
+            "{count} with the peer {peer} was expected, came {} with {}: {:?}",
             self.count(),
             self.peer(),
-            pretty(&self.last)
+            self
         );
         Ok(())
     }
@@ -110,16 +123,17 @@ pub fn findings(events: &Events) -> Result<Vec<Finding>> {
             ensure!(
                 record.number("tcptrace.finding.update") == Some(0),
                 "an update of a finding that was not told: {}",
-                pretty(&record)
+                record.0
             );
             findings.push(Finding {
                 first: record.clone(),
                 last: record,
+                evidence: vec![],
             });
         }
     }
-    for finding in &findings {
-        ensure_evidence(events, finding)?;
+    for finding in &mut findings {
+        finding.evidence = evidence(events, &finding.last)?;
     }
     Ok(findings)
 }
@@ -150,12 +164,7 @@ pub fn exact_findings(events: &Events, wanted: &[(&str, u32)]) -> Result<Vec<Fin
     }
     ensure!(
         left.is_empty() && found.len() == wanted.len(),
-        "{wanted:?} were expected, and these findings came:\n{}\nfrom these events:\n{}",
-        findings
-            .iter()
-            .map(|finding| pretty(&finding.last))
-            .collect::<Vec<_>>()
-            .join("\n"),
+        "{wanted:?} were expected, and these findings came:\n{findings:#?}\nfrom these events:\n{}",
         events
             .only(|record| !["finding", "coverage", "summary"].contains(&record.name()))
             .0
@@ -188,23 +197,16 @@ pub fn normal_life(events: &Events) -> Result<Option<Finding>> {
     Ok(findings.pop())
 }
 
-/// What a finding rests on can be looked up in the stream.
-fn ensure_evidence(events: &Events, finding: &Finding) -> Result<()> {
-    let evidence = finding.last.get("tcptrace.finding.evidence");
-    let ids = evidence.and_then(Value::as_array);
-    for id in ids.into_iter().flatten() {
-        ensure!(
-            events
-                .0
-                .iter()
-                .any(|it| it.get("tcptrace.event.id") == Some(id)),
-            "{id} is evidence, and no such event is in the stream: {}",
-            pretty(&finding.last)
-        );
-    }
-    Ok(())
-}
-
-fn pretty(record: &Record) -> String {
-    serde_json::to_string_pretty(&record.0).unwrap_or_default()
+/// What a finding rests on, which must all be in the stream.
+fn evidence(events: &Events, finding: &Record) -> Result<Vec<Record>> {
+    let ids = finding.get("tcptrace.finding.evidence");
+    let ids = ids.and_then(Value::as_array).into_iter().flatten();
+    ids.map(|id| {
+        let is_it = |event: &&Record| event.get("tcptrace.event.id") == Some(id);
+        let event = events.0.iter().find(is_it);
+        event
+            .cloned()
+            .with_context(|| format!("{id} is evidence and no event of the stream: {}", finding.0))
+    })
+    .collect()
 }

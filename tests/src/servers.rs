@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::program::{Ended, Program};
+use crate::sockets::{Socket, wait_for_sockets};
 use crate::wait_until;
 
 /// nginx with one worker.
@@ -221,5 +222,9 @@ fn wait_until_it_accepts(server: &Program, addr: &str) -> Result<()> {
         }
         Ok(TcpStream::connect(addr).is_ok())
     })?;
-    Ok(())
+    // It has closed its end as well: nothing of this is left for a test to see.
+    wait_for_sockets(0, |socket| {
+        let open = [Socket::ESTABLISHED, Socket::CLOSE_WAIT].contains(&socket.state);
+        open && socket.local_port == addr.port()
+    })
 }
