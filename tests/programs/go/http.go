@@ -16,7 +16,8 @@ import (
 )
 
 // Serves from now on: / answers at once, /last too and closes the connection, /work after the time
-// in "for" and then with so much that a client who is gone shows, /never not at all.
+// in "for" and then with so much that a client who is gone shows, /while_asked works until the client
+// is gone, /never ends.
 func (t *talker) serve(args []string) (string, error) {
 	idle, err := time.ParseDuration(args[1])
 	if err != nil {
@@ -35,6 +36,9 @@ func (t *talker) serve(args []string) (string, error) {
 		fmt.Fprintln(answer, "goodbye")
 	})
 	handlers.HandleFunc("/work", work)
+	handlers.HandleFunc("/while_asked", func(_ http.ResponseWriter, request *http.Request) {
+		<-request.Context().Done()
+	})
 	handlers.HandleFunc("/never", func(http.ResponseWriter, *http.Request) {
 		log.Print("request taken")
 		select {}
@@ -100,6 +104,27 @@ func (t *talker) request(args []string) (string, error) {
 	}
 	body, err := io.ReadAll(answer.Body)
 	return fmt.Sprintf("%d, %d bytes", answer.StatusCode, len(body)), err
+}
+
+// Asks again and again with a pause before the next request, by a pool of connections.
+func (t *talker) reuse(args []string) (string, error) {
+	pause, err := time.ParseDuration(args[1])
+	if err != nil {
+		return "", err
+	}
+	times, err := strconv.Atoi(args[2])
+	if err != nil {
+		return "", err
+	}
+	for i := 0; i < times; i++ {
+		if i > 0 {
+			time.Sleep(pause)
+		}
+		if _, err := fetch(http.DefaultClient, args[0]); err != nil {
+			return "", err
+		}
+	}
+	return fmt.Sprintf("%d answered", times), nil
 }
 
 // Asks and cancels the request's context, again and again; answers with the last error.

@@ -46,6 +46,7 @@ func (t *talker) obey(verb string, args []string) (string, error) {
 		"close":      {1, t.close},      // name
 		"serve":      {2, t.serve},      // address, idle timeout
 		"get":        {2, t.get},        // URL, timeout
+		"reuse":      {3, t.reuse},      // URL, pause, how often
 		"cancel":     {3, t.cancel},     // URL, after how long, how often
 		"hoard":      {2, t.hoard},      // URL, how often
 		"load":       {4, t.load},       // URL, requests, workers, keep-alive
