@@ -13,6 +13,11 @@ mod leaking;
 mod pooling;
 mod queueing;
 pub mod reset;
+#[cfg(test)]
+#[path = "tests.rs"]
+mod scene_tests;
+#[cfg(test)]
+mod scenes;
 mod timing;
 mod verdict;
 mod waiting;

@@ -93,12 +93,12 @@ impl FullQueue {
         let lost: u64 = self.by_path.iter().sum();
         let span = self.ended.0.saturating_sub(self.begun.0) / 1_000_000;
         let span = if span == 0 {
-            "at once".to_owned()
+            String::new()
         } else {
-            format!("in {}", Millis(span))
+            format!(" in {}", Millis(span))
         };
         let title = format!(
-            "the accept queue of {owner} on {} was full ({} waiting, limit {}): {} lost {span}{}{}",
+            "the accept queue of {owner} on {} was full ({} waiting, limit {}): {} lost{span}{}{}",
             End(self.listener),
             self.queue_len,
             self.queue_max,
@@ -196,7 +196,7 @@ impl FullQueue {
 
     /// Where the limit comes from, and which of the two to raise.
     fn limit(&self, owner: &str, lost: u64, span: &str) -> String {
-        let lost = format!("{} lost {span}", Count(lost, "connection"));
+        let lost = format!("{} lost{span}", Count(lost, "connection"));
         match (self.backlog, self.somaxconn) {
             (Some(asked), Some(somaxconn)) if asked > somaxconn => format!(
                 "listen() asked for {asked} and net.core.somaxconn is {somaxconn}: raise somaxconn and \

@@ -146,7 +146,7 @@ pub(super) fn then_got(end: &End, since: Timestamp) -> impl fmt::Display + use<>
         }
         let others: u64 = end.errors().map(|(seen, _)| seen.count).sum();
         if others > 1 {
-            let _ = write!(text, " and {} more", Count(others - 1, "error"));
+            let _ = write!(text, " and {}", Count(others - 1, "more error"));
         }
     } else if end.reset_received().is_some() {
         let owner = end.process();

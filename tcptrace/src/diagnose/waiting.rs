@@ -301,7 +301,7 @@ const DEFAULTS: &[(u64, &str)] = &[
 pub(super) fn deadline(ms: u64) -> Option<impl std::fmt::Display> {
     let &(at, whose) = DEFAULTS.iter().find(|&&(at, _)| is_near(ms, at))?;
     Some(std::fmt::from_fn(move |f| {
-        write!(f, "{} is {whose}: maybe this one", Millis(at))
+        write!(f, "{} s is {whose}: maybe this one", at / 1_000)
     }))
 }
 

@@ -20,6 +20,9 @@ pub(super) fn judge_reset(view: View<'_>, sees_all_resets: bool) -> Option<Verdi
     if view.other.is_unseen() && socket.flow.local.ip().is_loopback() && sees_all_resets {
         return Some(Verdict::new(Cause::RejectedByFirewall).certainty(Certainty::Medium));
     }
+    if let Some(verdict) = waiting::closed_on_accept(view.turned()) {
+        return Some(verdict.of_other());
+    }
     if let Some(verdict) = waiting::peer_gave_up(view) {
         return Some(verdict);
     }

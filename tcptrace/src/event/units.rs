@@ -27,8 +27,8 @@ impl fmt::Display for Millis {
         let (ms, s) = (self.0, self.0 / 1_000);
         match s {
             0 => write!(f, "{ms} ms"),
-            1..120 => write!(f, "{s}.{} s", ms % 1_000 / 100),
-            120..7_200 => write!(f, "{} min", s / 60),
+            1..600 => write!(f, "{s}.{} s", ms % 1_000 / 100),
+            600..7_200 => write!(f, "{} min", s / 60),
             7_200..172_800 => write!(f, "{} h", s / 3_600),
             _ => write!(f, "{} days", s / 86_400),
         }

@@ -574,7 +574,7 @@ fn random<const N: usize>() -> Result<[u8; N]> {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
     use std::rc::Rc;
 
     use bytes::Bytes;
@@ -583,7 +583,7 @@ mod tests {
     use super::*;
 
     /// Records that are all there at once, and then none for ever.
-    struct Recorded(Vec<wire::Event>);
+    struct Recorded(Vec<wire::Event>, Rc<Cell<usize>>);
 
     impl Source for Recorded {
         async fn ready(&mut self) -> io::Result<()> {
@@ -599,22 +599,21 @@ mod tests {
             for record in self.0.drain(..taken) {
                 each(bytemuck::bytes_of(&record));
             }
+            self.1.set(self.0.len());
             taken
         }
     }
 
-    /// Ends the loop at the second look.
-    #[derive(Default)]
-    struct TwoLooks(u32);
+    /// Ends the loop once nothing is left of these records.
+    struct UntilTaken(Rc<Cell<usize>>);
 
-    impl Upkeep for TwoLooks {
+    impl Upkeep for UntilTaken {
         fn tend(&mut self, _: &mut Session) -> Result<()> {
-            self.0 += 1;
             Ok(())
         }
 
         fn is_over(&self) -> bool {
-            self.0 == 2
+            self.0.get() == 0
         }
     }
 
@@ -671,7 +670,7 @@ mod tests {
     fn resets(count: usize) -> Recorded {
         let mut reset: wire::Event = bytemuck::Zeroable::zeroed();
         reset.kind = wire::kind::RESET_SENT;
-        Recorded(vec![reset; count])
+        Recorded(vec![reset; count], Rc::new(Cell::new(count)))
     }
 
     fn run(source: &mut Recorded, session: &mut Session) -> Result<Stop, Failure> {
@@ -679,16 +678,10 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build();
+        let mut upkeep = UntilTaken(Rc::clone(&source.1));
         runtime.expect("a runtime").block_on(async {
             let (_send, found) = mpsc::channel(1);
-            drive(
-                source,
-                session,
-                &mut TwoLooks::default(),
-                found,
-                std::future::pending(),
-            )
-            .await
+            drive(source, session, &mut upkeep, found, std::future::pending()).await
         })
     }
 

@@ -1,0 +1,474 @@
+//! The analysis on lists of events: which finding each makes, in which words, and that no order of
+//! arrival changes it.
+
+use insta::assert_snapshot;
+use proptest::prelude::*;
+
+use super::scenes::*;
+use super::{Analysis, Limits};
+use crate::event::{
+    Acceptor, Cause, Event, EventId, Fact, Held, Holding, Holdings, Kind, Nearby, Pool, ResetSent,
+    Side, Socket, SocketId, State, Timestamp, Workload,
+};
+
+#[test]
+fn a_close_with_unread_data_and_what_it_did_to_the_other_end() {
+    assert_snapshot!(told(&closed_with_unread_data()), @"
+    closed_with_unread_data pid 812 x1 high WARN
+      envoy[812] closed fd 17 with 4312 bytes unread; 198 us later curl[990] got ECONNRESET on recvfrom and 1 more error
+      not the network: 0 segments sent again, round trip 200 us
+      fix read to the end before closing: 4312 bytes came after the 5688 that were read (a second request, a body nobody wanted, a TLS close_notify)
+      fix if the rest of the input is not wanted: shutdown(SHUT_WR), read until the end of the stream or a short deadline, and only then close
+    ");
+}
+
+#[test]
+fn a_write_after_the_peers_close() {
+    assert_snapshot!(told(&write_after_peer_close()), @"
+    write_after_peer_close pid 990 x1 high WARN
+      envoy[812] had closed 10.0.0.2:40000 > 10.0.0.1:8080 50 ms before; curl[990] still wrote 5 bytes and drew a RST, then got 2 EPIPE
+      not the network: 0 segments sent again, round trip 200 us
+      fix let curl[990] read (or poll for POLLRDHUP) and close when the read returns 0, before it writes again
+      fix and ask why envoy[812] closed: a deadline, a limit, an error in its log
+    ");
+}
+
+#[test]
+fn a_client_that_left_before_the_answer() {
+    assert_snapshot!(told(&peer_gave_up()), @"
+    peer_gave_up pid 812 x1 high WARN
+      curl[990] left 10.0.0.1:8080 > 10.0.0.2:40000 after it had waited 5.0 s for an answer; envoy[812] was still working: its answer of 300 bytes came 2.0 s too late and drew a RST
+      not the network: 0 segments sent again, round trip 200 us
+      fix find out why the answer takes longer than 5.0 s: that is the failure, the broken pipe is its echo
+      fix or give the client more time than the slowest answer needs, and this server a deadline below the client's, so that it answers with an error instead of working for nobody
+    ");
+}
+
+#[test]
+fn a_client_that_left_a_server_that_never_answers() {
+    let events = peer_gave_up();
+    assert_snapshot!(told(&events[..2]), @"
+    gave_up_waiting pid 990 x1 high INFO
+      curl[990] closed fd 5 to 10.0.0.1:8080 after it had waited 5.0 s for an answer
+      not the network: 0 segments sent again, round trip 200 us
+      fix look at envoy[812]: its answer took longer than 5.0 s
+      fix raise the deadline only if such an answer is worth waiting for
+      fix 5 s is keep-alive of Node.js, Apache httpd and uvicorn, and a common client timeout: maybe this one
+    ");
+}
+
+#[test]
+fn a_killed_process_is_one_finding() {
+    assert_snapshot!(told(&killed()), @"
+    process_exited pid 812 x3 high ERROR
+      envoy[812] was killed by SIGKILL and took 3 connections down: 1 reset (7 bytes unread), 2 closed with a FIN
+      not the network: this host sent the RST and FIN
+      fix who sends SIGKILL? the OOM killer (dmesg, memory.events: oom_kill), a stop timeout (systemd TimeoutStopSec=, Kubernetes terminationGracePeriodSeconds), an operator
+    ");
+}
+
+#[test]
+fn an_ordinary_exit_is_none() {
+    let mut events = killed();
+    events.retain(|event| matches!(event.kind, Kind::StateChanged(_)));
+    for event in &mut events {
+        let process = event.owner.process.take();
+        event.owner.process = process.map(|it| ended(it, crate::event::Exit::Code(0)));
+    }
+    assert_eq!(told(&events), "");
+}
+
+#[test]
+fn a_full_accept_queue_names_the_limit_and_what_the_acceptor_does() {
+    let acceptor = Acceptor {
+        pid: 812,
+        tid: 812,
+        state: 'T',
+        wait_channel: None,
+        syscall: None,
+        read_after_ms: 1,
+    };
+    let mut events: Vec<_> = (0..31)
+        .map(|nth| {
+            let kind = Kind::AcceptQueueOverflow(overflow());
+            event(nth * 80_000, Some(envoy()), Some(listener()), kind)
+        })
+        .collect();
+    events[0].facts = vec![Fact::Acceptor(shared(acceptor)), Fact::Somaxconn(4_096)];
+    let found = findings(&events);
+    assert_eq!(found.len(), 2, "the first telling and the last");
+    assert_snapshot!(told(&events[..1]), @"
+    accept_queue_overflow pid 812 x1 high ERROR
+      the accept queue of envoy[812] on 10.0.0.1:8080 was full (129 waiting, limit 128): 1 connection lost (1 as SYN); it last accepted 4.2 s before; its process is stopped
+      not the network: the segments arrived here and were dropped by this host
+      fix process 812 is stopped (SIGSTOP, a debugger, the freezer): kill -CONT 812
+      fix listen() asked for 128 and net.core.somaxconn is 4096: raise the listen argument (nginx: listen … backlog=, Go reads somaxconn, Java: the backlog of ServerSocket); 1 connection lost
+      fix confirm: ss -ltn (Recv-Q above Send-Q), nstat -az TcpExtListenOverflows TcpExtListenDrops
+    ");
+    let last = finding(&found[1]);
+    assert_eq!((last.count, last.update, last.closed), (31, 1, true));
+    assert!(
+        last.fix
+            .iter()
+            .any(|fix| fix.contains("31 connections lost in 2.4 s")),
+        "{last:?}"
+    );
+}
+
+#[test]
+fn a_full_table_of_connections_the_peer_closed_follows_from_the_leak() {
+    let held = Held::Tcp {
+        state: State::CloseWait,
+        service: "10.0.0.5:5432".parse().expect("an address"),
+        outbound: true,
+    };
+    let rows = vec![Holding {
+        count: 931,
+        what: held,
+    }];
+    let holdings = Fact::Holdings(shared(Holdings { rows, others: 93 }));
+    let mut events: Vec<_> = (0..4_u16)
+        .map(|nth| {
+            let mut socket = at_client(State::CloseWait);
+            socket.id.born += u64::from(nth);
+            socket.flow.local.set_port(50_000 + nth);
+            socket.eof_read = true;
+            let kind = Kind::CloseWaitStuck(wait(1_000 + u64::from(nth)));
+            event(u64::from(nth), Some(envoy()), Some(socket), kind)
+        })
+        .collect();
+    let failed = Kind::FdExhausted(exhausted());
+    events.push(with(
+        holdings,
+        event(700_000, Some(envoy()), Some(listener()), failed),
+    ));
+    let full = Kind::AcceptQueueOverflow(overflow());
+    events.push(event(800_000, Some(envoy()), Some(listener()), full));
+    assert_snapshot!(told(&events), @"
+    close_wait_leak pid 812 x4 high ERROR
+      envoy[812] holds 4 connections to 10.0.0.1:8080 that the peer has closed (CLOSE_WAIT), the oldest for 1.0 s; it has read the end of the stream of each, fd 5, 5, 5, 5
+      not the peer and the network: the FIN arrived and was acknowledged
+      fix envoy[812] reads the end of the stream and does not close: look at the path after a read of 0 bytes (Go: resp.Body.Close, defer conn.Close; Java: try-with-resources; Python: with)
+      fix no sysctl helps: neither tcp_fin_timeout nor keepalive ends CLOSE_WAIT; a restart only buys time
+    fd_exhausted pid 812 x1 high ERROR
+      envoy[812] had no descriptor left: accept4 failed with EMFILE, 1024 of 1024 descriptors open: 931 CLOSE_WAIT to 10.0.0.5:5432
+      not the network and the peers: the call failed before any of them was asked
+      fix most of them are connections the peer has closed and envoy[812] never did: mend that leak (tcptrace explain close_wait_leak); a higher limit only fills later
+      fix meanwhile clients of 10.0.0.1:8080 wait in the accept queue: expect accept_queue_overflow next
+    accept_queue_overflow pid 812 x1 high ERROR
+      the accept queue of envoy[812] on 10.0.0.1:8080 was full (129 waiting, limit 128): 1 connection lost (1 as SYN); it last accepted 4.2 s before; its accept fails with EMFILE
+      not the network: the segments arrived here and were dropped by this host
+      fix envoy[812] cannot accept (EMFILE): close what leaks or raise its limit; no backlog helps
+      fix the limit 128 is the smaller of listen()'s argument (128) and net.core.somaxconn: raise that one; 1 connection lost
+      fix confirm: ss -ltn (Recv-Q above Send-Q), nstat -az TcpExtListenOverflows TcpExtListenDrops
+    ");
+    let found = findings(&events);
+    let of = |cause| {
+        let found = found.iter().find(|it| finding(it).cause == cause);
+        found.expect("it was found")
+    };
+    let (leak, fds) = (of(Cause::CloseWaitLeak), of(Cause::FdExhausted));
+    assert_eq!(fds.caused_by, Some(leak.id));
+    assert_eq!(of(Cause::AcceptQueueOverflow).caused_by, Some(fds.id));
+}
+
+#[test]
+fn a_refusal_names_the_listener_that_may_be_meant() {
+    let nearby = Nearby {
+        address: "127.0.0.1:8080".parse().expect("an address"),
+        netns: 2,
+        owner: Some(envoy()),
+    };
+    let socket = Socket {
+        rtt_us: None,
+        ..at_client(State::SynSent)
+    };
+    let refusing = ResetSent {
+        answers_segment: true,
+        answers_syn: true,
+        no_socket: true,
+        syscall: None,
+        ..reset()
+    };
+    let nowhere = Socket {
+        id: SocketId::default(),
+        side: None,
+        ..at_server(State::Closed)
+    };
+    let events = [
+        event(10, None, Some(nowhere), Kind::ResetSent(refusing)),
+        event(
+            11,
+            Some(curl()),
+            Some(socket.clone()),
+            received(libc::ECONNREFUSED),
+        ),
+        with(
+            Fact::Nearby([nearby].into()),
+            event(12, Some(curl()), Some(socket), refused()),
+        ),
+    ];
+    assert_snapshot!(told(&events), @"
+    no_listener pid 990 x1 high WARN
+      curl[990] was refused by 10.0.0.1:8080: nothing listens there; but there is a listener of envoy[812] on 127.0.0.1:8080 in network namespace 2
+      not the network: the refusal came from this host
+      fix connect to the address that is listened on, or let the service listen on 0.0.0.0 or [::]; for another namespace (a container) publish the port or use its address
+    ");
+    // The same from outside: this host sees the refusal alone.
+    assert_snapshot!(told(&events[..1]), @"
+    no_listener pid 0 x1 high INFO
+      10.0.0.2 was refused: nothing listens on 10.0.0.1:8080
+      not 
+      fix if it should be served: is the service down, on another port, or bound to another address (ss -ltn)?
+      fix many ports of one client are a port scan
+    ");
+    // And on the other host.
+    assert_snapshot!(told(&events[1..]), @"
+    refused_by_peer pid 990 x1 high WARN
+      curl[990] was refused by 10.0.0.1:8080 after 120 us
+      not routing and DNS: something there answered at once
+      fix on that host: ss -ltn, is anything listening on this port and address, or only on 127.0.0.1?
+      fix does the name resolve to the host you mean, and is this the right port?
+    ");
+}
+
+#[test]
+fn a_reset_from_elsewhere_after_a_silence() {
+    let socket = Socket {
+        heard_ago_ms: Some(350_010),
+        sent_ago_ms: Some(0),
+        unacked: 48,
+        ..at_client(State::Established)
+    };
+    let events = [event(
+        10,
+        Some(curl()),
+        Some(socket),
+        received(libc::ECONNRESET),
+    )];
+    assert_snapshot!(told(&events), @"
+    reset_by_peer maybe idle_timeout pid 990 x1 medium WARN
+      a RST from elsewhere ended 10.0.0.2:40000 > 10.0.0.1:8080 of curl[990]: it answered 48 bytes just written, 350.0 s after the peer was last heard
+      not this host: it sent no RST
+      fix nothing had been heard for 350.0 s: something may forget silent connections. Send keepalives more often than that (SO_KEEPALIVE with TCP_KEEPIDLE, the pool's own ping), or close pooled connections earlier
+      fix 350 s is AWS NLB and NAT gateway idle timeout: maybe this one
+      fix a RST whose TTL differs from the connection's other segments is not the peer's: tcpdump -nv 'tcp[tcpflags] & tcp-rst != 0'
+    ");
+}
+
+#[test]
+fn a_pool_that_is_flat_and_busy() {
+    let pool = Pool {
+        server: "10.0.0.9:3306".parse().expect("an address"),
+        connections: 10,
+        busy: 10,
+        oldest_ms: 4_000,
+    };
+    let workload = |oldest| {
+        Fact::Workload(shared(Workload {
+            inbound: 43,
+            inbound_oldest_ms: oldest,
+            outbound: vec![pool.clone()],
+        }))
+    };
+    let full = || Kind::AcceptQueueOverflow(overflow());
+    let events = [
+        with(
+            workload(4_000),
+            event(10, Some(envoy()), Some(listener()), full()),
+        ),
+        with(
+            workload(9_000),
+            event(4_000_010, Some(envoy()), Some(listener()), full()),
+        ),
+    ];
+    let found = findings(&events);
+    let pool = found
+        .iter()
+        .find(|it| finding(it).cause == Cause::PoolExhausted);
+    let queue = found
+        .iter()
+        .rfind(|it| finding(it).cause == Cause::AcceptQueueOverflow);
+    assert_eq!(
+        queue.expect("the queue was full").caused_by,
+        pool.map(|pool| pool.id)
+    );
+    assert_snapshot!(finding(pool.expect("the pool is")).title, @"envoy[812] has 10 connections to 10.0.0.9:3306, never more in 2 looks over 4.0 s, all waiting for an answer (the oldest for 4.0 s), while 43 clients of its own wait for it (the oldest for 9.0 s)");
+}
+
+#[test]
+fn deadlines_show_as_a_common_interval() {
+    let events: Vec<_> = (0..5_u16)
+        .flat_map(|nth| {
+            let mut pair = peer_gave_up();
+            for event in &mut pair {
+                event.id.0 += u64::from(nth) << 40;
+                let socket = event.socket.as_mut().expect("a connection");
+                socket.id.born += u64::from(nth) * 10;
+                match socket.side {
+                    Some(Side::Server) => socket
+                        .flow
+                        .peer
+                        .as_mut()
+                        .expect("a peer")
+                        .set_port(40_000 + nth),
+                    _ => socket.flow.local.set_port(40_000 + nth),
+                }
+            }
+            pair
+        })
+        .collect();
+    let mut ordered = events;
+    ordered.sort_by_key(|event| event.time);
+    let found = findings(&ordered);
+    let last = finding(found.last().expect("a finding"));
+    assert_eq!((last.cause, last.count), (Cause::PeerGaveUp, 5));
+    assert!(
+        last.ruled_out
+            .iter()
+            .any(|it| it.starts_with("chance: 5.00 s on 5 connections")),
+        "{last:?}"
+    );
+}
+
+#[test]
+fn a_storm_is_one_finding_and_nothing_is_lost_from_its_count() {
+    let mut analysis = Analysis::new(Limits::default(), true);
+    let mut found = Vec::new();
+    let storm = 20_000_u64;
+    for nth in 0..storm {
+        for mut event in closed_with_unread_data() {
+            event.id.0 += nth << 20;
+            event.time.0 += nth * 50_000;
+            let socket = event.socket.as_mut().expect("a connection");
+            socket.id.born += nth * 10;
+            let port = 1_024 + u16::try_from(nth % 60_000).expect("a port");
+            match socket.side {
+                Some(Side::Server) => socket.flow.peer.as_mut().expect("a peer").set_port(port),
+                _ => socket.flow.local.set_port(port),
+            }
+            analysis.advance(event.time, &mut |it| found.push(it));
+            analysis.take(&event, &mut |it| found.push(it));
+        }
+    }
+    analysis.finish(Timestamp(NOON + storm * 50_000), &mut |it| found.push(it));
+    let new = found.iter().filter(|it| finding(it).update == 0).count();
+    assert_eq!(new, 1);
+    let last = finding(found.last().expect("a finding"));
+    assert_eq!(last.count, storm);
+    assert_eq!(last.evidence.len(), crate::event::Finding::EVIDENCE);
+    assert_eq!(last.evidence[0], EventId(10), "the first is kept");
+    let errors: u64 = last.errors.iter().map(|(_, count)| count).sum();
+    assert_eq!(errors, 2 * storm);
+}
+
+#[test]
+fn late_errors_join_what_was_told() {
+    let events = write_after_peer_close();
+    let mut analysis = Analysis::new(Limits::default(), true);
+    let mut found = Vec::new();
+    let mut tell = |it| found.push(it);
+    for event in &events[..2] {
+        analysis.take(event, &mut tell);
+    }
+    let minute = Timestamp(NOON + 20_000_000_000);
+    analysis.advance(minute, &mut tell);
+    analysis.advance(Timestamp(minute.0 + 1_000_000_000), &mut tell);
+    for event in &events[2..] {
+        let mut late = event.clone();
+        late.time.0 += 30_000_000_000;
+        late.caused_by = Some(events[1].id);
+        analysis.take(&late, &mut tell);
+    }
+    analysis.finish(Timestamp(NOON + 40_000_000_000), &mut tell);
+    assert_eq!(found.len(), 1, "{found:?}");
+}
+
+#[test]
+fn memory_is_bounded_and_what_that_costs_is_counted() {
+    let limits = Limits {
+        connections: 4,
+        cases: 2,
+        judged: 4,
+    };
+    let mut analysis = Analysis::new(limits, true);
+    let mut found = Vec::new();
+    for nth in 0..10_u16 {
+        let mut socket = at_server(State::Established);
+        socket.flow.local.set_port(2_000 + nth);
+        socket.id.born += u64::from(nth);
+        let sent = ResetSent {
+            unread: 1,
+            ..reset()
+        };
+        let event = event(
+            u64::from(nth),
+            Some(envoy()),
+            Some(socket),
+            Kind::ResetSent(sent),
+        );
+        analysis.take(&event, &mut |it| found.push(it));
+    }
+    analysis.finish(Timestamp(NOON + 1), &mut |it| found.push(it));
+    let counts = analysis.counts();
+    assert_eq!((counts.early, counts.evicted), (6, 8));
+    assert_eq!(found.len(), 10, "each was told all the same");
+}
+
+/// What of a finding must not depend on the order.
+fn essence(event: &Event) -> impl PartialEq + std::fmt::Debug + use<> {
+    let finding = finding(event);
+    (
+        finding.cause,
+        finding.hint,
+        finding.certainty,
+        finding.severity,
+        finding.count,
+        finding.evidence.clone(),
+        {
+            let mut errors = finding.errors.clone();
+            errors.sort_by_key(|(errno, _)| errno.0);
+            errors
+        },
+        (
+            finding.title.clone(),
+            finding.fix.clone(),
+            finding.ruled_out.clone(),
+        ),
+        event.owner.process.as_ref().map(|process| process.pid),
+    )
+}
+
+fn gathered(events: &[Event]) -> Vec<Event> {
+    let mut analysis = Analysis::new(Limits::default(), true);
+    let mut found = Vec::new();
+    for event in events {
+        analysis.take(event, &mut |it| found.push(it));
+    }
+    analysis.finish(Timestamp(NOON), &mut |it| found.push(it));
+    found
+}
+
+proptest! {
+    #[test]
+    fn no_order_of_arrival_changes_the_finding(
+        scene in prop::sample::select(vec![
+            closed_with_unread_data(),
+            write_after_peer_close(),
+            peer_gave_up(),
+        ]),
+        seed: u64,
+    ) {
+        let expected: Vec<_> = gathered(&scene).iter().map(essence).collect();
+        let mut shuffled = scene;
+        // Fisher and Yates, by a linear congruence.
+        let mut state = seed | 1;
+        for last in (1..shuffled.len()).rev() {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let other = usize::try_from(state >> 33).expect("31 bits") % (last + 1);
+            shuffled.swap(last, other);
+        }
+        let found: Vec<_> = gathered(&shuffled).iter().map(essence).collect();
+        prop_assert_eq!(found, expected);
+    }
+}
