@@ -51,6 +51,18 @@ pub fn wait_for_close_wait(count: usize) -> Result<()> {
     wait_for_sockets(count, |socket| socket.state == Socket::CLOSE_WAIT)
 }
 
+/// Waits until the client of this port has this much of an answer and has not read it yet.
+///
+/// # Errors
+/// When it has not in time.
+pub fn wait_for_unread_answer(port: u16, bytes: u32) -> Result<()> {
+    // The state as well: while a connection is being made, the numbers make no sense yet.
+    wait_for_sockets(1, |socket| {
+        let established = socket.state == Socket::ESTABLISHED && socket.peer_port == port;
+        established && socket.unread >= bytes
+    })
+}
+
 /// The TCP sockets of the calling thread's namespace.
 ///
 /// # Errors

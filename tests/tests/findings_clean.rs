@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use tcptrace_tests::findings::{no_finding, normal_life};
 use tcptrace_tests::program::{Go, Program};
 use tcptrace_tests::servers::{Nginx, Redis, curl, start_curl};
-use tcptrace_tests::sockets::wait_for_sockets;
+use tcptrace_tests::sockets::wait_for_unread_answer;
 use tcptrace_tests::*;
 
 const URL: &str = "http://127.0.0.1:8080/";
@@ -168,7 +168,7 @@ fn downloads_that_their_users_stop() {
         let url = format!("{URL}large");
         for _ in 0..10 {
             let client = start_curl(&["--limit-rate", "1M", "--output", "/dev/null", &url])?;
-            wait_for_sockets(1, |socket| socket.peer_port == 8080 && socket.unread > 0)?;
+            wait_for_unread_answer(8080, 1 << 16)?;
             client.signal(Signal::SIGINT)?;
             client.finish()?;
         }

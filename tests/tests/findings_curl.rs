@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use tcptrace_tests::findings::only_finding;
 use tcptrace_tests::program::Go;
 use tcptrace_tests::servers::{Nginx, curl, ip, shell, start_curl};
-use tcptrace_tests::sockets::wait_for_sockets;
+use tcptrace_tests::sockets::wait_for_unread_answer;
 use tcptrace_tests::*;
 
 const LARGE: &str = "http://127.0.0.1:8080/large";
@@ -64,7 +64,7 @@ fn interrupted_in_the_middle_of_a_body() {
         let tracer = trace(netns, &[])?;
         let client = start_curl(&["--limit-rate", "1M", "--output", "/dev/null", LARGE])?;
         let pid = client.pid();
-        wait_for_sockets(1, |socket| socket.peer_port == 8080 && socket.unread > 0)?;
+        wait_for_unread_answer(8080, 1 << 16)?;
         client.signal(Signal::SIGINT)?;
         ensure!(client.finish()?.status.signal() == Some(2));
         let events = Events::of(tracer)?;
