@@ -1,4 +1,5 @@
-//! Compiles the kernel half into `$OUT_DIR/tcptrace-ebpf`, which the agent embeds.
+//! Compiles the kernel half into `$OUT_DIR/tcptrace-ebpf`, which the agent embeds, and lists the
+//! pages of `tcptrace explain`.
 //!
 //! A BPF compiler is not part of a Rust installation, so this looks for one and takes the first it
 //! finds: an object that was built before (`TCPTRACE_BPF_OBJECT`), a nightly toolchain with the
@@ -18,6 +19,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya_build::{Package, Toolchain};
 
 const OBJECT: &str = "tcptrace-ebpf";
+/// Where the pages of `tcptrace explain` are, a directory for each of its topics.
+const PAGES: &str = "src/explain";
 /// Every variable that decides which way is taken. Cargo runs this script again when one changes,
 /// so an empty object made for clippy cannot stay behind for a build.
 const DECIDING: [&str; 4] = [
@@ -34,13 +37,16 @@ fn main() -> Result<()> {
     // `build_ebpf` watches the kernel half; these are what it is made from besides.
     for path in [
         "build.rs",
+        PAGES,
         "../tcptrace-common",
         "../Cargo.toml",
         "../Cargo.lock",
     ] {
         println!("cargo:rerun-if-changed={path}");
     }
-    let object = PathBuf::from(env::var_os("OUT_DIR").context("cargo sets OUT_DIR")?).join(OBJECT);
+    let out = PathBuf::from(env::var_os("OUT_DIR").context("cargo sets OUT_DIR")?);
+    list_pages(&out.join("pages.rs"))?;
+    let object = out.join(OBJECT);
 
     let way = if let Some(reason) = object_not_needed() {
         fs::write(&object, [])?;
@@ -56,6 +62,39 @@ fn main() -> Result<()> {
     };
     println!("cargo:rustc-env=TCPTRACE_BPF_BUILD={way}");
     Ok(())
+}
+
+/// Writes the pages by topic, in the order of their names: a file that is added or taken away needs
+/// no other change.
+fn list_pages(list: &Path) -> Result<()> {
+    let mut text = "&[\n".to_owned();
+    for topic in sorted(Path::new(PAGES))?.iter().filter(|it| it.is_dir()) {
+        writeln!(text, "    ({:?}, &[", name(topic)?)?;
+        let is_page = |it: &&PathBuf| it.extension() == Some(OsStr::new("md"));
+        for page in sorted(topic)?.iter().filter(is_page) {
+            let path = page.canonicalize()?;
+            let path = path.to_str().context("a path to include is UTF-8")?;
+            writeln!(text, "        ({:?}, include_str!({path:?})),", name(page)?)?;
+        }
+        text += "    ]),\n";
+    }
+    fs::write(list, text + "]\n")?;
+    Ok(())
+}
+
+/// The last part of a path, without the extension.
+fn name(path: &Path) -> Result<&str> {
+    let name = path.file_stem().and_then(OsStr::to_str);
+    name.with_context(|| format!("{} has no name in UTF-8", path.display()))
+}
+
+fn sorted(directory: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(directory)
+        .with_context(|| format!("cannot list {}", directory.display()))?
+        .map(|entry| Ok(entry?.path()));
+    let mut paths = entries.collect::<Result<Vec<_>>>()?;
+    paths.sort();
+    Ok(paths)
 }
 
 /// Why nothing will run what is built now, if so.

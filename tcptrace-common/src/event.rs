@@ -324,8 +324,10 @@ pub mod hook {
     pub const BIND_EXIT: u8 = 13;
     /// `sys_exit`, for every call
     pub const SYS_EXIT: u8 = 14;
+    /// `sys_exit_shutdown`
+    pub const SHUTDOWN_EXIT: u8 = 15;
     /// One more than the last hook.
-    pub const COUNT: u8 = 15;
+    pub const COUNT: u8 = 16;
 }
 
 /// How sure the owner of a socket is.

@@ -1,83 +1,125 @@
 //! Connections this host has closed: who did, for the RSTs that go out when the peer writes on. By
 //! then the socket is gone, or is one in TIME_WAIT, which nobody owns.
+//!
+//! Every connection pays for this. So it is no hash table: a close takes the one place its ports
+//! lead to, from whichever was there. And the ends are not read field by field: a copy of the
+//! socket's beginning is kept, and read like a socket when somebody asks.
 
-use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_ktime_get_ns};
-use tcptrace_common::event::{Event, Task, Tuple, confidence, flag, kind};
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use tcptrace_common::event::{Event, Sock, Task, Tuple, flag};
 
 use crate::{
-    emit::is_wanted,
-    filter,
-    maps::CLOSED,
-    owner::{self, NOWHERE},
+    maps::{CLOSED, CLOSED_PLACES},
+    owner::NOWHERE,
     sock::Socket,
-    task,
+    task::{self, PF_EXITING},
 };
+
+/// Words of `struct sock_common` that hold a socket's addresses and namespace, on every kernel.
+/// <https://github.com/torvalds/linux/blob/v6.18/include/net/sock.h>
+const BEGINNING: usize = 11;
 
 /// A connection that was closed from this end.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Closed {
-    /// Who closed it.
+    /// The beginning of its socket then.
+    beginning: [u64; BEGINNING],
+    /// Whose it was.
     owner: Task,
-    /// When, ns.
+    /// When, ns; 0: this place was never taken.
     shut: u64,
+    /// See [`ports`].
+    ports: u32,
     /// See [`Event::fd`].
     fd: i32,
     /// See [`Event::exit_code`].
     exit_code: i32,
-    /// [`flag::EXITING`] or nothing.
-    flags: u32,
+    /// See [`Event::confidence`].
+    confidence: u8,
     /// See [`Event::side`].
     side: u8,
     /// Zero.
-    pad: [u8; 3],
+    pad: [u8; 2],
 }
 
-/// The running task closes the socket, of which it was just learned that it is the owner. What does
-/// not pass the filter is not remembered: what is found later has passed.
-#[inline(never)]
-pub(crate) fn remember(socket: Socket) {
-    let Some(known) = owner::last_of(socket) else {
+/// The owner closes the socket now.
+#[inline(always)]
+pub(crate) fn remember(socket: Socket, known: &Sock, now: u64) {
+    let ports = ports(socket.local_port(), socket.peer_port());
+    let Some(closed) = CLOSED.get_ptr_mut(place(ports)) else {
         return;
     };
-    let mut tuple = NOWHERE;
-    socket.tuple(&mut tuple);
-    if !is_wanted(kind::RESET_SENT) || !filter::socket(&tuple, socket.family(), Some(known)) {
-        return;
-    }
-    let exit_code = task::exit_code();
-    let closed = Closed {
-        owner: known.owner,
-        // SAFETY: the helper takes nothing.
-        shut: unsafe { bpf_ktime_get_ns() },
-        fd: known.fd,
-        exit_code: exit_code.unwrap_or(0),
-        flags: if exit_code.is_some() {
-            flag::EXITING
-        } else {
-            0
-        },
-        side: known.side,
-        pad: [0; 3],
+    // SAFETY: an array's element stays there. Of two CPUs that take the same place in the same
+    // moment either may be lost.
+    let closed = unsafe { &mut *closed };
+    // SAFETY: the helper checks the address, and writes all of the field in any case.
+    unsafe {
+        bpf_probe_read_kernel(
+            closed.beginning.as_mut_ptr().cast(),
+            size_of::<[u64; BEGINNING]>() as u32,
+            socket.0 as *const _,
+        )
     };
-    // The table is an LRU: there is always room.
-    let _ = CLOSED.insert(tuple, closed, u64::from(BPF_ANY));
+    closed.owner = known.owner;
+    closed.shut = now;
+    closed.ports = ports;
+    closed.fd = known.fd;
+    closed.exit_code = if known.owner.flags & PF_EXITING != 0 {
+        task::exit_code()
+    } else {
+        0
+    };
+    closed.confidence = known.confidence;
+    closed.side = known.side;
 }
 
 /// What is remembered of the connection with these ends.
 #[inline(always)]
 pub(crate) fn find(tuple: &Tuple) -> Option<&'static Closed> {
-    // SAFETY: an LRU's element stays readable. One that is reused meanwhile is another connection's,
-    // closed since among 16,384.
-    CLOSED.get_ptr(tuple).map(|closed| unsafe { &*closed })
+    let ports = ports(tuple.local_port, tuple.peer_port);
+    let closed = CLOSED.get_ptr(place(ports))?;
+    // SAFETY: an array's element stays there.
+    let closed = unsafe { &*closed };
+    if closed.shut == 0 || closed.ports != ports {
+        return None;
+    }
+    let mut ends = NOWHERE;
+    Socket(closed.beginning.as_ptr() as u64).tuple(&mut ends);
+    let is_same = ends.netns == tuple.netns
+        && bits(ends.local) == bits(tuple.local)
+        && bits(ends.peer) == bits(tuple.peer);
+    is_same.then_some(closed)
+}
+
+#[inline(always)]
+fn ports(local: u16, peer: u16) -> u32 {
+    u32::from(local) << 16 | u32::from(peer)
+}
+
+#[inline(always)]
+fn place(ports: u32) -> u32 {
+    // 2^32 over the golden ratio: neighbours land far apart.
+    ports.wrapping_mul(0x9e37_79b1) >> (u32::BITS - CLOSED_PLACES.ilog2())
+}
+
+#[inline(always)]
+fn bits(address: [u8; 16]) -> u128 {
+    u128::from_ne_bytes(address)
 }
 
 impl Closed {
+    /// Whose it was.
+    #[inline(always)]
+    pub(crate) fn owner(&self) -> &Task {
+        &self.owner
+    }
+
     /// Records who closed the connection the event is about.
     #[inline(always)]
     pub(crate) fn record(&self, event: &mut Event) {
         event.owner = self.owner;
-        event.confidence = confidence::EXACT;
+        event.confidence = self.confidence;
         event.creator = 0;
         event.fd = self.fd;
         event.shut = self.shut;
@@ -88,7 +130,9 @@ impl Closed {
     /// Records how the process that closed it was exiting, if it was.
     #[inline(always)]
     pub(crate) fn record_exit(&self, event: &mut Event) {
-        event.exit_code = self.exit_code;
-        event.flags |= self.flags;
+        if self.owner.flags & PF_EXITING != 0 {
+            event.exit_code = self.exit_code;
+            event.flags |= flag::EXITING;
+        }
     }
 }

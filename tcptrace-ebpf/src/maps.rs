@@ -5,7 +5,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
 use tcptrace_common::{
-    event::{CloseWait, FlowKey, ListenerKey, Sock, Tuple, gate, hook, stat},
+    event::{CloseWait, FlowKey, ListenerKey, Sock, gate, hook, stat},
     filter::{NetworkKey, PortKey},
 };
 
@@ -81,9 +81,12 @@ pub(crate) struct Refusal {
     pub(crate) netns: u32,
 }
 
-/// Connections closed from this end, under the ends as this end sees them.
+/// Connections closed from this end, each at the place its ends lead to.
 #[map]
-pub(crate) static CLOSED: LruHashMap<Tuple, Closed> = LruHashMap::with_max_entries(1 << 14, 0);
+pub(crate) static CLOSED: Array<Closed> = Array::with_max_entries(CLOSED_PLACES, 0);
+
+/// Places in [`CLOSED`]: a power of two.
+pub(crate) const CLOSED_PLACES: u32 = 1 << 15;
 
 /// Processes to trace.
 #[map]

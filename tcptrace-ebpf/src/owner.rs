@@ -16,7 +16,7 @@ use crate::{
     filter,
     maps::{DESTROYED, FLOWS, RING_OF_DEAD, SOCKS, STATS, count, open_gate},
     sock::{LISTEN, SYN_RECV, SYN_SENT, Socket},
-    task::{self, PF_KTHREAD},
+    task::{self, Call, PF_EXITING, PF_KTHREAD},
 };
 
 /// What is remembered of a socket, and still holds.
@@ -114,12 +114,17 @@ pub(crate) fn learn(socket: Socket, fd: i32) {
             open_gate(gate::FIRST_USES);
         }
     }
-    accepted(socket, fd);
+    own(socket, fd, false);
 }
 
 /// The running task got the socket from `accept`: from now on it is the owner.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn accepted(socket: Socket, fd: i32) {
+    own(socket, fd, true);
+}
+
+#[inline(never)]
+fn own(socket: Socket, fd: i32, accepted: bool) {
     let mut user = NOBODY;
     task::describe(&mut user);
     if user.flags & PF_KTHREAD != 0 {
@@ -154,23 +159,24 @@ pub(crate) fn accepted(socket: Socket, fd: i32) {
     known.owner = user;
     known.confidence = confidence::EXACT;
     publish(socket, known);
+    if accepted {
+        handed_over(known);
+    }
 }
 
-/// `accept` just handed the connection over. Its listener is the call's `listener` where it was not
-/// known at the birth.
+/// `accept` just handed the connection over. Of several listeners at one address the call says
+/// which it came from.
 #[inline(always)]
-pub(crate) fn handed_over(socket: Socket, listener: impl FnOnce() -> Option<Socket>) {
-    let Some(known) = of(socket) else { return };
+fn handed_over(known: &mut Sock) {
     // SAFETY: the helper takes nothing.
-    let now = unsafe { bpf_ktime_get_ns() };
-    known.accepted = now;
+    known.accepted = unsafe { bpf_ktime_get_ns() };
     if known.parent == 0
-        && let Some(listener) = listener()
+        && let Some(listener) = task::socket(Call::current().arg0() as u32)
     {
         known.parent = listener.0;
     }
     if let Some(listener) = of(Socket(known.parent)) {
-        listener.accepted = now;
+        listener.accepted = known.accepted;
     }
 }
 
@@ -194,6 +200,16 @@ pub(crate) fn has_answered(known: &mut Sock) {
 #[inline(always)]
 fn parent(known: &Sock) -> Option<&'static mut Sock> {
     of(Socket(known.parent)).filter(|it| it.state == LISTEN && it.born <= known.born)
+}
+
+/// Its owner, just learned, is exiting.
+#[inline(always)]
+pub(crate) fn exits(socket: Socket, flags: u32) {
+    if flags & PF_EXITING != 0
+        && let Some(known) = of(socket)
+    {
+        known.owner.flags = flags;
+    }
 }
 
 /// A process holds the socket, maybe beside its owner: a worker and the listener its master opened.

@@ -1,5 +1,7 @@
 //! Reading a socket: the one place that knows what a `struct sock` may be asked, and when.
 
+use core::cmp::Ordering;
+
 use aya_ebpf::helpers::bpf_jiffies64;
 use tcptrace_common::event::{Event, Sock, Tuple, flag, side};
 
@@ -133,6 +135,12 @@ impl Socket {
         u16::from_be(field!(self.0, inet_sport: u16))
     }
 
+    /// The other end's port, host byte order.
+    #[inline(always)]
+    pub(crate) fn peer_port(self) -> u16 {
+        u16::from_be(field!(self.0, skc_dport: u16))
+    }
+
     /// Its ends. Valid for every kind of socket.
     #[inline(never)]
     pub(crate) fn tuple(self, tuple: &mut Tuple) {
@@ -145,7 +153,7 @@ impl Socket {
             tuple.local = mapped(field!(self.0, skc_rcv_saddr: u32));
             tuple.peer = mapped(field!(self.0, skc_daddr: u32));
         }
-        tuple.peer_port = u16::from_be(field!(self.0, skc_dport: u16));
+        tuple.peer_port = self.peer_port();
         tuple.local_port = if state == TIME_WAIT || state == NEW_SYN_RECV {
             field!(self.0, skc_num: u16)
         } else {
@@ -187,6 +195,12 @@ impl Socket {
         field!(self.0, bytes_sent: u64).saturating_sub(field!(self.0, bytes_retrans: u64))
     }
 
+    /// It has sent data.
+    #[inline(always)]
+    pub(crate) fn has_sent(self) -> bool {
+        field!(self.0, bytes_sent: u64) != 0
+    }
+
     /// Sequence number of the next byte that is written; a FIN sent counts one.
     #[inline(always)]
     pub(crate) fn write_seq(self) -> u32 {
@@ -203,16 +217,27 @@ impl Socket {
         )
     }
 
+    /// Jiffies since data was last sent, or since the handshake.
+    #[inline(always)]
+    pub(crate) fn sent_ago(self) -> u32 {
+        jiffies().wrapping_sub(field!(self.0, lsndtime: u32))
+    }
+
     /// How long the peer, whose FIN comes just now, had waited for an answer (`u32::MAX`: nothing
     /// says that it had), and how long neither end had sent data: jiffies.
     #[inline(always)]
     pub(crate) fn before_fin(self, now: u64) -> (u32, u32) {
         let (received, sent) = self.data_ago();
-        let unanswered = self.bytes_received(true) > 0
-            && (self.bytes_sent() == 0
-                || received < sent
-                || received == sent && self.sent_late_ack(sent, now));
-        let waited = if unanswered { received } else { u32::MAX };
+        let unanswered = match received.cmp(&sent) {
+            Ordering::Less => true,
+            Ordering::Equal => !self.has_sent() || self.sent_late_ack(sent, now),
+            Ordering::Greater => !self.has_sent(),
+        };
+        let waited = if unanswered && self.bytes_received(true) > 0 {
+            received
+        } else {
+            u32::MAX
+        };
         (waited, received.min(sent))
     }
 
@@ -223,6 +248,9 @@ impl Socket {
     #[inline(always)]
     fn sent_late_ack(self, sent: u32, now: u64) -> bool {
         let data = u64::from(sent) * u64::from(config!(ns_per_jiffy));
+        if data < *LATE_ACK.start() {
+            return false;
+        }
         let anything = now.saturating_sub(field!(self.0, last_sent: u64));
         let delay = data.saturating_sub(anything);
         field!(self.0, ack_pingpong: u8) == 0 && LATE_ACK.contains(&delay)

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// <https://github.com/torvalds/linux/blob/v6.18/include/linux/sched.h>
-const PF_EXITING: u32 = 0x4;
+pub(crate) const PF_EXITING: u32 = 0x4;
 pub(crate) const PF_KTHREAD: u32 = 0x0020_0000;
 const PF_IO_WORKER: u32 = 0x10;
 /// A 32-bit call, whose numbers differ.
@@ -34,7 +34,16 @@ pub(crate) fn pid_tgid() -> u64 {
 /// <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_ipv4.c> (`tcp_v4_rcv`)
 #[inline(always)]
 pub(crate) fn acts_on(socket: Socket) -> bool {
-    socket.is_locked() && field!(current(), task_flags: u32) & PF_KTHREAD == 0
+    acting_on(socket).is_some()
+}
+
+/// The flags of the process that acts on the socket, if the hook runs for one.
+#[inline(always)]
+pub(crate) fn acting_on(socket: Socket) -> Option<u32> {
+    if !socket.is_locked() {
+        return None;
+    }
+    Some(field!(current(), task_flags: u32)).filter(|flags| flags & PF_KTHREAD == 0)
 }
 
 /// Describes the running task.
@@ -75,9 +84,9 @@ pub(crate) fn describe_other(other: u64, task: &mut Task) {
 pub(crate) fn record(event: &mut Event, socket: Socket) {
     describe(&mut event.task);
     event.flags |= flag::TASK_CONTEXT;
-    if let Some(code) = exit_code() {
+    if event.task.flags & PF_EXITING != 0 {
         event.flags |= flag::EXITING;
-        event.exit_code = code;
+        event.exit_code = exit_code();
         return;
     }
     let call = Call::current();
@@ -90,25 +99,16 @@ pub(crate) fn record(event: &mut Event, socket: Socket) {
     }
 }
 
-/// The running task is exiting.
+/// The exit code of the running task, which is exiting.
 #[inline(always)]
-pub(crate) fn is_exiting() -> bool {
-    field!(current(), task_flags: u32) & PF_EXITING != 0
-}
-
-/// The exit code of the running task, if it is exiting.
-#[inline(always)]
-pub(crate) fn exit_code() -> Option<i32> {
-    if !is_exiting() {
-        return None;
-    }
+pub(crate) fn exit_code() -> i32 {
     let current = current();
     let group = field!(field!(current, task_signal: u64), signal_group_exit_code: i32);
-    Some(if group != 0 {
+    if group != 0 {
         group
     } else {
         field!(current, task_exit_code: i32)
-    })
+    }
 }
 
 /// The call the running task is in, from the registers it entered the kernel with.

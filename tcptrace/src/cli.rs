@@ -46,8 +46,25 @@ pub enum Command {
     },
     /// Provoke real failures in a private network namespace and say which were seen and named.
     Selftest(Selftest),
+    /// Say what a cause, an error, a state or the kernel's reason for a RST means, how to confirm it
+    /// and how to fix it.
+    Explain(Explain),
     /// Print the JSON Schema of the records.
     Schema,
+}
+
+/// What to explain.
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// What to explain, as tcptrace, `ss`, the kernel or a program writes it; without it, a list.
+    ///
+    /// For example: close-wait-leak, EPIPE, 32, broken pipe, CLOSE-WAIT, TCP-STATE, or a line of a
+    /// program's log that holds the error.
+    #[arg(value_name = "NAME", allow_negative_numbers = true)]
+    pub name: Vec<String>,
+    /// When to use colour.
+    #[arg(long, value_enum, default_value_t = ColorChoice::Auto)]
+    pub color: ColorChoice,
 }
 
 /// How to prove this kernel.

@@ -5,6 +5,7 @@ pub mod config;
 pub mod decode;
 pub mod diagnose;
 pub mod event;
+pub mod explain;
 pub mod host;
 pub mod kernel;
 pub mod run;

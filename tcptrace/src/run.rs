@@ -3,17 +3,18 @@
 mod command;
 mod tracer;
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 
 use anyhow::{Context as _, anyhow};
 
-use crate::cli::{Cli, Command, ReportFormat};
+use crate::cli::{Cli, ColorChoice, Command, Explain, ReportFormat};
 use crate::kernel::btf::Btf;
 use crate::kernel::doctor::{Report, required_missing};
 use crate::kernel::facts::Facts;
 use crate::kernel::layout::{self, Resolved};
 use crate::kernel::plan::{Wanted, plan};
-use crate::{selftest, sink};
+use crate::sink::text::Color;
+use crate::{explain, selftest, sink};
 
 /// Exit statuses besides 0.
 pub mod status {
@@ -85,6 +86,7 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
                 selftest::Verdict::Failed => status::FAILED,
             })
         }
+        Some(Command::Explain(args)) => explain(&args),
         Some(Command::Schema) => print(sink::schema()),
     }
 }
@@ -134,6 +136,26 @@ fn doctor(output: ReportFormat, without: Vec<String>) -> Result<u8, Failure> {
         ReportFormat::Json => {
             print(&serde_json::to_string_pretty(&report.json()).context("the report is no JSON")?)
         }
+    }
+}
+
+/// The page of a name, or without a name what there is.
+fn explain(args: &Explain) -> Result<u8, Failure> {
+    let color = match args.color {
+        ColorChoice::Auto => Color::Auto,
+        ColorChoice::Always => Color::Always,
+        ColorChoice::Never => Color::Never,
+    };
+    let color = color.is_on(io::stdout().is_terminal(), |name| std::env::var_os(name));
+    if args.name.is_empty() {
+        return print(explain::show::list(color).trim_end());
+    }
+    match explain::find(&args.name.join(" ")) {
+        Ok(found) => print(explain::show::found(&found, color).trim_end()),
+        Err(unknown) => Err(Failure {
+            status: status::USAGE,
+            error: unknown.into(),
+        }),
     }
 }
 

@@ -1,6 +1,8 @@
 //! One run between its source and its outputs: completes events from `/proc`, chooses what is
 //! printed, counts everything. No reactor and no kernel, so that tests drive it with bytes.
 
+mod facts;
+
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -17,6 +19,7 @@ use crate::event::{
 use crate::host::attribution::{Question, Verifier};
 use crate::host::process::{self, Processes};
 use crate::sink::{Error, Outputs};
+use facts::Facts;
 
 /// A run's state.
 pub struct Session {
@@ -26,6 +29,7 @@ pub struct Session {
     outputs: Outputs,
     verifier: Verifier,
     processes: Processes,
+    facts: Facts,
     evidence: Evidence,
     /// `None` where no finding is asked for.
     analysis: Option<Analysis>,
@@ -59,6 +63,7 @@ impl Session {
             outputs,
             verifier,
             processes: Processes::default(),
+            facts: Facts::of_host(),
             evidence,
             analysis,
             found: Vec::new(),
@@ -114,7 +119,8 @@ impl Session {
             .check(&mut event.owner, &mut socket.fd, question, now);
     }
 
-    /// Takes an event the agent found itself, `age` ago.
+    /// Takes an event the agent found itself, `age` ago. It is held back while the host is asked
+    /// about it; see [`Session::resume`].
     ///
     /// # Errors
     /// An output failed.
@@ -127,6 +133,49 @@ impl Session {
         {
             let details = self.processes.get(owner.pid, age);
             owner.exe = details.and_then(|details| details.exe.clone());
+        }
+        // A finding is made of events that are not printed, too.
+        if self.selection.prints(&event) || self.selection.has("finding") {
+            let now = Duration::from_nanos(monotonic());
+            match self.facts.hold(event, age, now) {
+                Some(complete) => event = complete,
+                None => return Ok(()),
+            }
+        }
+        self.complete(event)
+    }
+
+    /// Waits until the host has answered a question about an event that is held back.
+    pub async fn answered(&self) {
+        self.facts.answered().await;
+    }
+
+    /// Goes on with the events about which the host has answered, and with those that have waited
+    /// too long.
+    ///
+    /// # Errors
+    /// An output failed.
+    pub fn resume(&mut self) -> Result<(), Error> {
+        let ready = self.facts.ready(Duration::from_nanos(monotonic()));
+        ready.into_iter().try_for_each(|event| self.complete(event))
+    }
+
+    /// Looks at the host that were not taken, so that events came without facts.
+    #[must_use]
+    pub fn looks_skipped(&self) -> u64 {
+        self.facts.skipped()
+    }
+
+    /// Events of this name, without the prefix, are wanted.
+    #[must_use]
+    pub fn wants(&self, name: &str) -> bool {
+        self.selection.has(name) || self.selection.has("finding")
+    }
+
+    /// Takes an event with its facts.
+    fn complete(&mut self, event: Event) -> Result<(), Error> {
+        if self.is_full() {
+            return Ok(());
         }
         self.tally.saw(&event);
         if let Some(analysis) = &mut self.analysis {
@@ -155,11 +204,16 @@ impl Session {
         self.tell()
     }
 
-    /// Nothing more comes: tells all findings.
+    /// Nothing more comes: goes on with the events that are held back, which takes a second at most,
+    /// and tells all findings.
     ///
     /// # Errors
     /// An output failed.
     pub fn finish(&mut self) -> Result<(), Error> {
+        let ready = self.facts.finish(Duration::from_nanos(monotonic()));
+        for event in ready {
+            self.complete(event)?;
+        }
         let now = self.decoder.wall(monotonic());
         if let Some(analysis) = &mut self.analysis {
             analysis.finish(now, &mut |finding| self.found.push(finding));

@@ -2,6 +2,7 @@
 
 mod build;
 mod demo;
+mod index;
 mod overhead;
 mod process;
 mod setup;
@@ -37,8 +38,12 @@ enum Task {
         #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
         pairs: u32,
     },
-    /// Check what no other tool checks in the source files.
-    Tidy,
+    /// Check what no other tool checks in the source files and the index of the pages.
+    Tidy {
+        /// Write docs/explain.md anew first.
+        #[arg(long)]
+        fix: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -48,7 +53,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test { full, filter } => test::run(full, filter.as_deref()),
         Task::Overhead { pairs } => overhead::run(pairs),
-        Task::Tidy => tidy::run(),
+        Task::Tidy { fix } => tidy::run(fix),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,11 +1,12 @@
-//! `cargo xtask tidy`: what rustfmt and clippy do not check in the source files.
+//! `cargo xtask tidy`: what rustfmt and clippy do not check in the source files, and the index of the
+//! pages.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::process;
+use crate::{index, process};
 
 /// Marks of unfinished work, written apart so that this file does not hold them.
 const UNFINISHED: [&str; 4] = [
@@ -15,8 +16,12 @@ const UNFINISHED: [&str; 4] = [
     concat!("TO", "DO"),
 ];
 
-pub(crate) fn run() -> Result<()> {
-    let mut complaints = Vec::new();
+/// Checks; with `fix` writes first what can be made anew.
+pub(crate) fn run(fix: bool) -> Result<()> {
+    if fix {
+        index::write()?;
+    }
+    let mut complaints = Vec::from_iter(index::complaint()?);
     visit(process::workspace(), &mut complaints)?;
     for complaint in &complaints {
         eprintln!("{complaint}");

@@ -22,6 +22,7 @@ const EMFILE: i64 = 24;
 const ENOTSOCK: i64 = 88;
 const EADDRINUSE: i64 = 98;
 const EADDRNOTAVAIL: i64 = 99;
+const ENOTCONN: i64 = 107;
 const ENETUNREACH: i64 = 101;
 const EHOSTUNREACH: i64 = 113;
 const EACCES: i64 = 13;
@@ -85,6 +86,15 @@ fn sys_exit_listen(ctx: TracePointContext) -> i32 {
     0
 }
 
+#[tracepoint]
+fn sys_exit_shutdown(ctx: TracePointContext) -> i32 {
+    let result = result(&ctx);
+    if result == -ENOTCONN {
+        not_connected(-result);
+    }
+    0
+}
+
 /// Every call of the host: opt-in.
 #[raw_tracepoint]
 fn sys_exit(ctx: RawTracePointContext) -> i32 {
@@ -109,7 +119,6 @@ fn accepted(result: i64) {
     if result >= 0 {
         if let Some(socket) = task::socket(result as u32) {
             owner::accepted(socket, result as i32);
-            owner::handed_over(socket, || task::socket(Call::current().arg0() as u32));
         }
         if filter::has_owner_filter()
             && let Some(listener) = task::socket(Call::current().arg0() as u32)
@@ -181,6 +190,15 @@ fn unbound(error: i64) {
     );
 }
 
+/// `shutdown` of a socket that listens, was never connected, or is not connected any more.
+#[inline(always)]
+fn not_connected(error: i64) {
+    let socket = task::socket(Call::current().arg0() as u32);
+    if socket.is_some() && is_wanted(kind::SOCKET_ERROR) {
+        without_event(kind::SOCKET_ERROR, hook::SHUTDOWN_EXIT, socket, error, None);
+    }
+}
+
 #[inline(always)]
 fn invalid(error: i64) {
     if is_wanted(kind::FD_INVALID) {
@@ -215,7 +233,7 @@ fn without_event(kind: u8, hook: u8, socket: Option<Socket>, error: i64, ends: O
     let id = next_id(hook);
     emit(id, kind, hook, |event| {
         if let Some(socket) = socket {
-            socket.record(event, None);
+            socket.record(event, owner::of(socket).as_deref());
         }
         task::record(event, socket.unwrap_or(Socket(0)));
         event.tuple = tuple;

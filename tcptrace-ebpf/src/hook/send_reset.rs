@@ -52,13 +52,21 @@ fn sent(socket: Socket, skb: u64, reason: u32) {
 /// From a connection, or what was one until a moment ago.
 #[inline(always)]
 fn connected(socket: Socket, skb: u64, reason: u32, state: u8) {
-    let by_task = task::acts_on(socket);
+    let acting = task::acting_on(socket);
+    let by_task = acting.is_some();
     // A closing program leaves the state CLOSE before the RST goes out; `ss -K` resets first.
     // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp.c (__tcp_close, tcp_abort)
     let aborted = by_task && skb == 0 && state != CLOSE;
-    if by_task && !aborted && skb == 0 {
+    if let Some(flags) = acting
+        && !aborted
+        && skb == 0
+    {
         owner::learn(socket, task::Call::current().descriptor_of(socket));
-        closed::remember(socket);
+        owner::exits(socket, flags);
+        if let Some(known) = owner::of(socket) {
+            // SAFETY: the helper takes nothing.
+            closed::remember(socket, known, unsafe { bpf_ktime_get_ns() });
+        }
     }
     let unaccepted = skb == 0 && !socket.has_socket() && is_closing_listener(socket);
     let id = next_id(hook::SEND_RESET);
@@ -128,7 +136,10 @@ fn unconnected(socket: Socket, state: u8, skb: u64, reason: u32) {
     } else {
         closed::find(&tuple)
     };
-    let asked_for = closed.is_some() || filter::socket(&tuple, family, known);
+    let asked_for = match closed {
+        Some(closed) => filter::user(&tuple, family, closed.owner()),
+        None => filter::socket(&tuple, family, known),
+    };
     let id = next_id(hook::SEND_RESET);
     if !asked_for {
         if socket.0 == 0

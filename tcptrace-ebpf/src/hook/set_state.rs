@@ -22,7 +22,7 @@ use crate::{
         CLOSE, CLOSE_WAIT, CLOSING as STATE_CLOSING, ESTABLISHED, FIN_WAIT1, LAST_ACK, LISTEN,
         SYN_RECV, SYN_SENT, Socket,
     },
-    task::{self, Call},
+    task::{self, Call, PF_EXITING},
 };
 
 /// What gives up sooner is a program's haste, not a failure: ns.
@@ -103,12 +103,26 @@ fn remember(ctx: &RawTracePointContext, Change { socket, old, new }: Change) {
             listener::remove(socket);
             // The table is an LRU: there is always room.
             let _ = CLOSING.insert(task::pid_tgid(), socket.local_port(), u64::from(BPF_ANY));
+            if tells_closes() {
+                event(
+                    next_id(hook::SET_STATE),
+                    kind::CLOSE,
+                    Change { socket, old, new },
+                );
+            }
         }
         // Only the program's own shutdown and close lead there.
-        (_, FIN_WAIT1 | LAST_ACK) if task::acts_on(socket) => {
-            owner::learn(socket, Call::current().descriptor_of(socket));
-            if old == ESTABLISHED {
-                closed::remember(socket);
+        (_, FIN_WAIT1 | LAST_ACK) => {
+            if let Some(flags) = task::acting_on(socket) {
+                owner::learn(socket, Call::current().descriptor_of(socket));
+                owner::exits(socket, flags);
+                if tells_closes() && is_telling(socket, old, flags) {
+                    event(
+                        next_id(hook::SET_STATE),
+                        kind::CLOSE,
+                        Change { socket, old, new },
+                    );
+                }
             }
         }
         (_, CLOSE_WAIT | STATE_CLOSING) => fin(socket),
@@ -126,13 +140,16 @@ fn advance(Change { socket, old, new }: Change) {
         if new == ESTABLISHED {
             owner::publish(socket, known);
         }
-        if matches!(new, FIN_WAIT1 | LAST_ACK) && known.shut == 0 {
+        if matches!(new, FIN_WAIT1 | LAST_ACK) {
             known.shut = known.state_since;
+            if new == FIN_WAIT1 && is_wanted(kind::RESET_SENT) {
+                closed::remember(socket, known, known.shut);
+            }
         }
         if old == ESTABLISHED
             && known.side == side::SERVER
             && known.answers == 0
-            && socket.bytes_sent() > 0
+            && socket.has_sent()
         {
             owner::has_answered(known);
         }
@@ -199,8 +216,6 @@ fn report(change: Change) {
     }
     if is_wanted(kind::STATE) {
         event(next_id(hook::SET_STATE), kind::STATE, change);
-    } else if is_wanted(kind::CLOSE) && is_telling(change) {
-        event(next_id(hook::SET_STATE), kind::CLOSE, change);
     }
     if change.new == CLOSE_WAIT {
         if is_wanted(kind::CLOSE_WAIT) {
@@ -223,32 +238,26 @@ fn report(change: Change) {
     }
 }
 
-/// The change is a close that may explain what the other end, or this one, sees.
+/// Closes that may explain something are handed over by themselves.
+#[inline(always)]
+fn tells_closes() -> bool {
+    is_wanted(kind::CLOSE) && !is_wanted(kind::STATE)
+}
+
+/// A process with these flags closes the socket in a way that may explain what its peer sees.
 #[inline(never)]
-fn is_telling(Change { socket, old, new }: Change) -> bool {
-    match (old, new) {
-        // Connections to it are refused from now on.
-        (LISTEN, CLOSE) => true,
-        (ESTABLISHED, FIN_WAIT1) => {
-            task::acts_on(socket)
-                && (task::is_exiting()
-                    || owner::of(socket).is_some_and(|known| match known.side {
-                        side::CLIENT => is_unanswered(socket),
-                        side::SERVER => is_unused(socket, known),
-                        _ => false,
-                    }))
-        }
-        (CLOSE_WAIT, LAST_ACK) => {
-            task::acts_on(socket)
-                && (task::is_exiting()
-                    || owner::of(socket).is_some_and(|known| {
-                        // The peer had given up, and gets no answer now.
-                        known.side == side::SERVER
-                            && known.fin_waited != u32::MAX
-                            && is_long(known.fin_waited)
-                            && known.fin_seq == socket.write_seq()
-                    }))
-        }
+fn is_telling(socket: Socket, state: u8, flags: u32) -> bool {
+    if flags & PF_EXITING != 0 {
+        return true;
+    }
+    let Some(known) = owner::of(socket) else {
+        return false;
+    };
+    match (state, known.side) {
+        (ESTABLISHED, side::CLIENT) => is_unanswered(socket),
+        (ESTABLISHED, side::SERVER) => is_unused(socket, known),
+        // The peer had given up, and gets no answer now.
+        (CLOSE_WAIT, side::SERVER) => has_waited(known) && known.fin_seq == socket.write_seq(),
         _ => false,
     }
 }
@@ -256,10 +265,11 @@ fn is_telling(Change { socket, old, new }: Change) -> bool {
 /// This end has sent something, and waited long for an answer that did not come.
 #[inline(always)]
 fn is_unanswered(socket: Socket) -> bool {
+    if !is_long(socket.sent_ago()) {
+        return false;
+    }
     let (received, sent) = socket.data_ago();
-    socket.bytes_sent() > 0
-        && (sent < received || socket.bytes_received(false) == 0)
-        && is_long(sent)
+    socket.has_sent() && (sent < received || socket.bytes_received(false) == 0)
 }
 
 /// Accepted a moment ago, neither read nor written.
@@ -269,8 +279,14 @@ fn is_unused(socket: Socket, known: &Sock) -> bool {
     let now = unsafe { bpf_ktime_get_ns() };
     known.accepted != 0
         && now - known.accepted < SOON
-        && socket.bytes_sent() == 0
+        && !socket.has_sent()
         && socket.bytes_received(false) == u64::from(socket.unread(false))
+}
+
+/// The peer had waited long for an answer when its FIN came.
+#[inline(always)]
+fn has_waited(known: &Sock) -> bool {
+    known.fin_waited != u32::MAX && is_long(known.fin_waited)
 }
 
 /// These jiffies are so long that somebody may have given up waiting.
@@ -292,9 +308,9 @@ fn close_wait(change: Change) {
     let id = next_id(hook::SET_STATE);
     let known = owner::of(socket);
     let gave_up = is_wanted(kind::CLOSE)
-        && known.as_deref().is_some_and(|known| {
-            known.side == side::SERVER && known.fin_waited != u32::MAX && is_long(known.fin_waited)
-        });
+        && known
+            .as_deref()
+            .is_some_and(|known| known.side == side::SERVER && has_waited(known));
     if config!(close_wait_at_once) != 0 || gave_up {
         event(id, kind::CLOSE_WAIT, change);
     }

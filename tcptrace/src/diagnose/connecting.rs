@@ -52,12 +52,18 @@ fn refused(view: View<'_>, seen: &Seen, sees_all_resets: bool) -> Verdict {
     }
 }
 
-/// This end refused a client of another host, or one that is not traced.
+/// This end refused a client; one of another host, or one that is not traced, is not known.
 fn refusing(view: View<'_>) -> Option<Verdict> {
     let (seen, _) = view.this.reset_sent()?;
-    let alone = view.other.connect_failed().is_none();
-    let verdict = Verdict::new(Cause::NoListener).severity(Severity::Info);
-    (alone && seen.cause() == Some(Cause::NoListener)).then_some(verdict)
+    if seen.cause() != Some(Cause::NoListener) || view.other.connect_failed().is_some() {
+        return None;
+    }
+    let verdict = Verdict::new(Cause::NoListener);
+    Some(if view.other.is_unseen() {
+        verdict.severity(Severity::Info)
+    } else {
+        verdict.of_other()
+    })
 }
 
 pub(super) fn tell(view: View<'_>, cause: Cause) -> Option<Words> {

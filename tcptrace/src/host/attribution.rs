@@ -245,7 +245,7 @@ impl<P: Proc> Verifier<P> {
 /// A token bucket that holds one second's worth. A single charge may overdraw it: the debt is paid
 /// off before anything else is allowed.
 #[derive(Clone, Copy, Debug)]
-struct Budget {
+pub(crate) struct Budget {
     per_unit: Duration,
     /// Everything up to this moment is spent.
     spent: Duration,
@@ -254,18 +254,18 @@ struct Budget {
 impl Budget {
     const BURST: Duration = Duration::from_secs(1);
 
-    fn per_second(units: u32) -> Self {
+    pub(crate) fn per_second(units: u32) -> Self {
         Self {
             per_unit: Duration::from_secs(1) / units,
             spent: Duration::ZERO,
         }
     }
 
-    fn allows(&self, now: Duration) -> bool {
+    pub(crate) fn allows(&self, now: Duration) -> bool {
         self.spent < now + Self::BURST
     }
 
-    fn charge(&mut self, units: u64, now: Duration) {
+    pub(crate) fn charge(&mut self, units: u64, now: Duration) {
         let units = u32::try_from(units).unwrap_or(u32::MAX);
         self.spent = self
             .spent

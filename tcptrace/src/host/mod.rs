@@ -6,14 +6,20 @@
 //! keeps these answers with `CAP_SYS_PTRACE` and `CAP_DAC_READ_SEARCH` (the descriptors of others)
 //! and `CAP_SYS_ADMIN` (their network namespaces).
 
+pub mod acceptor;
 pub mod attribution;
 pub mod cgroup;
 pub mod counters;
+pub mod descriptors;
 pub mod holders;
+pub mod nearby;
 pub mod netns;
+pub mod ports;
 pub mod process;
 pub mod snapshot;
 pub mod sockets;
+pub mod syn_queue;
+pub mod workload;
 
 use std::fs;
 

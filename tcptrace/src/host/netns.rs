@@ -56,6 +56,32 @@ pub fn current() -> Result<u32> {
     inode(path).with_context(|| format!("cannot read {}: is /proc mounted?", path.display()))
 }
 
+/// The namespace a process is in.
+///
+/// # Errors
+///
+/// When the process is gone, or may not be read.
+pub fn of(pid: u32) -> io::Result<Namespace> {
+    let path = of_process(pid);
+    Ok(Namespace {
+        inode: inode(&path)?,
+        path,
+        pid: Some(pid),
+        name: None,
+    })
+}
+
+/// The namespace of this number, with a process that is likely to be in it.
+#[must_use]
+pub fn numbered(inode: u32, pid: Option<u32>) -> Namespace {
+    Namespace {
+        inode,
+        path: pid.map_or_else(|| "/proc/thread-self/ns/net".into(), of_process),
+        pid,
+        name: None,
+    }
+}
+
 /// Every namespace with a process in it or a mount that keeps it. A namespace that only one thread
 /// of a process is in, or only an open socket keeps, is not found.
 ///
@@ -202,6 +228,30 @@ pub fn resolve(argument: &str) -> Result<u32> {
             )
         }),
     }
+}
+
+/// What a user's `--netns` names, and a way in.
+///
+/// # Errors
+///
+/// As [`resolve`].
+pub fn named(argument: &str) -> Result<Namespace> {
+    let inode = resolve(argument)?;
+    let path = match argument.parse::<u32>() {
+        Ok(pid) if pid <= MAX_PID => of_process(pid),
+        Err(_) if argument.contains('/') => argument.into(),
+        Err(_) if bracketed(argument).is_none() => Path::new(NAMED).join(argument),
+        _ => {
+            let visible = list()?.list.into_iter().find(|it| it.inode == inode);
+            return Ok(visible.unwrap_or_else(|| numbered(inode, None)));
+        }
+    };
+    Ok(Namespace {
+        inode,
+        path,
+        pid: None,
+        name: None,
+    })
 }
 
 fn of_file(path: &Path) -> Result<u32> {

@@ -102,17 +102,13 @@ struct Outcome<'a> {
 }
 
 impl Report {
-    /// One record for each wanted signal and each that is never seen.
+    /// One record for each wanted signal, each that is polled and each that is never seen.
     #[must_use]
     pub fn coverage(&self) -> Vec<Coverage> {
         let planned = self.plan.signals.iter().map(|planned| {
             let outcome = self.outcome(planned);
             let notes: Vec<_> = if outcome.way.is_some() {
-                outcome
-                    .loses
-                    .iter()
-                    .map(|lost| format!("does not show {lost}"))
-                    .collect()
+                not_shown(outcome.loses)
             } else {
                 outcome.refused.iter().map(sentence).collect()
             };
@@ -123,12 +119,17 @@ impl Report {
                 note,
             }
         });
+        let polled = self.plan.polled.iter().map(|polled| Coverage {
+            signal: polled.signal,
+            way: Some(polled.way.to_owned()),
+            note: Some(not_shown(polled.loses).join("; ")),
+        });
         let never = self.plan.never_seen.iter().map(|&(signal, why)| Coverage {
             signal,
             way: None,
             note: Some(why.to_owned()),
         });
-        planned.chain(never).collect()
+        planned.chain(polled).chain(never).collect()
     }
 
     /// Writes the report for a person.
@@ -180,6 +181,13 @@ impl Report {
                 }
             }
         }
+        for polled in self.plan.polled {
+            writeln!(w, "  {:<10} {}", "seen", polled.signal.0)?;
+            writeln!(w, "             through {}", polled.way)?;
+            for lost in polled.loses {
+                writeln!(w, "             does not show {lost}")?;
+            }
+        }
         for (signal, why) in self.plan.never_seen {
             writeln!(w, "  {:<10} {}\n             {why}", "never", signal.0)?;
         }
@@ -212,6 +220,16 @@ impl Report {
                     "refused": refused,
                 })
             })
+            .chain(self.plan.polled.iter().map(|polled| {
+                json!({
+                    "signal": polled.signal.0,
+                    "required": false,
+                    "seen": true,
+                    "way": polled.way,
+                    "does_not_show": polled.loses,
+                    "refused": [],
+                })
+            }))
             .collect();
         let capabilities: Vec<_> = CAPABILITIES
             .iter()
@@ -370,6 +388,11 @@ fn sentence(refused: &Refused) -> String {
     }
 }
 
+fn not_shown(loses: &[&str]) -> Vec<String> {
+    let lost = loses.iter();
+    lost.map(|lost| format!("does not show {lost}")).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::plan::plan;
@@ -432,7 +455,8 @@ mod tests {
         let text = text(&report);
         assert!(text.contains("  seen       failed receives\n"));
         assert!(!text.contains("NOT SEEN"), "{text}");
-        assert!(text.contains("  never      syn_queue.overflow\n"));
+        assert!(text.contains("  seen       syn_queue.overflow\n             through polled"));
+        assert!(text.contains("  never      header of a received RST\n"));
     }
 
     #[test]

@@ -11,8 +11,8 @@ use tcptrace_common::layout::OFFSETS;
 use super::facts::Facts;
 use super::symbols::SymbolError;
 use crate::event::Signal;
-use signals::{Asked, NEVER_SEEN, SIGNALS};
-pub use signals::{Rung, Way};
+use signals::{Asked, NEVER_SEEN, POLLED, SIGNALS};
+pub use signals::{Polled, Rung, Way};
 
 /// What is to be seen.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +30,8 @@ pub struct Wanted {
 pub struct Plan {
     /// The wanted signals.
     pub signals: Vec<Planned>,
+    /// What no hook shows and the kernel counts.
+    pub polled: &'static [Polled],
     /// What is never seen, and where to look instead.
     pub never_seen: &'static [(Signal, &'static str)],
 }
@@ -110,6 +112,7 @@ pub fn plan(wanted: &Wanted, facts: &Facts, missing: &[&str]) -> Plan {
         .collect();
     Plan {
         signals,
+        polled: POLLED,
         never_seen: NEVER_SEEN,
     }
 }
@@ -325,6 +328,10 @@ pub(super) mod tests {
                     "address in use",
                     "tracepoint syscalls:sys_exit_bind, sys_exit_listen"
                 ),
+                (
+                    "shutdown without a connection",
+                    "tracepoint syscalls:sys_exit_shutdown"
+                ),
                 ("invalid descriptors", "raw_tracepoint sys_exit"),
                 ("retransmits", "raw_tracepoint tcp_retransmit_skb"),
                 (
@@ -339,11 +346,8 @@ pub(super) mod tests {
                 .iter()
                 .all(|planned| planned.refused.is_empty())
         );
-        assert!(
-            plan.never_seen
-                .iter()
-                .any(|(signal, _)| signal.0 == "syn_queue.overflow")
-        );
+        let polled = plan.polled.iter().map(|polled| polled.signal.0);
+        assert_eq!(polled.collect::<Vec<_>>(), ["syn_queue.overflow"]);
     }
 
     #[test]

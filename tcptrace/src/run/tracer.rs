@@ -203,13 +203,15 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     let comparable = filters.is_open().then(Counters::read).transpose()?;
     session.reconcile_from_now(netns::current()?);
 
-    let coverage = report.coverage();
+    let mut coverage = report.coverage();
+    // What is polled is not planned by kind.
+    coverage.retain(|it| it.signal.0 != "syn_queue.overflow" || session.wants(it.signal.0));
     if !args.quiet {
         text::banner(&coverage, &mut io::stderr())?;
     }
     let found = look_around(args, &filters)?;
     let released = command.map(Held::release).transpose()?;
-    let mut watch = Watch::new(args, kernel)?;
+    let mut watch = Watch::new(args, kernel, filters, &session)?;
     let end = async {
         tokio::select! {
             stop = stop => Ok(stop),
@@ -245,6 +247,15 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     }
     if !args.quiet {
         text::summary(&watch.summary, &mut io::stderr())?;
+        let skipped = session.looks_skipped();
+        if skipped > 0 {
+            // Nobody may be left to read it.
+            let _ = writeln!(
+                io::stderr(),
+                "tcptrace: {skipped} events came without what /proc says of them: more would have \
+                 been asked than 20 times a second, or the answer took over a second"
+            );
+        }
     }
     Ok(match stop {
         Stop::Command(status) if status != 0 => status,
@@ -297,7 +308,9 @@ async fn drive(
             biased;
             stop = &mut stop => return Ok(stop?),
             _ = hangup.recv() => session.reopen()?,
+            () = session.answered() => session.resume()?,
             _ = tick.tick() => {
+                session.resume()?;
                 upkeep.tend(session)?;
                 session.advance()?;
                 if upkeep.is_over() {
@@ -346,6 +359,7 @@ fn settle(
     counters: Option<Result<(Counters, Counters)>>,
 ) -> Result<(), Failure> {
     while take(source, session)? > 0 {}
+    watch.tell_floods(session)?;
     watch.account(session)?;
     session.finish()?;
     let tally = session.tally();

@@ -218,6 +218,9 @@ fn is_shed(name: &str) -> bool {
         name::SUMMARY_KINDS,
         name::SUMMARY_PROCESSES,
         name::SUMMARY_LISTENERS,
+        name::FD_HELD,
+        name::NEARBY,
+        name::WORK_OUTBOUND,
     ]
     .contains(&name)
 }

@@ -5,7 +5,7 @@ mod file;
 mod json;
 pub mod record;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 mod sentence;
 mod stream;
 pub mod text;

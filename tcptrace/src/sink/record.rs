@@ -10,8 +10,8 @@ use sha1::{Digest as _, Sha1};
 use super::Context;
 use crate::diagnose;
 use crate::event::{
-    Address, Cause, Event, EventId, Exit, Finding, Flow, Kind, OverflowPath, Owner, Severity, Side,
-    Socket, SocketId, State, Summary, Timestamp,
+    Address, Cause, End, Event, EventId, Exit, Fact, Finding, Flow, Held, Holding, Kind, Nearby,
+    OverflowPath, Owner, Pool, Severity, Side, Socket, SocketId, State, Summary, Timestamp,
 };
 
 /// A value of the record.
@@ -187,6 +187,28 @@ names! {
     FINDING_RULED_OUT = "tcptrace.finding.ruled_out"
     FINDING_ERRORS = "tcptrace.finding.errors"
     FINDING_EVIDENCE = "tcptrace.finding.evidence"
+    FD_HELD = "tcptrace.fd.held"
+    FD_HELD_OTHERS = "tcptrace.fd.held_others"
+    ACCEPTOR_PID = "tcptrace.acceptor.pid"
+    ACCEPTOR_TID = "tcptrace.acceptor.tid"
+    ACCEPTOR_STATE = "tcptrace.acceptor.state"
+    ACCEPTOR_WAIT = "tcptrace.acceptor.wait_channel"
+    ACCEPTOR_SYSCALL = "tcptrace.acceptor.syscall"
+    ACCEPTOR_CHECKED = "tcptrace.acceptor.checked_ms"
+    QUEUE_SOMAXCONN = "tcptrace.accept_queue.somaxconn"
+    NEARBY = "tcptrace.nearby"
+    PORTS_FIRST = "tcptrace.ports.first"
+    PORTS_LAST = "tcptrace.ports.last"
+    PORTS_TIME_WAIT = "tcptrace.ports.time_wait"
+    PORTS_IN_USE = "tcptrace.ports.in_use"
+    HOLDER_ADDRESS = "tcptrace.port.holder.address"
+    HOLDER_PORT = "tcptrace.port.holder.port"
+    HOLDER_STATE = "tcptrace.port.holder.state"
+    HOLDER_PID = "tcptrace.port.holder.pid"
+    HOLDER_NAME = "tcptrace.port.holder.name"
+    WORK_INBOUND = "tcptrace.work.inbound"
+    WORK_OLDEST = "tcptrace.work.inbound_oldest_ms"
+    WORK_OUTBOUND = "tcptrace.work.outbound"
     PEER_PID = "tcptrace.peer.pid"
     PEER_NAME = "tcptrace.peer.name"
     LOST_COUNT = "tcptrace.lost.count"
@@ -245,7 +267,44 @@ pub fn attributes<E>(
         put.int(name::ACTOR_PID, actor.pid)?;
         put.text(name::ACTOR_NAME, &actor.name())?;
     }
-    put.kind(context, &event.kind)
+    put.kind(context, &event.kind)?;
+    event.facts.iter().try_for_each(|fact| put.fact(fact))
+}
+
+/// Descriptors of one sort: `931 tcp CLOSE_WAIT out 10.0.0.5:5432`, `40 file`.
+fn held(row: &Holding) -> String {
+    let Holding { count, what } = row;
+    match what {
+        Held::Tcp {
+            state,
+            service,
+            outbound,
+        } => {
+            let way = if *outbound { "out" } else { "in" };
+            format!("{count} tcp {state} {way} {}", End(*service))
+        }
+        Held::Other(sort) => format!("{count} {sort}"),
+    }
+}
+
+/// A listener: `127.0.0.1:8080 netns 4026532000 nginx[12]`. The name comes last: it may hold
+/// anything.
+fn listener(listener: &Nearby) -> String {
+    let address = End(listener.address);
+    let netns = listener.netns;
+    match &listener.owner {
+        Some(owner) => format!("{address} netns {netns} {owner}"),
+        None => format!("{address} netns {netns}"),
+    }
+}
+
+/// Connections to one server: `10 10.0.0.9:3306 busy 10 oldest_ms 900`.
+fn pool(pool: &Pool) -> String {
+    let server = End(pool.server);
+    format!(
+        "{} {server} busy {} oldest_ms {}",
+        pool.connections, pool.busy, pool.oldest_ms
+    )
 }
 
 /// A time as the record's own `timestamp` has it.
@@ -481,6 +540,52 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
         }
     }
 
+    /// Lists are lines with the count first, as those of the summary.
+    fn fact(&mut self, fact: &Fact) -> Result<(), E> {
+        match fact {
+            Fact::Holdings(holdings) => {
+                let rows: Vec<_> = holdings.rows.iter().map(held).collect();
+                (self.0)(name::FD_HELD, Value::Strs(&rows))?;
+                self.int(name::FD_HELD_OTHERS, holdings.others)
+            }
+            Fact::Acceptor(acceptor) => {
+                self.int(name::ACCEPTOR_PID, acceptor.pid)?;
+                self.int(name::ACCEPTOR_TID, acceptor.tid)?;
+                self.text(name::ACCEPTOR_STATE, &acceptor.state)?;
+                self.maybe_str(name::ACCEPTOR_WAIT, acceptor.wait_channel.as_deref())?;
+                self.maybe(name::ACCEPTOR_SYSCALL, acceptor.syscall)?;
+                self.int(name::ACCEPTOR_CHECKED, acceptor.read_after_ms)
+            }
+            Fact::Somaxconn(somaxconn) => self.int(name::QUEUE_SOMAXCONN, *somaxconn),
+            Fact::Nearby(listeners) => {
+                let listeners: Vec<_> = listeners.iter().map(listener).collect();
+                (self.0)(name::NEARBY, Value::Strs(&listeners))
+            }
+            Fact::Ports(ports) => {
+                self.int(name::PORTS_FIRST, ports.first)?;
+                self.int(name::PORTS_LAST, ports.last)?;
+                self.int(name::PORTS_TIME_WAIT, ports.time_wait)?;
+                self.int(name::PORTS_IN_USE, ports.in_use)
+            }
+            Fact::PortHolder(holder) => {
+                self.text(name::HOLDER_ADDRESS, &Address(holder.address.ip()))?;
+                self.int(name::HOLDER_PORT, holder.address.port())?;
+                self.str(name::HOLDER_STATE, holder.state.as_str())?;
+                let Some(owner) = &holder.owner else {
+                    return Ok(());
+                };
+                self.int(name::HOLDER_PID, owner.pid)?;
+                self.text(name::HOLDER_NAME, &owner.name())
+            }
+            Fact::Workload(workload) => {
+                self.int(name::WORK_INBOUND, workload.inbound)?;
+                self.int(name::WORK_OLDEST, workload.inbound_oldest_ms)?;
+                let outbound: Vec<_> = workload.outbound.iter().map(pool).collect();
+                (self.0)(name::WORK_OUTBOUND, Value::Strs(&outbound))
+            }
+        }
+    }
+
     /// What a finding rests on comes last: it is what may be left out of a line that is too long.
     fn finding(&mut self, context: &Context, finding: &Finding) -> Result<(), E> {
         self.text(name::FINDING_ID, &context.event_id(finding.id))?;
@@ -612,7 +717,7 @@ fn community_id(flow: &Flow) -> Option<impl fmt::Display + use<>> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
+    use std::collections::{HashMap, HashSet};
 
     use super::*;
     use crate::sink::samples;
@@ -642,6 +747,65 @@ mod tests {
                 Ok::<(), ()>(())
             });
             assert_eq!(done, Ok(()));
+        }
+    }
+
+    /// The lines and texts of the facts of all samples, by name.
+    fn facts() -> HashMap<&'static str, String> {
+        let mut found = HashMap::new();
+        for event in samples::all() {
+            let done = attributes(&samples::context(), &event, &mut |name, value| {
+                let text = match value {
+                    Value::Int(value) => value.to_string(),
+                    Value::Str(value) => value.to_owned(),
+                    Value::Text(value) => value.to_string(),
+                    Value::Strs(lines) => lines.join("; "),
+                    Value::True | Value::Ints(_) => return Ok::<(), ()>(()),
+                };
+                if !event.facts.is_empty() {
+                    found.insert(name, text);
+                }
+                Ok(())
+            });
+            assert_eq!(done, Ok(()));
+        }
+        found
+    }
+
+    #[test]
+    fn facts_are_lines_that_a_program_can_read_back() {
+        let facts = facts();
+        for (name, expected) in [
+            (
+                name::FD_HELD,
+                "931 tcp CLOSE_WAIT out 10.0.0.5:5432; 2 tcp LISTEN in [::]:8080; 40 file",
+            ),
+            (name::FD_HELD_OTHERS, "51"),
+            (name::ACCEPTOR_TID, "1240"),
+            (name::ACCEPTOR_STATE, "T"),
+            (name::ACCEPTOR_WAIT, "do_signal_stop"),
+            (name::ACCEPTOR_SYSCALL, "232"),
+            (name::QUEUE_SOMAXCONN, "4096"),
+            (
+                name::NEARBY,
+                "127.0.0.1:8080 netns 4026532000 nginx[1234]; [::1]:8080 netns 4026532001",
+            ),
+            (name::PORTS_LAST, "60999"),
+            (name::PORTS_TIME_WAIT, "28231"),
+            (name::HOLDER_ADDRESS, "::"),
+            (name::HOLDER_STATE, "listen"),
+            (name::HOLDER_NAME, "nginx"),
+            (name::WORK_INBOUND, "43"),
+            (
+                name::WORK_OUTBOUND,
+                "10 10.0.0.9:3306 busy 10 oldest_ms 900",
+            ),
+        ] {
+            assert_eq!(
+                facts.get(name).map(String::as_str),
+                Some(expected),
+                "{name}"
+            );
         }
     }
 

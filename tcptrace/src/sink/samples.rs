@@ -1,5 +1,6 @@
 //! One event of every kind, as the tests of the outputs use them.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use jiff::tz::TimeZone;
@@ -7,10 +8,11 @@ use jiff::tz::TimeZone;
 use super::Context;
 use super::text::Columns;
 use crate::event::{
-    CallError, CloseWait, Comm, Confidence, ConnectFailed, Coverage, Errno, Event, EventId,
-    FdExhausted, Flow, Kind, Loss, Overflow, OverflowPath, Owner, PeerFin, Process, ResetReason,
-    ResetReceived, ResetSent, Retransmit, Side, Signal, Socket, SocketId, State, StateChange,
-    Summary, SummaryRow, Syscall, Timeout, Timestamp,
+    Acceptor, CallError, CloseWait, Comm, Confidence, ConnectFailed, Coverage, Errno, Event,
+    EventId, Fact, FdExhausted, Flow, Held, Holding, Holdings, Kind, Loss, Nearby, Overflow,
+    OverflowPath, Owner, PeerFin, Pool, PortHolder, Ports, Process, ResetReason, ResetReceived,
+    ResetSent, Retransmit, Side, Signal, Socket, SocketId, State, StateChange, Summary, SummaryRow,
+    Syscall, Timeout, Timestamp, Workload,
 };
 
 pub(crate) fn context() -> Context {
@@ -210,6 +212,97 @@ pub(crate) fn summary() -> Summary {
     }
 }
 
+/// An event with what the host said of it.
+fn with(mut event: Event, facts: &[Fact]) -> Event {
+    event.facts = facts.to_vec();
+    event
+}
+
+fn end(end: &str) -> SocketAddr {
+    end.parse().expect("an address and a port")
+}
+
+fn holdings() -> Fact {
+    let tcp = |count, state, service, outbound| Holding {
+        count,
+        what: Held::Tcp {
+            state,
+            service: end(service),
+            outbound,
+        },
+    };
+    let files = Holding {
+        count: 40,
+        what: Held::Other("file".to_owned()),
+    };
+    let holdings = Holdings {
+        rows: vec![
+            tcp(931, State::CloseWait, "10.0.0.5:5432", true),
+            tcp(2, State::Listen, "[::]:8080", false),
+            files,
+        ],
+        others: 51,
+    };
+    Fact::Holdings(holdings.into())
+}
+
+fn acceptor() -> Fact {
+    let acceptor = Acceptor {
+        pid: 1_234,
+        tid: 1_240,
+        state: 'T',
+        wait_channel: Some("do_signal_stop".to_owned()),
+        syscall: Some(232),
+        read_after_ms: 3,
+    };
+    Fact::Acceptor(acceptor.into())
+}
+
+fn workload() -> Fact {
+    let workload = Workload {
+        inbound: 43,
+        inbound_oldest_ms: 4_900,
+        outbound: vec![Pool {
+            server: end("10.0.0.9:3306"),
+            connections: 10,
+            busy: 10,
+            oldest_ms: 900,
+        }],
+    };
+    Fact::Workload(workload.into())
+}
+
+fn nearby() -> Fact {
+    let listener = |address, netns, owner| Nearby {
+        address: end(address),
+        netns,
+        owner,
+    };
+    let listeners = [
+        listener("127.0.0.1:8080", 4_026_532_000, Some(nginx())),
+        listener("[::1]:8080", 4_026_532_001, None),
+    ];
+    Fact::Nearby(listeners.into())
+}
+
+fn ports() -> Fact {
+    Fact::Ports(Ports {
+        first: 32_768,
+        last: 60_999,
+        time_wait: 28_231,
+        in_use: 1,
+    })
+}
+
+fn port_holder() -> Fact {
+    let holder = PortHolder {
+        address: end("[::]:8080"),
+        state: State::Listen,
+        owner: Some(nginx()),
+    };
+    Fact::PortHolder(holder.into())
+}
+
 /// An event of every kind.
 pub(crate) fn all() -> Vec<Event> {
     let on = |state, kind| event(Some(socket(state)), kind);
@@ -290,11 +383,17 @@ pub(crate) fn all() -> Vec<Event> {
             }),
         ),
         on(State::CloseWait, Kind::CloseWaitStuck(wait)),
-        queue_full(),
-        write_failed(),
-        on(State::SynSent, Kind::ConnectFailed(connect)),
+        with(
+            queue_full(),
+            &[acceptor(), Fact::Somaxconn(4_096), workload()],
+        ),
+        with(write_failed(), &[port_holder()]),
+        with(
+            on(State::SynSent, Kind::ConnectFailed(connect)),
+            &[nearby(), ports()],
+        ),
         on(State::Established, Kind::ConnectionTimeout(timeout)),
-        event(None, Kind::FdExhausted(exhausted)),
+        with(event(None, Kind::FdExhausted(exhausted)), &[holdings()]),
         event(None, Kind::FdInvalid(invalid)),
         on(State::Established, Kind::StateChanged(change)),
         on(

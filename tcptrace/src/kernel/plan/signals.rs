@@ -114,6 +114,7 @@ const CONNECTIONS: u32 = kinds(&[
     kind::TIMEOUT,
     kind::STATE,
     kind::RETRANSMIT,
+    kind::CLOSE,
 ]);
 
 const NO_CALL: Loss = without(
@@ -357,6 +358,17 @@ pub(super) const SIGNALS: &[Row] = &[
             loses: &[never("the same by io_uring")],
         }],
     },
+    // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/af_inet.c (inet_shutdown)
+    Row {
+        signal: Signal("shutdown without a connection"),
+        asked: Asked::By(kinds(&[kind::SOCKET_ERROR])),
+        rungs: &[Rung {
+            way: Way::Tracepoint("syscalls"),
+            programs: &["sys_exit_shutdown"],
+            needs: &["has_task_pt_regs", "regs_arg0"],
+            loses: &[never("the same by io_uring")],
+        }],
+    },
     Row {
         signal: Signal("invalid descriptors"),
         asked: Asked::By(kinds(&[kind::FD_INVALID])),
@@ -413,6 +425,31 @@ pub(super) const SIGNALS: &[Row] = &[
     },
 ];
 
+/// A signal no hook shows: the kernel only counts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Polled {
+    /// The signal.
+    pub signal: Signal,
+    /// What is read, and how often.
+    pub way: &'static str,
+    /// What the counters do not say.
+    pub loses: &'static [&'static str],
+}
+
+pub(super) const POLLED: &[Polled] = &[
+    // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_input.c (tcp_syn_flood_action)
+    Polled {
+        signal: Signal("syn_queue.overflow"),
+        way: "polled each second: TcpExtTCPReqQFullDrop, TcpExtTCPReqQFullDoCookies",
+        loses: &[
+            "which SYN it was and who sent it",
+            "SYNs dropped near tcp_max_syn_backlog with SYN cookies off: these two do not count them",
+            "a namespace nobody named in the seconds before it is found, and where no process is \
+             in it nor a mount keeps it",
+        ],
+    },
+];
+
 /// What this version never sees on any kernel, and where to look instead.
 pub(super) const NEVER_SEEN: &[(Signal, &str)] = &[
     (
@@ -421,12 +458,7 @@ pub(super) const NEVER_SEEN: &[(Signal, &str)] = &[
          tcpdump 'tcp[tcpflags] & tcp-rst != 0'",
     ),
     (
-        Signal("syn_queue.overflow"),
-        "not seen by this version; the kernel counts: nstat -az TcpExtTCPReqQFullDrop \
-         TcpExtTCPReqQFullDoCookies",
-    ),
-    (
-        Signal("errors of shutdown and getpeername"),
+        Signal("errors of getpeername"),
         "not seen by this version; strace -e trace=network shows them",
     ),
 ];

@@ -1,5 +1,5 @@
 //! What is looked after while a trace runs: losses, connections stuck in CLOSE_WAIT, processes that
-//! are gone, and the kernel half's own tables.
+//! are gone, queues of half-done handshakes, and the kernel half's own tables.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -9,8 +9,9 @@ use tcptrace_common::event::{hook, stat};
 
 use super::Upkeep;
 use crate::cli::Trace;
-use crate::config;
-use crate::event::{Event, Loss, State, Summary};
+use crate::config::{self, Filters};
+use crate::event::{Event, Kind, Loss, Owner, State, Summary};
+use crate::host::syn_queue::{self, SynQueues};
 use crate::host::{netns, process, sockets};
 use crate::kernel::load::{FilterValues, Kernel, KernelLog};
 use crate::session::{Session, monotonic};
@@ -29,6 +30,9 @@ pub(super) struct Watch {
     /// When a connection stuck in CLOSE_WAIT is told of next, by its entry.
     stuck: HashMap<u64, Duration>,
     close_wait_after: Duration,
+    /// `None` when nobody asked.
+    syn_queues: Option<SynQueues>,
+    filters: Filters,
     cgroups: Vec<String>,
     /// Processes are traced by number, so the trace ends with the last of them.
     by_pid: bool,
@@ -64,6 +68,7 @@ const HOOKS: [&str; hook::COUNT as usize] = [
     "sys_exit_connect",
     "sys_exit_bind",
     "sys_exit",
+    "sys_exit_shutdown",
 ];
 
 /// Tables that can be full, and what is lost then.
@@ -75,8 +80,17 @@ const TABLES: [(u32, &str); 4] = [
 ];
 
 impl Watch {
-    pub(super) fn new(args: &Trace, mut kernel: Kernel) -> Result<Self> {
+    pub(super) fn new(
+        args: &Trace,
+        mut kernel: Kernel,
+        filters: Filters,
+        session: &Session,
+    ) -> Result<Self> {
         let log = args.verbose.then(|| kernel.take_log()).transpose()?;
+        let syn_queues = session
+            .wants("syn_queue.overflow")
+            .then(|| syn_queues(args, &filters))
+            .transpose()?;
         Ok(Self {
             summary: Summary::default(),
             kernel,
@@ -87,6 +101,8 @@ impl Watch {
             malformed: 0,
             stuck: HashMap::new(),
             close_wait_after: args.close_wait_after.max(STUCK),
+            syn_queues,
+            filters,
             cgroups: args.cgroup.clone(),
             by_pid: !args.pid.is_empty(),
             gone: false,
@@ -177,6 +193,32 @@ impl Watch {
         Ok(())
     }
 
+    /// Handshakes that found no room since the last look.
+    pub(super) fn tell_floods(&mut self, session: &mut Session) -> Result<()> {
+        let Some(queues) = &mut self.syn_queues else {
+            return Ok(());
+        };
+        for flood in queues.poll(syn_queue::BUDGET) {
+            let mut event = Event {
+                id: session.next_id(),
+                time: session.decoder.wall(monotonic()),
+                caused_by: None,
+                socket: Some(flood.socket),
+                owner: Owner::default(),
+                actor: None,
+                facts: Vec::new(),
+                kind: Kind::SynQueueOverflow(flood.queue),
+            };
+            session.confirm(&mut event, Duration::ZERO);
+            let flow = event.socket.as_ref().map(|socket| &socket.flow);
+            let pid = event.owner.process.as_ref().map(|owner| owner.pid);
+            if self.filters.include(flow, pid) {
+                session.publish(event, Duration::ZERO)?;
+            }
+        }
+        Ok(())
+    }
+
     /// A number of a process that is gone may be given to another.
     fn forget_the_gone(&mut self) -> Result<()> {
         if !self.by_pid {
@@ -203,6 +245,7 @@ impl Upkeep for Watch {
         if self.chores.elapsed() >= CHORES {
             self.chores = Instant::now();
             self.forget_the_gone()?;
+            self.tell_floods(session)?;
             let retention = u64::try_from(RETENTION.as_nanos())?;
             self.kernel
                 .sweep_flows(monotonic().saturating_sub(retention))?;
@@ -221,6 +264,18 @@ impl Upkeep for Watch {
     fn is_over(&self) -> bool {
         self.gone
     }
+}
+
+/// The namespaces named by a filter always, others only where there is no such filter.
+fn syn_queues(args: &Trace, filters: &Filters) -> Result<SynQueues> {
+    let named = args.netns.iter().map(|name| netns::named(name));
+    let mut named = named.collect::<Result<Vec<_>>>()?;
+    if named.is_empty() {
+        let pids = filters.values.pids.iter();
+        named.extend(pids.filter_map(|&pid| netns::of(pid).ok()));
+    }
+    let only_named = !named.is_empty();
+    Ok(SynQueues::new(named, only_named))
 }
 
 fn tell(

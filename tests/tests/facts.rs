@@ -1,0 +1,281 @@
+//! What the host says of an event, on the event: who holds what, who listens where, who waits.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+use tcptrace_tests::*;
+
+const V4: &str = "127.0.0.1:0";
+
+/// Long enough for whatever must come.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The lines of an attribute that is a list.
+fn lines(record: &Record, name: &str) -> Vec<String> {
+    let lines = record.get(name).and_then(|it| it.as_array());
+    let lines = lines.into_iter().flatten().filter_map(|it| it.as_str());
+    lines.map(str::to_owned).collect()
+}
+
+#[test]
+fn a_full_table_says_what_is_in_it() {
+    in_netns(|netns| {
+        let tracer = trace(netns, &[])?;
+        let mut server = actor("database")?;
+        let mut client = actor("leaky")?;
+        let (listener, addr) = listen(&mut server, V4, 128)?;
+        for _ in 0..40 {
+            let pair = Pair::new(&mut server, &mut client, (listener, addr))?;
+            server.close(pair.server)?;
+            client.wait_for(pair.client, libc::POLLRDHUP)?;
+        }
+        client.limit_descriptors(60)?;
+        while client.socket(libc::AF_INET, 0).is_ok() {}
+        for _ in 0..2 {
+            client.socket(libc::AF_INET, 0).expect_err("EMFILE");
+        }
+        let open = std::fs::read_dir(format!("/proc/{}/fd", client.pid()))?.count();
+        let events = Events::of(tracer)?.named("fd.exhausted");
+        assert_eq!(events.pids(), [client.pid()].repeat(3));
+        let told = events.only(|event| event.get("tcptrace.fd.held").is_some());
+        let held = lines(told.one()?, "tcptrace.fd.held");
+        let first = held.first().map(String::as_str);
+        let expected = format!("40 tcp CLOSE_WAIT out {addr}");
+        assert_eq!(first, Some(expected.as_str()), "{held:?}");
+        let rows = held
+            .iter()
+            .filter_map(|row| row.split(' ').next()?.parse::<u64>().ok());
+        let others = told.one()?.number("tcptrace.fd.held_others");
+        assert_eq!(rows.sum::<u64>() + others.unwrap_or_default(), open as u64);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_full_queue_says_that_its_server_is_stopped() {
+    in_netns(|netns| {
+        netns.sysctl("net.core.somaxconn", "77")?;
+        let tracer = trace(netns, &[])?;
+        let mut server = actor("server")?;
+        let mut client = actor("client")?;
+        let (listener, addr) = listen(&mut server, V4, 1)?;
+        let asked = Pair::new(&mut server, &mut client, (listener, addr))?;
+        client.send(asked.client, b"request")?;
+        server.wait_for_unread(asked.server, 7)?;
+        for _ in 0..2 {
+            client.connected(addr)?;
+        }
+        server.wait_for_queue(listener, 2)?;
+        server.signal(Signal::SIGSTOP)?;
+        wait_for_process_state(server.pid(), 'T')?;
+        let fds: Vec<Fd> = (0..10)
+            .map(|_| client.connecting(addr))
+            .collect::<Result<_, _>>()?;
+        fds.into_iter().try_for_each(|fd| client.close(fd))?;
+        let told = tracer.wait_for("the acceptor", PATIENCE, |record| {
+            record.get("tcptrace.acceptor.state").is_some()
+        })?;
+        server.signal(Signal::SIGCONT)?;
+        let events = Events::of(tracer)?.named("accept_queue.overflow");
+        assert_eq!(events.count(), 10);
+        let only = events.only(|event| event.get("tcptrace.acceptor.state").is_some());
+        assert_eq!(only.one()?, &told);
+        assert_eq!(told.text("tcptrace.acceptor.state"), Some("T"));
+        let pid = Some(u64::from(server.pid()));
+        assert_eq!(told.number("tcptrace.acceptor.pid"), pid);
+        assert_eq!(told.number("tcptrace.acceptor.tid"), pid);
+        let somaxconn = told.number("tcptrace.accept_queue.somaxconn");
+        assert_eq!(somaxconn, Some(77));
+        assert_eq!(told.number("tcptrace.work.inbound"), Some(1));
+        assert_eq!(told.get("tcptrace.fd.held"), None, "far from its limit");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_refusal_names_the_listeners_that_could_have_been_meant() {
+    in_netns(|here| {
+        std::thread::scope(|scope| {
+            let (tell, told) = std::sync::mpsc::channel();
+            let (end, ended) = std::sync::mpsc::channel::<()>();
+            scope.spawn(move || -> Result<()> {
+                let netns = Netns::enter()?;
+                let mut other = actor("container")?;
+                let (_, addr) = listen(&mut other, V4, 8)?;
+                _ = tell.send((netns.inode(), other.pid(), addr));
+                // Ends with the test.
+                _ = ended.recv();
+                Ok(())
+            });
+            let (there, other, meant) = told.recv()?;
+            let mut server = actor("server")?;
+            let beside = SocketAddr::from(([127, 0, 0, 2], meant.port()));
+            listen(&mut server, &beside.to_string(), 8)?;
+            let tracer = trace(here, &[])?;
+            let mut client = actor("client")?;
+            client.connected(meant).expect_err("ECONNREFUSED");
+            let events = Events::of(tracer)?.named("connect.failed");
+            let failed = events.one()?;
+            assert_eq!(failed.text("error.type"), Some("ECONNREFUSED"));
+            assert_eq!(
+                lines(failed, "tcptrace.nearby"),
+                [
+                    format!("{beside} netns {} actor[{}]", here.inode(), server.pid()),
+                    format!("{meant} netns {there} actor[{other}]"),
+                ]
+            );
+            drop(end);
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn a_taken_port_names_its_holder_and_used_up_ports_are_counted() {
+    in_netns(|netns| {
+        let tracer = trace(netns, &[])?;
+        let mut server = actor("server")?;
+        let mut client = actor("client")?;
+        let (_, addr) = listen(&mut server, "0.0.0.0:8080", 8)?;
+        netns.sysctl("net.ipv4.ip_local_port_range", "40000 40000")?;
+        let to = SocketAddr::from(([127, 0, 0, 1], addr.port()));
+        client.connected(to)?;
+        client.connected(to).expect_err("EADDRNOTAVAIL");
+        let fd = client.socket(libc::AF_INET, 0)?;
+        client.bind(fd, to).expect_err("EADDRINUSE");
+        let events = Events::of(tracer)?;
+        let bind = events.named("socket.error");
+        let bind = bind.one()?;
+        let holder = |name: &str| bind.get(&format!("tcptrace.port.holder.{name}")).cloned();
+        assert_eq!(holder("address"), Some("0.0.0.0".into()));
+        assert_eq!(holder("port"), Some(8080.into()));
+        assert_eq!(holder("state"), Some("listen".into()));
+        assert_eq!(holder("pid"), Some(server.pid().into()));
+        let failed = events.named("connect.failed");
+        let failed = failed.one()?;
+        for (name, expected) in [
+            ("first", 40_000),
+            ("last", 40_000),
+            ("in_use", 1),
+            ("time_wait", 0),
+        ] {
+            let number = failed.number(&format!("tcptrace.ports.{name}"));
+            assert_eq!(number, Some(expected), "{name}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_connection_never_closed_says_what_its_process_waits_for() {
+    in_netns(|netns| {
+        let tracer = trace(netns, &["--close-wait-after", "1s"])?;
+        let mut database = actor("database")?;
+        let mut server = actor("server")?;
+        let mut client = actor("client")?;
+        let (listener, addr) = listen(&mut database, V4, 8)?;
+        for _ in 0..3 {
+            let query = Pair::new(&mut database, &mut server, (listener, addr))?;
+            server.send(query.client, b"query")?;
+            database.wait_for_unread(query.server, 5)?;
+        }
+        let gone = connected(&mut server, &mut client, V4)?;
+        client.close(gone.client)?;
+        let told = tracer.wait_for("the workload", PATIENCE, |record| {
+            record.name() == "close_wait.stuck" && record.get("tcptrace.work.inbound").is_some()
+        })?;
+        assert_eq!(told.pid(), Some(server.pid().into()));
+        assert_eq!(told.number("tcptrace.work.inbound"), Some(0));
+        let outbound = lines(&told, "tcptrace.work.outbound");
+        let expected = format!("3 {addr} busy 3 oldest_ms ");
+        assert!(
+            matches!(&outbound[..], [one] if one.starts_with(&expected)),
+            "{outbound:?}"
+        );
+        Ok(())
+    });
+}
+
+/// Handshakes stay half done where the server wants to see data first. The queue holds five: one
+/// more than its limit; on older kernels four.
+fn flood(server: &mut Actor, client: &mut Actor, addr: &str, late: usize) -> Result<SocketAddr> {
+    let (listener, addr) = listen(server, addr, 4)?;
+    server.set(listener, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, &[30])?;
+    for _ in 0..5 {
+        client.connecting(addr)?;
+    }
+    let fds: Vec<Fd> = (0..late)
+        .map(|_| client.connecting(addr))
+        .collect::<Result<_, _>>()?;
+    // Gone before their SYN is sent again, a second later.
+    fds.into_iter().try_for_each(|fd| client.close(fd))?;
+    Ok(addr)
+}
+
+fn syn_flood(cookies: &str, counter: &str) {
+    in_netns(|netns| {
+        netns.sysctl("net.ipv4.tcp_syncookies", cookies)?;
+        let tracer = trace(netns, &[])?;
+        let before = netns.counters()?;
+        let mut server = actor("server")?;
+        let mut client = actor("client")?;
+        let first = flood(&mut server, &mut client, V4, 20)?;
+        tracer.wait_for("a SYN flood", PATIENCE, |record| {
+            record.name() == "syn_queue.overflow"
+        })?;
+        let second = flood(&mut server, &mut client, "[::1]:0", 30)?;
+        // The last second's are told at the end.
+        let kernel = netns.counters()?.since(&before, counter);
+        let events = Events::of(tracer)?.named("syn_queue.overflow");
+        assert!(kernel >= Some(50), "the provocation itself: {kernel:?}");
+        let count = |event: &Record| event.number("tcptrace.syn_queue.count");
+        let sum = events.0.iter().filter_map(count).sum::<u64>();
+        assert_eq!(Some(sum), kernel);
+        assert!(events.pids().iter().all(|pid| *pid == server.pid()));
+        for addr in [first, second] {
+            let events = events.local(addr);
+            assert!(events.count() > 0, "{addr}");
+            for event in &events.0 {
+                let len = event.number("tcptrace.syn_queue.len");
+                assert!(matches!(len, Some(4 | 5)), "{len:?}");
+                assert_eq!(event.number("tcptrace.syn_queue.max"), Some(4));
+                let sent = event.get("tcptrace.syn_queue.cookies").is_some();
+                assert_eq!(sent, cookies == "1");
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn dropped_handshakes_equal_the_kernels_counter() {
+    syn_flood("0", "TcpExtTCPReqQFullDrop");
+}
+
+#[test]
+fn handshakes_answered_with_cookies_equal_the_kernels_counter() {
+    syn_flood("1", "TcpExtTCPReqQFullDoCookies");
+}
+
+#[test]
+fn a_flood_in_a_namespace_nobody_named_is_seen() {
+    in_netns(|netns| {
+        let mut server = actor("server")?;
+        let mut client = actor("client")?;
+        let tracer = trace_unfiltered(&["--event", "syn_queue.overflow"])?;
+        let before = netns.counters()?;
+        netns.sysctl("net.ipv4.tcp_syncookies", "0")?;
+        flood(&mut server, &mut client, V4, 20)?;
+        let counted = netns.counters()?.since(&before, "TcpExtTCPReqQFullDrop");
+        let inode = u64::from(netns.inode());
+        let event = tracer.wait_for("a SYN flood", PATIENCE, |record| {
+            record.number("tcptrace.netns") == Some(inode)
+        })?;
+        let counted = counted.context("no such counter")?;
+        assert_eq!(event.number("tcptrace.syn_queue.count"), Some(counted));
+        assert_eq!(event.pid(), Some(server.pid().into()));
+        Ok(())
+    });
+}
