@@ -28,6 +28,12 @@ impl fmt::Debug for Finding {
 }
 
 impl Finding {
+    /// Its id, which others carry as `tcptrace.caused_by`.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        self.last.text("tcptrace.finding.id").unwrap_or_default()
+    }
+
     /// Its cause.
     #[must_use]
     pub fn cause(&self) -> &str {

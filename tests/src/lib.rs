@@ -16,6 +16,7 @@ pub use tcptrace::selftest::netns::{Counters, Netns};
 pub use tcptrace::selftest::tracer::{Record, Trace, Tracer};
 
 pub mod findings;
+pub mod hosts;
 pub mod program;
 pub mod servers;
 pub mod sockets;

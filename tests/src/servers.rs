@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -197,18 +197,6 @@ pub fn shell(line: &str) -> Result<Program> {
     let mut command = Command::new("sh");
     command.args(["-c", line]);
     Program::start(command)
-}
-
-/// Runs `ip` with the words of a line.
-///
-/// # Errors
-/// When it fails, with what it said.
-pub fn ip(line: &str) -> Result<()> {
-    let mut command = Command::new("ip");
-    command.args(line.split_whitespace());
-    let ended = Program::start(command)?.finish()?;
-    ensure!(ended.status.success(), "ip {line}: {ended:?}");
-    Ok(())
 }
 
 fn wait_until_it_accepts(server: &Program, addr: &str) -> Result<()> {

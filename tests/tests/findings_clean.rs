@@ -61,7 +61,7 @@ fn nginx_and_a_pool_of_connections_in_go() {
         let mut client = Go::start()?;
         // nginx closes each connection after its hundredth answer, or after its first.
         for (requests, keep_alive) in [(volume(4000), true), (volume(1000), false)] {
-            let answered = client.done(&format!("load {URL} {requests} 8 {keep_alive}"))?;
+            let answered = client.done(&format!("load {URL} {requests} 8 {keep_alive} 0s"))?;
             ensure!(
                 answered == format!("{requests} answered, 0 failed"),
                 "{answered}"
@@ -85,7 +85,7 @@ fn a_proxy_in_front_of_a_server_in_go() {
         let tracer = trace(netns, &[])?;
         let mut client = Go::start()?;
         let requests = volume(1000);
-        let answered = client.done(&format!("load {URL} {requests} 4 true"))?;
+        let answered = client.done(&format!("load {URL} {requests} 4 true 0s"))?;
         ensure!(
             answered == format!("{requests} answered, 0 failed"),
             "{answered}"

@@ -2,11 +2,12 @@
 
 use std::os::unix::process::ExitStatusExt;
 
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 use nix::sys::signal::Signal;
 use tcptrace_tests::findings::only_finding;
+use tcptrace_tests::hosts::OtherHost;
 use tcptrace_tests::program::Go;
-use tcptrace_tests::servers::{Nginx, curl, ip, shell, start_curl};
+use tcptrace_tests::servers::{Nginx, curl, shell, start_curl};
 use tcptrace_tests::sockets::wait_for_unread_answer;
 use tcptrace_tests::*;
 
@@ -102,7 +103,7 @@ fn a_pipe_that_closes_in_the_middle_of_a_body() {
 #[test]
 fn a_host_that_is_silent() {
     in_netns(|netns| {
-        silent_host()?;
+        let _host = OtherHost::connected()?;
         let tracer = trace(netns, &[])?;
         let (client, ended) = curl(&["--connect-timeout", "1", "http://192.0.2.9/"])?;
         ended.ensure(28, "imeout")?;
@@ -117,7 +118,7 @@ fn a_host_that_is_silent() {
 #[test]
 fn a_host_that_is_silent_for_longer_than_the_kernel_tries() {
     in_netns(|netns| {
-        silent_host()?;
+        let _host = OtherHost::connected()?;
         // One more SYN after a second, and two seconds for its answer.
         netns.sysctl("net.ipv4.tcp_syn_retries", "1")?;
         let tracer = trace(netns, &[])?;
@@ -129,13 +130,4 @@ fn a_host_that_is_silent_for_longer_than_the_kernel_tries() {
         ensure!(finding.has_error("ETIMEDOUT"), "{finding:?}");
         Ok(())
     });
-}
-
-/// A cable to nobody, and a neighbour 192.0.2.9 whose packets go there.
-fn silent_host() -> Result<()> {
-    ip("link add tcptrace0 type veth peer name tcptrace1")?;
-    ip("address add 192.0.2.1/24 dev tcptrace0")?;
-    ip("link set tcptrace0 up")?;
-    ip("link set tcptrace1 up")?;
-    ip("neighbour add 192.0.2.9 lladdr 02:00:00:00:00:09 dev tcptrace0")
 }

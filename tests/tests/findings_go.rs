@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use tcptrace_tests::findings::{Finding, exact_findings, only_finding};
-use tcptrace_tests::program::{Go, inside, with_descriptors};
-use tcptrace_tests::servers::ip;
+use tcptrace_tests::findings::{Finding, exact_findings, findings, only_finding};
+use tcptrace_tests::program::{Go, with_descriptors};
 use tcptrace_tests::sockets::wait_for_close_wait;
 use tcptrace_tests::*;
 
@@ -381,92 +380,6 @@ fn a_dial_that_times_out_at_a_full_accept_queue() {
     });
 }
 
-/// A namespace at the other end of a virtual cable, with the address 192.0.2.2; ours is 192.0.2.1.
-fn other_host() -> Result<Netns> {
-    let other = std::thread::scope(|scope| {
-        let entered = scope.spawn(|| -> Result<Netns> {
-            let other = Netns::enter()?;
-            Ok(other)
-        });
-        entered
-            .join()
-            .map_err(|_| anyhow::anyhow!("a thread panicked"))?
-    })?;
-    let path = other.path();
-    ip(&format!(
-        "link add tcptrace0 type veth peer name tcptrace1 netns {}",
-        path.display()
-    ))?;
-    ip("address add 192.0.2.1/24 dev tcptrace0")?;
-    ip("link set tcptrace0 up")?;
-    std::thread::scope(|scope| {
-        let set_up = scope.spawn(|| -> Result<()> {
-            nix::sched::setns(
-                std::fs::File::open(&path)?,
-                nix::sched::CloneFlags::CLONE_NEWNET,
-            )?;
-            ip("address add 192.0.2.2/24 dev tcptrace1")?;
-            ip("link set tcptrace1 up")
-        });
-        set_up
-            .join()
-            .map_err(|_| anyhow::anyhow!("a thread panicked"))?
-    })?;
-    Ok(other)
-}
-
-#[test]
-fn a_reset_from_another_host() {
-    in_netns(|netns| {
-        let other = other_host()?;
-        let mut server = Go::start_as(inside(&other, Go::command()?))?;
-        let mut client = Go::start()?;
-        server.done("listen 192.0.2.2:8000")?;
-        let tracer = trace(netns, &[])?;
-        client.done("dial a 192.0.2.2:8000 5s")?;
-        server.done("accept a")?;
-        client.done("send a 10")?;
-        server.done("recv a 10")?;
-        server.done("linger_0 a")?;
-        server.done("close a")?;
-        client.fails("recv a 1", "read: connection reset by peer")?;
-        let events = Events::of(tracer)?;
-        let finding = only_finding(&events, "reset_by_peer", client.pid())?;
-        finding.ensure(1, 0)?;
-        ensure!(finding.has_error("ECONNRESET"), "{finding:?}");
-        ensure_severity(&finding, "WARN")
-    });
-}
-
-#[test]
-fn a_refusal_by_another_host() {
-    in_netns(|netns| {
-        let _other = other_host()?;
-        let mut client = Go::start()?;
-        let tracer = trace(netns, &[])?;
-        client.fails("dial a 192.0.2.2:8000 5s", "connect: connection refused")?;
-        let events = Events::of(tracer)?;
-        let finding = only_finding(&events, "refused_by_peer", client.pid())?;
-        finding.ensure(1, 0)
-    });
-}
-
-#[test]
-fn a_dial_to_a_host_that_is_silent() {
-    in_netns(|netns| {
-        let _other = other_host()?;
-        // An address nobody has, and a neighbour who takes its packets.
-        ip("neighbour add 192.0.2.9 lladdr 02:00:00:00:00:09 dev tcptrace0")?;
-        let mut client = Go::start()?;
-        let tracer = trace(netns, &[])?;
-        client.fails("dial a 192.0.2.9:80 1200ms", "i/o timeout")?;
-        let events = Events::of(tracer)?;
-        let finding = only_finding(&events, "connect_abandoned", client.pid())?;
-        finding.ensure(1, 0)?;
-        ensure_severity(&finding, "INFO")
-    });
-}
-
 #[test]
 fn two_failures_of_two_connections_are_two_findings() {
     in_netns(|netns| {
@@ -490,6 +403,41 @@ fn two_failures_of_two_connections_are_two_findings() {
         let wanted = ["linger_zero", "closed_with_unread_data"].map(|it| (it, server.pid()));
         for finding in exact_findings(&events, &wanted)? {
             finding.ensure(1, client.pid())?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_pool_that_is_too_small_for_a_slow_database() {
+    in_netns(|netns| {
+        let (_database, slow) = http_server("1m")?;
+        let (mut server, mut clients) = (Go::start()?, [Go::start()?, Go::start()?]);
+        server.done(&format!("front 127.0.0.1:8000 {slow}/work?for=3500ms 2"))?;
+        let tracer = trace(netns, &[])?;
+        // Two requests are in work. The others wait for the pool, leave and come again, at times of
+        // their own.
+        for (client, timeout) in clients.iter_mut().zip(["1s", "1300ms"]) {
+            client.begin(&format!("load http://127.0.0.1:8000/ 9 3 false {timeout}"))?;
+        }
+        for client in &mut clients {
+            let answered = client.answer()?;
+            ensure!(answered == "0 answered, 9 failed", "{answered}");
+        }
+        let events = Events::of(tracer)?;
+        let findings = findings(&events)?;
+        let of_pool = |it: &&Finding| it.cause() == "pool_exhausted" && it.pid() == server.pid();
+        let pool = findings.iter().find(of_pool);
+        let pool = pool.with_context(|| format!("no exhausted pool: {findings:#?}"))?;
+        let confidence = pool.last.text("tcptrace.finding.confidence");
+        ensure!(confidence == Some("low"), "{pool:?}");
+        // All else is its consequence.
+        let others = findings.iter().filter(|it| it.id() != pool.id());
+        for finding in others {
+            let cause = finding.last.text("tcptrace.caused_by");
+            ensure!(cause == Some(pool.id()), "{findings:#?}");
+            let causes = ["peer_gave_up", "gave_up_waiting", "close_wait_leak"];
+            ensure!(causes.contains(&finding.cause()), "{findings:#?}");
         }
         Ok(())
     });

@@ -34,7 +34,7 @@ const TEST_PROGRAMS: [(&str, &str); 6] = [
     ("curl", "curl"),
     ("go", "golang-go"),
     ("redis-server", "redis-server"),
-    ("wrk", "wrk"),
+    ("nft", "nftables"),
 ];
 /// Those of the packages whose daemon the next boot would start. The tests start their own.
 const SERVICES: [(&str, &str); 2] = [("nginx-light", "nginx"), ("redis-server", "redis-server")];

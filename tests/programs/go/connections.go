@@ -8,6 +8,7 @@ import (
 	"net"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -103,6 +104,44 @@ func (t *talker) recv(args []string) (string, error) {
 	}
 	received, err := t.connections[args[0]].Read(make([]byte, size))
 	return strconv.Itoa(received), err
+}
+
+// Writes until that fails.
+func (t *talker) fill(args []string) (string, error) {
+	for {
+		if _, err := t.connections[args[0]].Write(make([]byte, 1<<16)); err != nil {
+			return "", err
+		}
+	}
+}
+
+func (t *talker) keepAlive(args []string) (string, error) {
+	period, err := time.ParseDuration(args[1])
+	if err != nil {
+		return "", err
+	}
+	return "ok", t.connections[args[0]].SetKeepAlivePeriod(period)
+}
+
+func (t *talker) userTimeout(args []string) (string, error) {
+	timeout, err := time.ParseDuration(args[1])
+	if err != nil {
+		return "", err
+	}
+	raw, err := t.connections[args[0]].SyscallConn()
+	if err != nil {
+		return "", err
+	}
+	const tcpUserTimeout = 18 // not in package syscall
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		milliseconds := int(timeout.Milliseconds())
+		failed = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, milliseconds)
+	})
+	if err != nil {
+		return "", err
+	}
+	return "ok", failed
 }
 
 func (t *talker) lingerZero(args []string) (string, error) {

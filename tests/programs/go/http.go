@@ -48,6 +48,24 @@ func (t *talker) serve(args []string) (string, error) {
 	return listener.Addr().String(), nil
 }
 
+// Serves what it gets from another server by at most so many connections.
+func (t *talker) front(args []string) (string, error) {
+	size, err := strconv.Atoi(args[2])
+	if err != nil {
+		return "", err
+	}
+	listener, err := net.Listen("tcp", args[0])
+	if err != nil {
+		return "", err
+	}
+	pool := http.Client{Transport: &http.Transport{MaxConnsPerHost: size}}
+	go http.Serve(listener, http.HandlerFunc(func(answer http.ResponseWriter, _ *http.Request) {
+		got, err := fetch(&pool, args[1])
+		fmt.Fprintln(answer, got, err)
+	}))
+	return listener.Addr().String(), nil
+}
+
 // Does not ask the request's context whether anybody still waits, as most handlers do not.
 func work(answer http.ResponseWriter, request *http.Request) {
 	took, err := time.ParseDuration(request.URL.Query().Get("for"))
@@ -174,7 +192,7 @@ func (t *talker) hoard(args []string) (string, error) {
 
 var hoarded []*http.Response
 
-// Makes so many requests by so many workers at once, all of which must be answered.
+// Makes so many requests by so many workers at once, with a timeout unless it is 0.
 func (t *talker) load(args []string) (string, error) {
 	requests, err := strconv.Atoi(args[1])
 	if err != nil {
@@ -184,8 +202,12 @@ func (t *talker) load(args []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	timeout, err := time.ParseDuration(args[4])
+	if err != nil {
+		return "", err
+	}
 	transport := http.Transport{DisableKeepAlives: args[3] != "true", MaxIdleConnsPerHost: workers}
-	client := http.Client{Transport: &transport}
+	client := http.Client{Transport: &transport, Timeout: timeout}
 	var answered, failed int64
 	var all sync.WaitGroup
 	for worker := 0; worker < workers; worker++ {
