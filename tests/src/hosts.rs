@@ -34,7 +34,7 @@ impl OtherHost {
         ))?;
         ip("address add 192.0.2.1/24 dev tcptrace0")?;
         ip("link set tcptrace0 up")?;
-        host.ip("address add 192.0.2.2/24 dev tcptrace1")?;
+        host.come_back()?;
         host.ip("link set tcptrace1 up")?;
         for addr in [Self::ADDR, Self::SILENT] {
             ip(&format!(
@@ -58,6 +58,14 @@ impl OtherHost {
     /// When `ip` refuses.
     pub fn vanish(&self) -> Result<()> {
         self.ip("address del 192.0.2.2/24 dev tcptrace1")
+    }
+
+    /// Gives it its address again, with its connections as they were.
+    ///
+    /// # Errors
+    /// When `ip` refuses.
+    pub fn come_back(&self) -> Result<()> {
+        self.ip("address add 192.0.2.2/24 dev tcptrace1")
     }
 
     fn ip(&self, line: &str) -> Result<()> {

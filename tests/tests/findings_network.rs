@@ -126,6 +126,28 @@ fn a_host_that_vanishes_from_an_idle_connection() {
 }
 
 #[test]
+fn a_client_of_a_connection_that_is_forgotten_here() {
+    in_netns(|netns| {
+        let host = OtherHost::connected()?;
+        let (mut server, mut client) = (Go::start()?, host.start_go()?);
+        server.done("listen 192.0.2.1:8000")?;
+        client.done("dial a 192.0.2.1:8000 5s")?;
+        server.done("accept a")?;
+        // The RST is lost, so the client knows nothing of it.
+        host.vanish()?;
+        server.done("linger_0 a")?;
+        server.done("close a")?;
+        host.come_back()?;
+        let tracer = trace(netns, &[])?;
+        client.done("send a 10")?;
+        client.fails("recv a 1", "read: connection reset by peer")?;
+        let events = Events::of(tracer)?;
+        let finding = only_finding(&events, "stale_connection", server.pid())?;
+        finding.ensure(1, 0)
+    });
+}
+
+#[test]
 fn a_peer_that_stops_reading() {
     in_netns(|netns| {
         let (mut server, mut client) = (Go::start()?, Go::start()?);
