@@ -19,6 +19,7 @@
 
 mod closed;
 mod emit;
+mod fds;
 mod filter;
 mod hook;
 mod kernel;

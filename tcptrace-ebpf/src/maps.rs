@@ -9,7 +9,10 @@ use tcptrace_common::{
     filter::{NetworkKey, PortKey},
 };
 
-use crate::closed::Closed;
+use crate::{
+    closed::Closed,
+    fds::{Connection, Descriptor},
+};
 
 /// Records on their way to the agent; the agent sets the size.
 #[map]
@@ -81,12 +84,18 @@ pub(crate) struct Refusal {
     pub(crate) netns: u32,
 }
 
-/// Connections closed from this end, each at the place its ends lead to.
+/// Connections closed from this end, each at the place its ports lead to. The agent takes all but
+/// one away when nobody asks for RSTs.
 #[map]
 pub(crate) static CLOSED: Array<Closed> = Array::with_max_entries(CLOSED_PLACES, 0);
 
 /// Places in [`CLOSED`]: a power of two.
 pub(crate) const CLOSED_PLACES: u32 = 1 << 15;
+
+/// The connections that descriptors named last. The agent sets the size: it is used on request only.
+#[map]
+pub(crate) static CLOSED_FDS: LruHashMap<Descriptor, Connection> =
+    LruHashMap::with_max_entries(1 << 14, 0);
 
 /// Processes to trace.
 #[map]

@@ -9,7 +9,7 @@ use tcptrace_common::event::{Task, Tuple, confidence, hook, kind};
 
 use crate::{
     emit::{emit, is_wanted, next_id},
-    filter,
+    fds, filter,
     kernel::read_user,
     listener, owner,
     sock::{Socket, mapped},
@@ -201,9 +201,34 @@ fn not_connected(error: i64) {
 
 #[inline(always)]
 fn invalid(error: i64) {
-    if is_wanted(kind::FD_INVALID) {
-        without_event(kind::FD_INVALID, hook::SYS_EXIT, None, error, None);
+    if !is_wanted(kind::FD_INVALID) {
+        return;
     }
+    let mut caller: Task = owner::NOBODY;
+    task::describe(&mut caller);
+    let call = Call::current();
+    let past = fds::last(call.arg0() as u32);
+    let asked_for = match past {
+        Some(past) => filter::user(&past.tuple, past.family, &caller),
+        None => filter::task(&caller, task::netns()),
+    };
+    if !asked_for {
+        return;
+    }
+    let id = next_id(hook::SYS_EXIT);
+    emit(id, kind::FD_INVALID, hook::SYS_EXIT, |event| {
+        task::record(event, Socket(0));
+        event.owner = event.task;
+        event.confidence = confidence::EXACT;
+        event.errno = error as i32;
+        // There is no socket to find the descriptor of: it is what the call named.
+        event.fd = call.arg0() as i32;
+        event.len = call.arg2();
+        match past {
+            Some(past) => past.record(event),
+            None => event.tuple.netns = task::netns(),
+        }
+    });
 }
 
 /// Reports the running task's failed call on `socket`, with the ends it named if the socket has
@@ -240,12 +265,7 @@ fn without_event(kind: u8, hook: u8, socket: Option<Socket>, error: i64, ends: O
         event.owner = event.task;
         event.confidence = confidence::EXACT;
         event.errno = error as i32;
-        let call = Call::current();
-        if kind == kind::FD_INVALID {
-            // There is no socket to find the descriptor of: it is what the call named.
-            event.fd = call.arg0() as i32;
-        }
-        event.len = call.arg2();
+        event.len = Call::current().arg2();
     });
 }
 

@@ -4,6 +4,7 @@
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 
 use crate::{
+    fds,
     maps::{CLOSE_WAITS, CLOSING},
     owner,
     sock::{LISTEN, Socket},
@@ -14,6 +15,7 @@ use crate::{
 fn tcp_destroy_sock(ctx: RawTracePointContext) -> i32 {
     let socket = Socket(ctx.arg(0));
     let was_listener = owner::of(socket).is_some_and(|known| known.previous == LISTEN);
+    fds::destroyed(socket);
     owner::death(socket);
     // There only for a socket that was in CLOSE_WAIT a moment ago.
     let _ = CLOSE_WAITS.remove(socket.0);

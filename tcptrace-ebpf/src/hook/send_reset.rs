@@ -152,12 +152,11 @@ fn unconnected(socket: Socket, state: u8, skb: u64, reason: u32) {
         return;
     }
     emit(id, kind::RESET_SENT, hook::SEND_RESET, |event| {
-        if state == LISTEN {
-            socket.record(event, known);
-            event.cause = 0;
-        }
         if let Some(closed) = closed {
             closed.record(event);
+        } else if state == LISTEN {
+            socket.record(event, known);
+            event.cause = 0;
         }
         event.state = state;
         event.other_state = 0;

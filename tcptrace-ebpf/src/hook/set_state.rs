@@ -13,7 +13,7 @@ use tcptrace_common::event::{CloseWait, Sock, confidence, hook, kind, side, stat
 use crate::{
     closed,
     emit::{emit, is_wanted, next_id},
-    filter,
+    fds, filter,
     kernel::{config, layout},
     listener,
     maps::{CLOSE_WAITS, CLOSING, STATS, count},
@@ -114,8 +114,10 @@ fn remember(ctx: &RawTracePointContext, Change { socket, old, new }: Change) {
         // Only the program's own shutdown and close lead there.
         (_, FIN_WAIT1 | LAST_ACK) => {
             if let Some(flags) = task::acting_on(socket) {
-                owner::learn(socket, Call::current().descriptor_of(socket));
+                let fd = Call::current().descriptor_of(socket);
+                owner::learn(socket, fd);
                 owner::exits(socket, flags);
+                fds::closes(socket, fd);
                 if tells_closes() && is_telling(socket, old, flags) {
                     event(
                         next_id(hook::SET_STATE),

@@ -229,7 +229,8 @@ impl Seen {
     }
 
     /// The listener with the most half-done handshakes of those at their limit, which is that of
-    /// the accept queue; Linux 6.18 was seen to let one more in. Those that share an address by `SO_REUSEPORT` are not told apart.
+    /// the accept queue; Linux 6.18 was seen to let one more in. Those that share an address by
+    /// `SO_REUSEPORT` are not told apart.
     /// <https://github.com/torvalds/linux/blob/v6.18/include/net/inet_connection_sock.h>
     /// (`inet_csk_reqsk_queue_is_full`)
     fn fullest(&self) -> Option<(&TcpSocket, u32)> {

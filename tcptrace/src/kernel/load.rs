@@ -20,7 +20,7 @@ use bytemuck::{AnyBitPattern, bytes_of, pod_read_unaligned};
 use ipnet::IpNet;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use tcptrace_common::event::{self as wire, gate, hook, stat};
+use tcptrace_common::event::{self as wire, gate, hook, kind, stat};
 use tcptrace_common::filter::{Config, NetworkKey, PortKey};
 use tcptrace_common::layout::Layout;
 
@@ -33,6 +33,13 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tc
 /// Connections of traced processes that are remembered for their other ends; without a filter by
 /// owner nobody asks.
 const FLOWS: u32 = 1 << 16;
+
+/// Places for connections closed from this end; fewer would not be found where the kernel half
+/// looks.
+const CLOSED: u32 = 1 << 15;
+
+/// Descriptors of which the last connection is remembered.
+const CLOSED_FDS: u32 = 1 << 14;
 
 /// What the kernel half is loaded with.
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +100,7 @@ impl Kernel {
             "this tcptrace was built without its kernel half; build it with `cargo xtask build`"
         );
         let Config {
+            kinds,
             pid,
             comm,
             uid,
@@ -100,6 +108,7 @@ impl Kernel {
             ..
         } = setup.config;
         let by_owner = [pid, comm, uid, cgroup] != [0; 4];
+        let wants = |kind: u8| kinds & 1 << kind != 0;
         let ebpf = EbpfLoader::new()
             // Nothing in the object is relocated against the kernel's types: offsets come as
             // constants. Parsing the types once more would cost a third of the start.
@@ -109,6 +118,15 @@ impl Kernel {
             .map_max_entries("EVENTS", setup.ring_bytes)
             .map_max_entries("SOCKS", setup.max_sockets)
             .map_max_entries("FLOWS", if by_owner { FLOWS } else { 1 })
+            .map_max_entries("CLOSED", if wants(kind::RESET_SENT) { CLOSED } else { 1 })
+            .map_max_entries(
+                "CLOSED_FDS",
+                if wants(kind::FD_INVALID) {
+                    CLOSED_FDS
+                } else {
+                    1
+                },
+            )
             .load(OBJECT)
             .context("cannot create the maps of the kernel half")?;
         Ok(Self {

@@ -120,12 +120,15 @@ impl Facts {
         }
     }
 
-    /// Takes an event that happened `age` ago when something is to be asked about it; gives it back
-    /// when nothing is. `now` is the monotonic clock.
-    pub(super) fn hold(&mut self, event: Event, age: Duration, now: Duration) -> Option<Event> {
-        let Some(question) = question(&event) else {
-            return Some(event);
-        };
+    /// Takes an event that happened `age` ago when its question is to be asked; gives it back when
+    /// it is not. `now` is the monotonic clock.
+    pub(super) fn hold(
+        &mut self,
+        event: Event,
+        question: Question,
+        age: Duration,
+        now: Duration,
+    ) -> Option<Event> {
         let before = self.asked.get(&question);
         if before.is_some_and(|&before| now.saturating_sub(before) < INTERVAL) {
             return Some(event);
@@ -258,7 +261,7 @@ fn lower_priority() {
 }
 
 /// What is asked about an event, if anything.
-fn question(event: &Event) -> Option<Question> {
+pub(super) fn question(event: &Event) -> Option<Question> {
     let socket = event.socket.as_ref();
     let netns = socket.map(|socket| socket.flow.netns);
     let pid = event.owner.process.as_ref().map(|owner| owner.pid);
@@ -393,6 +396,12 @@ mod tests {
     use crate::event::{CloseWait, Errno, Owner, PeerFin, Process, Socket};
     use crate::sink::samples;
 
+    /// Holds back what [`question`] says.
+    fn hold(facts: &mut Facts, event: Event, now: Duration) -> Option<Event> {
+        let question = question(&event).expect("something is asked");
+        facts.hold(event, question, Duration::ZERO, now)
+    }
+
     const SECOND: Duration = Duration::from_secs(1);
 
     /// A host that answers with the number of the question.
@@ -433,17 +442,14 @@ mod tests {
     fn a_subject_is_asked_for_once_in_an_interval() {
         let host = Host::default();
         let mut facts = host.facts();
-        assert_eq!(facts.hold(stuck(1), Duration::ZERO, SECOND), None);
-        let again = facts.hold(stuck(1), Duration::ZERO, INTERVAL);
+        assert_eq!(hold(&mut facts, stuck(1), SECOND), None);
+        let again = hold(&mut facts, stuck(1), INTERVAL);
         assert!(again.is_some(), "it waits for nothing");
-        assert_eq!(facts.hold(stuck(2), Duration::ZERO, SECOND), None);
+        assert_eq!(hold(&mut facts, stuck(2), SECOND), None);
         let ready = facts.finish(SECOND);
         let told: Vec<_> = ready.iter().map(|event| event.facts.clone()).collect();
         assert_eq!(told, [[Fact::Somaxconn(1)], [Fact::Somaxconn(2)]]);
-        assert_eq!(
-            facts.hold(stuck(1), Duration::ZERO, SECOND + INTERVAL),
-            None
-        );
+        assert_eq!(hold(&mut facts, stuck(1), SECOND + INTERVAL), None);
         assert_eq!(facts.finish(SECOND).len(), 1);
         assert_eq!((host.asked(), facts.skipped()), (3, 0));
     }
@@ -453,7 +459,7 @@ mod tests {
         let host = Host::default();
         let mut facts = host.facts();
         let held = (0..1000)
-            .filter(|&pid| facts.hold(stuck(pid), Duration::ZERO, SECOND).is_none())
+            .filter(|&pid| hold(&mut facts, stuck(pid), SECOND).is_none())
             .count();
         assert!(
             (20..=40).contains(&held),
@@ -473,7 +479,7 @@ mod tests {
             _ = wait.lock().expect("nobody panics").recv();
             Vec::new()
         }));
-        assert_eq!(facts.hold(stuck(1), Duration::ZERO, SECOND), None);
+        assert_eq!(hold(&mut facts, stuck(1), SECOND), None);
         assert_eq!(facts.ready(SECOND), []);
         assert_eq!(facts.ready(SECOND + PATIENCE), [stuck(1)]);
         assert_eq!(facts.skipped(), 1);
@@ -491,9 +497,9 @@ mod tests {
             took: 2 * SECOND,
         };
         assert_eq!(facts.complete(answer, SECOND), None);
-        assert!(facts.hold(stuck(1), Duration::ZERO, 2 * SECOND).is_some());
+        assert!(hold(&mut facts, stuck(1), 2 * SECOND).is_some());
         assert_eq!(facts.skipped(), 1);
-        assert_eq!(facts.hold(stuck(1), Duration::ZERO, 30 * SECOND), None);
+        assert_eq!(hold(&mut facts, stuck(1), 30 * SECOND), None);
     }
 
     #[test]

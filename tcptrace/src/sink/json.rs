@@ -257,7 +257,7 @@ mod tests {
     #[test]
     fn every_kind_is_as_the_schema_says() {
         let mut seen = BTreeSet::new();
-        for event in samples::all() {
+        for event in samples::all().into_iter().chain(samples::verdicts()) {
             let record = parsed(&event);
             if let Err(error) = VALIDATOR.validate(&record) {
                 panic!("{error} at {} in {record:#}", error.instance_path());

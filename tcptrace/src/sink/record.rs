@@ -739,7 +739,7 @@ mod tests {
 
     #[test]
     fn no_attribute_is_given_twice_and_all_are_named() {
-        for event in samples::all() {
+        for event in samples::all().into_iter().chain(samples::verdicts()) {
             let mut seen = HashSet::new();
             let done = attributes(&samples::context(), &event, &mut |name, _| {
                 assert!(name::ALL.contains(&name), "{name} is in no list");

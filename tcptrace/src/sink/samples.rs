@@ -8,11 +8,11 @@ use jiff::tz::TimeZone;
 use super::Context;
 use super::text::Columns;
 use crate::event::{
-    Acceptor, CallError, CloseWait, Comm, Confidence, ConnectFailed, Coverage, Errno, Event,
-    EventId, Fact, FdExhausted, Flow, Held, Holding, Holdings, Kind, Loss, Nearby, Overflow,
-    OverflowPath, Owner, PeerFin, Pool, PortHolder, Ports, Process, ResetReason, ResetReceived,
-    ResetSent, Retransmit, Side, Signal, Socket, SocketId, State, StateChange, Summary, SummaryRow,
-    Syscall, Timeout, Timestamp, Workload,
+    Acceptor, CallError, Cause, Certainty, CloseWait, Comm, Confidence, ConnectFailed, Coverage,
+    Errno, Event, EventId, Fact, FdExhausted, Finding, Flow, Held, Holding, Holdings, Kind, Loss,
+    Nearby, Overflow, OverflowPath, Owner, PeerFin, Pool, PortHolder, Ports, Process, ResetReason,
+    ResetReceived, ResetSent, Retransmit, Severity, Side, Signal, Socket, SocketId, State,
+    StateChange, Summary, SummaryRow, SynQueue, Syscall, Timeout, Timestamp, Workload,
 };
 
 pub(crate) fn context() -> Context {
@@ -303,7 +303,47 @@ fn port_holder() -> Fact {
     Fact::PortHolder(holder.into())
 }
 
-/// An event of every kind.
+fn finding() -> Finding {
+    let told = |second: u64| Timestamp(1_763_637_000_000_000_000 + second * 1_000_000_000);
+    Finding {
+        id: EventId(7),
+        update: 1,
+        closed: true,
+        cause: Cause::PeerGaveUp,
+        hint: Some(Cause::IdleTimeout),
+        certainty: Certainty::High,
+        severity: Severity::Error,
+        count: 43,
+        first: told(0),
+        last: told(60),
+        evidence: (8..8 + 16).map(EventId).collect(),
+        errors: vec![(Errno(libc::EPIPE), 41), (Errno(libc::ECONNRESET), 2)],
+        peer: Some(nginx()),
+        title: "curl[990] gave up after 5.00 s and closed on 43 connections".to_owned(),
+        why: "An answer to a connection its peer has closed cannot be delivered.".to_owned(),
+        fix: vec!["Answer sooner than 5 s, or let the client wait longer.".to_owned()],
+        ruled_out: vec!["Not the network: 0 segments were sent again.".to_owned()],
+    }
+}
+
+/// What the agent tells of several events together: the kinds that are not in [`all`].
+pub(crate) fn verdicts() -> Vec<Event> {
+    let flood = SynQueue {
+        count: 1_200,
+        cookies: true,
+        len: Some(257),
+        max: Some(256),
+    };
+    vec![
+        event(Some(socket(State::Listen)), Kind::SynQueueOverflow(flood)),
+        event(
+            Some(socket(State::CloseWait)),
+            Kind::Finding(finding().into()),
+        ),
+    ]
+}
+
+/// An event of every kind that is told by itself.
 pub(crate) fn all() -> Vec<Event> {
     let on = |state, kind| event(Some(socket(state)), kind);
     let wait = CloseWait {

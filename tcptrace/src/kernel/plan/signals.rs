@@ -376,7 +376,15 @@ pub(super) const SIGNALS: &[Row] = &[
             way: Way::RawTracepoint,
             programs: &["sys_exit"],
             needs: &[],
-            loses: &[never("the same by io_uring"), NO_CALL],
+            loses: &[
+                never("the same by io_uring"),
+                never(
+                    "what a descriptor was after its last connection: the file that had the \
+                     number since, and was closed too",
+                ),
+                never("which connection it was, when close_range or dup2 closed it"),
+                NO_CALL,
+            ],
         }],
     },
     // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_output.c (__tcp_retransmit_skb)
