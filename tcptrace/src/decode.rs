@@ -518,6 +518,89 @@ mod tests {
     }
 
     #[test]
+    fn a_past_closer_has_its_exit_too() {
+        let mut raw = reset();
+        raw.flags = flag::EXITING | flag::ANSWERS | flag::FROM_SEGMENT;
+        raw.exit_code = 0x300;
+        raw.time = 9_000_000;
+        raw.shut = 4_000_000;
+        let event = decode(&raw).event;
+        let owner = event.owner.process.expect("who closed");
+        assert_eq!((owner.pid, owner.exit), (7, Some(Exit::Code(3))));
+        assert_eq!(event.actor, None);
+        let socket = event.socket.expect("its ends");
+        assert_eq!(socket.shutdown_ago_us, Some(5_000));
+    }
+
+    #[test]
+    fn the_life_of_a_connection_is_told_in_times_ago() {
+        let mut raw = reset();
+        raw.time = 1_000_000_000;
+        raw.side = side::SERVER;
+        raw.born = 400_000_000;
+        raw.accepted = 500_000_000;
+        raw.fin = 900_000_000;
+        raw.fin_written = 88;
+        raw.fin_waited = 125;
+        raw.fin_idle = 25;
+        raw.heard_ago = 3;
+        raw.flags |= flag::SERVICE_ANSWERS;
+        let socket = |raw: &wire::Event| decode(raw).event.socket.expect("a socket");
+        let connection = socket(&raw);
+        assert_eq!(connection.side, Some(Side::Server));
+        assert_eq!(connection.age_us, Some(600_000));
+        assert_eq!(connection.accepted_ago_us, Some(500_000));
+        assert_eq!(connection.heard_ago_ms, Some(12), "jiffies of 4 ms");
+        assert!(connection.service_answers);
+        let fin = PeerFin {
+            ago_us: 100_000,
+            written: 88,
+            waited_ms: Some(500),
+            idle_ms: 100,
+        };
+        assert_eq!(connection.fin, Some(fin));
+        // Older than the tracer, or first seen in mid-life.
+        raw.side = side::UNKNOWN;
+        assert_eq!(socket(&raw).age_us, None);
+        raw.fin_waited = u32::MAX;
+        assert_eq!(socket(&raw).fin.and_then(|fin| fin.waited_ms), None);
+        raw.fin = 0;
+        assert_eq!(socket(&raw).fin, None);
+    }
+
+    #[test]
+    fn a_listeners_last_accept_is_its_queues() {
+        let mut raw = reset();
+        raw.kind = kind::ACCEPT_OVERFLOW;
+        raw.state = State::Listen as u8;
+        raw.time = 3_000_000;
+        raw.accepted = 1_000_000;
+        let event = decode(&raw).event;
+        let Kind::AcceptQueueOverflow(overflow) = event.kind else {
+            panic!("an overflow")
+        };
+        assert_eq!(overflow.last_accept_ago_us, Some(2_000));
+        assert_eq!(event.socket.and_then(|it| it.accepted_ago_us), None);
+    }
+
+    #[test]
+    fn a_close_that_matters_is_a_change_of_state() {
+        let mut raw = reset();
+        raw.kind = kind::CLOSE;
+        raw.cause = 9;
+        raw.other_state = State::FinWait1 as u8;
+        let event = decode(&raw).event;
+        assert_eq!(event.caused_by, None);
+        let Kind::StateChanged(change) = event.kind else {
+            panic!("a change")
+        };
+        assert_eq!(
+            (change.from, change.to),
+            (State::Established, State::FinWait1)
+        );
+    }
+
+    #[test]
     fn what_is_no_record_is_refused() {
         assert_eq!(
             decoder().decode(&[0; 3]).expect_err("too short"),
