@@ -112,6 +112,9 @@ impl Decoder {
             accepted: known.map_or(0, |known| known.accepted),
             shut: known.map_or(0, |known| known.shut),
             side: known.map_or(side::UNKNOWN, |known| known.side),
+            fin: known.map_or(0, |known| known.fin),
+            fin_waited: known.map_or(u32::MAX, |known| known.fin_waited),
+            fin_idle: known.map_or(0, |known| known.fin_idle),
             flags: if known.is_some_and(|known| known.eof_read != 0) {
                 flag::EOF_READ
             } else {
@@ -306,7 +309,8 @@ impl Decoder {
             shutdown_ago_us: since(raw.shut, raw.time),
             fin: since(raw.fin, raw.time).map(|ago_us| PeerFin {
                 ago_us,
-                written: raw.fin_written,
+                // Of a connection that is only waited for, the socket was not read.
+                written: (raw.kind != 0).then_some(raw.fin_written),
                 waited_ms: self.jiffies_to_ms(raw.fin_waited),
                 idle_ms: self.jiffies_to_ms(raw.fin_idle).unwrap_or_default(),
             }),
@@ -554,7 +558,7 @@ mod tests {
         assert!(connection.service_answers);
         let fin = PeerFin {
             ago_us: 100_000,
-            written: 88,
+            written: Some(88),
             waited_ms: Some(500),
             idle_ms: 100,
         };

@@ -358,6 +358,7 @@ fn by_kind_of_event() {
         assert_eq!(
             kinds(with_states)?,
             [
+                "finding",
                 "reset.received",
                 "reset.sent",
                 "socket.error",

@@ -13,16 +13,18 @@ use super::queueing::{FullQueue, FullSynQueue};
 use super::verdict::{Verdict, Words};
 use super::waiting;
 use crate::event::{
-    Cause, Certainty, End, Errno, Event, EventId, Finding, Kind, Millis, Owner, Process, Severity,
-    Socket, Timestamp,
+    Cause, Certainty, Comm, End, Errno, Event, EventId, Finding, Kind, Millis, Owner, Process,
+    Severity, Socket, Timestamp,
 };
 
 /// What makes two failures one finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Subject {
     pub(super) cause: Cause,
-    /// The process; 0 where none is known.
+    /// The process; 0 where none is known, or where its name stands for many.
     pub(super) pid: u32,
+    /// The name of clients that did no harm: they come and go, each with another number.
+    pub(super) name: Option<Comm>,
     /// The serving end's port, or the listener's.
     pub(super) port: u16,
     /// The other end's address; `None` where the failure has none, or many have it.
@@ -138,7 +140,8 @@ impl Case {
             self.owner = view.this.owner();
         }
         if self.peer.is_none() {
-            self.peer = view.other.process();
+            let holder = || view.this.port_holder()?.owner.clone();
+            self.peer = view.other.process().or_else(holder);
         }
         if self.socket.is_none() {
             self.socket = view.this.socket().cloned();
@@ -197,6 +200,16 @@ impl Case {
             Story::Pool(pool) => pool.is_flat(),
             _ => true,
         }
+    }
+
+    /// The process it is told of; 0: none is known.
+    pub(super) fn pid(&self) -> u32 {
+        self.owner.process.as_ref().map_or(0, |process| process.pid)
+    }
+
+    /// The process at the other end; 0: none is known.
+    pub(super) fn peer_pid(&self) -> u32 {
+        self.peer.as_ref().map_or(0, |process| process.pid)
     }
 
     /// When its first failure happened.

@@ -3,7 +3,9 @@
 use super::connection::View;
 use super::verdict::{Verdict, Words, connection, fd, then_got, who};
 use super::waiting;
-use crate::event::{Cause, Certainty, Count, Exit, Micros, ResetSent, Severity, Socket, Timestamp};
+use crate::event::{
+    Cause, Certainty, Count, Exit, Micros, ResetSent, Severity, Socket, State, Timestamp,
+};
 
 /// What a RST of this end comes to, unless it answers a SYN.
 pub(super) fn judge(view: View<'_>) -> Option<Verdict> {
@@ -49,8 +51,10 @@ fn after_close(view: View<'_>, socket: Option<&Socket>) -> Verdict {
     if let Some(verdict) = waiting::gave_up_waiting(view) {
         return verdict;
     }
+    // A listener answers for connections it has never heard of.
+    let is_of_connection = |it: &Socket| it.id.sk != 0 && it.state != Some(State::Listen);
     let known = socket.is_some_and(|socket| socket.shutdown_ago_us.is_some())
-        || view.this.sockets().any(|socket| socket.id.sk != 0);
+        || view.this.sockets().any(is_of_connection);
     if !view.other.is_unseen() {
         let stale = super::idle::stale_pooled(view.other);
         if known || stale.is_some() || view.other.sockets().any(|it| it.fin.is_some()) {

@@ -25,9 +25,14 @@ pub(super) fn judge(view: View<'_>, sees_all_resets: bool) -> Option<Verdict> {
         }
         Some(libc::ECONNREFUSED) => return Some(refused(view, seen, sees_all_resets)),
         Some(libc::ETIMEDOUT) => Cause::ConnectTimeout,
-        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN) => {
-            Cause::Unreachable
-        }
+        // EACCES: an ICMPv6 message or a route says that it is prohibited.
+        Some(
+            libc::ENETUNREACH
+            | libc::EHOSTUNREACH
+            | libc::ENETDOWN
+            | libc::EHOSTDOWN
+            | libc::EACCES,
+        ) => Cause::Unreachable,
         Some(libc::EADDRNOTAVAIL) => Cause::PortsExhausted,
         Some(libc::EADDRINUSE) => Cause::AddressInUse,
         _ => return None,
@@ -48,7 +53,8 @@ fn refused(view: View<'_>, seen: &Seen, sees_all_resets: bool) -> Verdict {
     } else if loopback {
         Verdict::new(Cause::NoListener).certainty(Certainty::Medium)
     } else {
-        Verdict::new(Cause::RefusedByPeer)
+        // A REJECT on the way, or in this host's own output, answers in the peer's name.
+        Verdict::new(Cause::RefusedByPeer).certainty(Certainty::Medium)
     }
 }
 
@@ -89,6 +95,7 @@ pub(super) fn tell(view: View<'_>, cause: Cause) -> Option<Words> {
         )
         .fix("on that host: ss -ltn, is anything listening on this port and address, or only on 127.0.0.1?")
         .fix("does the name resolve to the host you mean, and is this the right port?")
+        .fix("an answer faster than the way there and back is a REJECT of this host: nft list ruleset, iptables-save -c")
         .ruled_out("routing and DNS: something there answered at once"),
         Cause::Unreachable => Words::new(
             format!(
@@ -97,7 +104,8 @@ pub(super) fn tell(view: View<'_>, cause: Cause) -> Option<Words> {
                 after(connect)
             ),
             "ENETUNREACH: no route fits the address, so nothing was sent. EHOSTUNREACH: a route fits, but \
-             the neighbour did not answer, or a router said so.",
+             the neighbour did not answer, or a router said so. EACCES: a router or a route of this host \
+             prohibits it.",
         )
         .fix("ip route get ADDRESS, ip neigh: in the network namespace of this process (nsenter -t PID -n)")
         .fix("for an IPv6 address on a host without IPv6: prefer IPv4 or let the client try both"),

@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 
 use crate::event::{
-    CallError, Cause, Confidence, ConnectFailed, Errno, Event, EventId, Exit, Flow, Kind, Owner,
-    Process, ResetReceived, ResetSent, Side, Socket, SocketId, State, StateChange, Timeout,
-    Timestamp,
+    CallError, Cause, Confidence, ConnectFailed, Errno, Event, EventId, Exit, Fact, Flow, Kind,
+    Owner, PortHolder, Process, ResetReceived, ResetSent, Side, Socket, SocketId, State,
+    StateChange, Timeout, Timestamp,
 };
 
 /// Names a connection whichever of its ends is asked.
@@ -176,6 +176,15 @@ impl End {
         })
     }
 
+    /// Who held the port this end wanted, where the host said.
+    pub(super) fn port_holder(&self) -> Option<&PortHolder> {
+        let mut facts = self.seen.iter().flat_map(|seen| &seen.first.facts);
+        facts.find_map(|fact| match fact {
+            Fact::PortHolder(holder) => Some(&**holder),
+            _ => None,
+        })
+    }
+
     /// Every sort of event seen here.
     pub(super) fn seen(&self) -> impl Iterator<Item = &Seen> {
         self.seen.iter()
@@ -186,8 +195,16 @@ impl End {
         self.seen.is_empty()
     }
 
-    /// Whose it is: the surest of what its events say, and of several the first.
+    /// Whose it is: the surest of what its events say, and of several the first. A connection nobody
+    /// had accepted is the doing of whoever closed its listener.
     pub(super) fn owner(&self) -> Owner {
+        if let Some(closer) = self.listener_closer() {
+            return Owner {
+                confidence: Confidence::Exact,
+                process: Some(closer.clone()),
+                ..Owner::default()
+            };
+        }
         let sure = |confidence| match confidence {
             Confidence::Unknown => 0,
             Confidence::Inherited => 1,
@@ -210,8 +227,18 @@ impl End {
 
     /// How its process ended, when that is what closed it.
     pub(super) fn exit(&self) -> Option<Exit> {
-        let mut owners = self.seen.iter().map(|seen| &seen.first.owner);
-        owners.find_map(|owner| owner.process.as_ref()?.exit)
+        let owners = self
+            .seen
+            .iter()
+            .filter_map(|seen| seen.first.owner.process.as_ref());
+        owners
+            .chain(self.listener_closer())
+            .find_map(|process| process.exit)
+    }
+
+    fn listener_closer(&self) -> Option<&Process> {
+        let (seen, reset) = self.reset_sent()?;
+        seen.first.actor.as_ref().filter(|_| reset.unaccepted)
     }
 
     /// The socket as the first event saw it that had one.

@@ -18,7 +18,7 @@ use super::queueing::{self, FullQueue, FullSynQueue};
 use super::verdict::Verdict;
 use super::{closing, connecting, timing, waiting, writing};
 use crate::event::{
-    Cause, Certainty, Event, EventId, Fact, Kind, Severity, Socket, SocketId, Timestamp,
+    Cause, Certainty, Event, EventId, Fact, Kind, Severity, Side, Socket, SocketId, Timestamp,
 };
 
 /// A connection is judged this long after its first event.
@@ -143,7 +143,8 @@ impl Analysis {
                     exhausted.take(event, fds);
                 }
             }
-            Kind::FdInvalid(call) if call.errno.0 == libc::EBADF => {
+            // Shells close what may be open: it matters where the descriptor was a connection.
+            Kind::FdInvalid(call) if call.errno.0 == libc::EBADF && event.socket.is_some() => {
                 let subject = Subject {
                     port: 0,
                     ..Subject::of_process(Cause::UseAfterClose, event)
@@ -349,7 +350,10 @@ impl Analysis {
         if overflow.path.is_none() {
             return;
         }
-        let subject = Subject::of_process(Cause::AcceptQueueOverflow, event);
+        let subject = Subject {
+            port: listener.port(),
+            ..Subject::of_process(Cause::AcceptQueueOverflow, event)
+        };
         let case = self.case(subject, event, Severity::Error, tell, || {
             Story::Queue(Box::new(FullQueue::new(listener, event.time)))
         });
@@ -490,19 +494,27 @@ impl Analysis {
 
     /// The finding of the same process that this one follows from.
     fn causing(&self, subject: &Subject) -> Option<(EventId, Option<crate::event::Errno>)> {
-        let causes: &[Cause] = match subject.cause {
-            Cause::AcceptQueueOverflow => &[Cause::FdExhausted, Cause::PoolExhausted],
-            Cause::FdExhausted => &[Cause::CloseWaitLeak],
-            Cause::PeerGaveUp | Cause::CloseWaitLeak => &[Cause::PoolExhausted],
-            Cause::GaveUpWaiting => &[Cause::PeerGaveUp],
+        let mine = self.cases.get(subject)?;
+        // The process whose failure may be behind this one.
+        let (causes, pid): (&[Cause], _) = match subject.cause {
+            Cause::AcceptQueueOverflow => (&[Cause::FdExhausted, Cause::PoolExhausted], mine.pid()),
+            Cause::FdExhausted => (&[Cause::CloseWaitLeak], mine.pid()),
+            Cause::CloseWaitLeak => (&[Cause::PoolExhausted], mine.pid()),
+            // The peer left because its own peer had left, or waits for its pool itself.
+            Cause::PeerGaveUp => (&[Cause::PoolExhausted, Cause::PeerGaveUp], mine.pid()),
+            Cause::GaveUpWaiting => (&[Cause::PoolExhausted], mine.peer_pid()),
             _ => return None,
         };
-        let mine = self.cases.get(subject)?;
         causes.iter().find_map(|cause| {
+            let pid = if *cause == Cause::PeerGaveUp {
+                mine.peer_pid()
+            } else {
+                pid
+            };
             let (_, case) = self.cases.iter().find(|(other, case)| {
                 other.cause == *cause
-                    && other.pid == subject.pid
-                    && other.pid != 0
+                    && case.pid() == pid
+                    && pid != 0
                     && case.is_worth_telling()
                     && follows(mine, case)
             })?;
@@ -537,7 +549,7 @@ impl Analysis {
     }
 }
 
-/// A consequence does not end before its cause begins.
+/// A consequence does not end before its cause begins, and a leak must be what fills the table.
 fn follows(mine: &Case, cause: &Case) -> bool {
     if let Story::Descriptors(exhausted) = &mine.story {
         return exhausted.is_leak();
@@ -579,12 +591,13 @@ fn is_open_question(connection: &Connection) -> bool {
 /// The families of causes, the most certain evidence first, each from both ends.
 fn verdict(connection: &Connection, sees_all_resets: bool) -> Option<(View<'_>, Verdict)> {
     type Family<'a> = &'a dyn Fn(View<'_>) -> Option<Verdict>;
-    let families: [Family<'_>; 7] = [
+    let families: [Family<'_>; 8] = [
         &timing::judge,
         &closing::judge,
         &|view| connecting::judge(view, sees_all_resets),
         &|view| writing::judge_reset(view, sees_all_resets),
         &closing::judge_exit,
+        &waiting::closed_on_accept,
         &|view| waiting::peer_gave_up(view).or_else(|| waiting::gave_up_waiting(view)),
         &writing::judge_error,
     ];
@@ -625,6 +638,10 @@ impl Subject {
             view.this.process().map_or(0, |process| process.pid),
             socket,
         );
+        if verdict.severity == Severity::Info && view.this.side() == Some(Side::Client) {
+            subject.pid = 0;
+            subject.name = view.this.process().map(|process| process.comm);
+        }
         if verdict.cause == Cause::ProcessExited {
             (subject.port, subject.peer) = (0, None);
         } else if verdict.cause == Cause::NoListener && subject.pid == 0 {
@@ -655,6 +672,7 @@ impl Subject {
         Self {
             cause,
             pid,
+            name: None,
             port: socket.map_or(0, |socket| service(socket).port()),
             peer: socket
                 .and_then(|socket| socket.flow.peer)

@@ -23,10 +23,20 @@ pub(super) fn answered_our_write(socket: &Socket) -> bool {
     socket.unacked > 0 && socket.sent_ago_ms.is_some_and(|ago| ago <= soon)
 }
 
+/// The connecting end, as far as is known: of a connection older than the tracer the one whose port
+/// the kernel chose.
+fn is_client(socket: &Socket) -> bool {
+    match (socket.side, socket.flow.peer) {
+        (Some(side), _) => side == Side::Client,
+        (None, Some(peer)) => peer.port() < socket.flow.local.port(),
+        (None, None) => false,
+    }
+}
+
 /// A client used a connection again that its server had closed while it rested.
 pub(super) fn stale_pooled(client: &End) -> Option<Cause> {
     let rested = client.sockets().any(|socket| {
-        socket.side == Some(Side::Client)
+        is_client(socket)
             && socket.bytes_received > 0
             && socket.fin.is_some_and(|fin| fin.idle_ms >= REST_MS)
     });

@@ -100,15 +100,16 @@ impl Leak {
                 Millis(self.oldest_ms),
                 self.growth()
             ),
-            "CLOSE_WAIT lasts until the program closes: no timer of the kernel ends it. Each keeps a \
-             descriptor and memory, and one day accept or socket fails with EMFILE.",
+            "The peer has closed, and the connection stays until the program closes it too: no timer of the \
+             kernel does. Each keeps a descriptor and memory, and one day accept or socket fails with EMFILE.",
         )
         .fix(if self.eof_read > 0 {
             format!("{owner} reads the end of the stream and does not close: look at the path after a read of 0 bytes (Go: resp.Body.Close, defer conn.Close; Java: try-with-resources; Python: with)")
         } else {
             format!("{owner} does not even read: a handler that is stuck, or a pool that forgot the connection (return or close it on every path, set idle timeouts and checks of idle connections)")
         })
-        .fix("no sysctl helps: neither tcp_fin_timeout nor keepalive ends CLOSE_WAIT; a restart only buys time")
+        .fix("no sysctl helps: tcp_fin_timeout is about the other end, and keepalive at most ends the connection and \
+             leaves the descriptor open; a restart only buys time")
         .ruled_out("the peer and the network: the FIN arrived and was acknowledged")
     }
 

@@ -267,7 +267,7 @@ impl FullSynQueue {
              round trip than the limit. With cookies they can still connect, without some TCP options.",
         )
         .fix("ss -tn state syn-recv: many addresses that never finish are a flood; few are a lost way back")
-        .fix("keep net.ipv4.tcp_syncookies=1; raise the listen backlog, net.core.somaxconn and net.ipv4.tcp_max_syn_backlog")
+        .fix("keep net.ipv4.tcp_syncookies=1; raise the listen backlog and net.core.somaxconn (tcp_max_syn_backlog limits only without cookies)")
         .ruled_out("the accept queue: these SYNs were counted as TCPReqQFull, not as ListenOverflows")
     }
 }

@@ -126,8 +126,8 @@ pub(super) fn reset() -> ResetSent {
     }
 }
 
-pub(super) fn reason(name: &'static str) -> Option<ResetReason> {
-    Some(ResetReason(name.into()))
+pub(super) fn reason(name: &'static str) -> ResetReason {
+    ResetReason(name.into())
 }
 
 pub(super) fn received(errno: i32) -> Kind {
@@ -201,13 +201,13 @@ pub(super) fn exhausted() -> FdExhausted {
 }
 
 /// The peer's FIN, `ago_us` before.
-pub(super) fn fin(ago_us: u64, waited_ms: Option<u64>) -> Option<PeerFin> {
-    Some(PeerFin {
+pub(super) fn fin(ago_us: u64, waited_ms: Option<u64>) -> PeerFin {
+    PeerFin {
         ago_us,
-        written: 0,
+        written: Some(0),
         waited_ms,
         idle_ms: 100,
-    })
+    }
 }
 
 pub(super) fn with(fact: Fact, mut event: Event) -> Event {
@@ -223,7 +223,7 @@ pub(super) fn ended(mut process: Process, exit: Exit) -> Process {
 /// envoy closes with 4,312 bytes unread; curl's read and write fail.
 pub(super) fn closed_with_unread_data() -> Vec<Event> {
     let sent = ResetSent {
-        reason: reason("TCP_ABORT_ON_CLOSE"),
+        reason: Some(reason("TCP_ABORT_ON_CLOSE")),
         unread: 4_312,
         ..reset()
     };
@@ -267,7 +267,10 @@ pub(super) fn write_after_peer_close() -> Vec<Event> {
         ..at_server(State::TimeWait)
     };
     let written = Socket {
-        fin: fin(50_000, None).map(|fin| PeerFin { written: 5, ..fin }),
+        fin: Some(PeerFin {
+            written: Some(5),
+            ..fin(50_000, None)
+        }),
         ..at_client(State::CloseWait)
     };
     vec![
@@ -296,13 +299,13 @@ pub(super) fn peer_gave_up() -> Vec<Event> {
         ..at_client(State::Established)
     };
     let asked = Socket {
-        fin: fin(0, Some(5_000)),
+        fin: Some(fin(0, Some(5_000))),
         ..at_server(State::CloseWait)
     };
     let late = Socket {
-        fin: fin(2_000_000, Some(5_000)).map(|fin| PeerFin {
-            written: 300,
-            ..fin
+        fin: Some(PeerFin {
+            written: Some(300),
+            ..fin(2_000_000, Some(5_000))
         }),
         ..at_server(State::CloseWait)
     };

@@ -149,7 +149,7 @@ fn a_full_table_of_connections_the_peer_closed_follows_from_the_leak() {
       envoy[812] holds 4 connections to 10.0.0.1:8080 that the peer has closed (CLOSE_WAIT), the oldest for 1.0 s; it has read the end of the stream of each, fd 5, 5, 5, 5
       not the peer and the network: the FIN arrived and was acknowledged
       fix envoy[812] reads the end of the stream and does not close: look at the path after a read of 0 bytes (Go: resp.Body.Close, defer conn.Close; Java: try-with-resources; Python: with)
-      fix no sysctl helps: neither tcp_fin_timeout nor keepalive ends CLOSE_WAIT; a restart only buys time
+      fix no sysctl helps: tcp_fin_timeout is about the other end, and keepalive at most ends the connection and leaves the descriptor open; a restart only buys time
     fd_exhausted pid 812 x1 high ERROR
       envoy[812] had no descriptor left: accept4 failed with EMFILE, 1024 of 1024 descriptors open: 931 CLOSE_WAIT to 10.0.0.5:5432
       not the network and the peers: the call failed before any of them was asked
@@ -224,11 +224,12 @@ fn a_refusal_names_the_listener_that_may_be_meant() {
     ");
     // And on the other host.
     assert_snapshot!(told(&events[1..]), @"
-    refused_by_peer pid 990 x1 high WARN
+    refused_by_peer pid 990 x1 medium WARN
       curl[990] was refused by 10.0.0.1:8080 after 120 us
       not routing and DNS: something there answered at once
       fix on that host: ss -ltn, is anything listening on this port and address, or only on 127.0.0.1?
       fix does the name resolve to the host you mean, and is this the right port?
+      fix an answer faster than the way there and back is a REJECT of this host: nft list ruleset, iptables-save -c
     ");
 }
 

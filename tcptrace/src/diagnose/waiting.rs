@@ -62,7 +62,7 @@ pub(super) fn peer_waited_ms(socket: &Socket) -> Option<u64> {
 }
 
 fn left_without_answer(socket: &Socket) -> bool {
-    peer_waited_ms(socket).is_some() && socket.fin.is_some_and(|fin| fin.written == 0)
+    peer_waited_ms(socket).is_some() && socket.fin.is_some_and(|fin| fin.written == Some(0))
 }
 
 /// Whether this service is known to answer: one that only receives looks as if it kept its clients
@@ -73,22 +73,19 @@ fn answers(socket: &Socket) -> bool {
 
 /// The peer had left when this end, a server, wrote its answer or gave it up.
 pub(super) fn peer_gave_up(view: View<'_>) -> Option<Verdict> {
-    let socket = view
-        .this
-        .sockets()
-        .find(|it| peer_waited_ms(it).is_some())?;
-    let waited = peer_waited_ms(socket);
+    let (socket, waited) = waited_for(view)?;
     let wrote = view.this.reset_received().is_some() || view.this.errors().next().is_some();
     let closed = view.this.closed().is_some();
-    if !(wrote || closed && answers(socket)) {
+    let seen_leaving = view.other.closed().is_some();
+    if !(wrote || closed && (answers(socket) || seen_leaving)) {
         return None;
     }
-    let seen_leaving = view.other.closed().is_some() || !view.other.is_unseen();
     let certainty = match (wrote, seen_leaving) {
         (true, true) => Certainty::High,
-        (true, false) | (false, true) => Certainty::Medium,
-        (false, false) if answers(socket) => Certainty::Medium,
-        (false, false) => Certainty::Low,
+        (true, false) => Certainty::Medium,
+        (false, _) if answers(socket) => Certainty::Medium,
+        // A client that only sends looks the same.
+        (false, _) => Certainty::Low,
     };
     let severity = if view.this.errors().next().is_some() {
         Severity::Warn
@@ -96,7 +93,21 @@ pub(super) fn peer_gave_up(view: View<'_>) -> Option<Verdict> {
         Severity::Info
     };
     let verdict = Verdict::new(Cause::PeerGaveUp).certainty(certainty);
-    Some(verdict.severity(severity).interval(waited))
+    Some(verdict.severity(severity).interval(Some(waited)))
+}
+
+/// The end its peer had waited for, and how long: any time, if what came after the peer's FIN drew a
+/// RST; a long one, if nothing else tells.
+fn waited_for(view: View<'_>) -> Option<(&Socket, u64)> {
+    let drew_a_reset = view.this.reset_received().is_some();
+    view.this.sockets().find_map(|socket| {
+        let any = || match socket.side {
+            Some(Side::Server) => socket.fin?.waited_ms,
+            _ => None,
+        };
+        let waited = peer_waited_ms(socket).or_else(|| any().filter(|_| drew_a_reset))?;
+        Some((socket, waited))
+    })
 }
 
 /// This end, a client, left without an answer.
@@ -138,19 +149,25 @@ pub(super) fn closed_on_accept(view: View<'_>) -> Option<Verdict> {
         .filter(|(_, reset)| !reset.answers_segment && !reset.linger_zero)
         .and_then(|(seen, _)| seen.socket());
     closed.or(reset).filter(untouched)?;
-    let verdict = Verdict::new(Cause::ClosedOnAccept);
+    let lost = view.this.reset_sent().is_some() || view.other.reset_received().is_some();
+    let verdict = Verdict::new(Cause::ClosedOnAccept).severity(if lost {
+        Severity::Warn
+    } else {
+        // The client read the end of the stream, and may not mind.
+        Severity::Info
+    });
     view.this.exit().is_none().then_some(verdict)
 }
 
 pub(super) fn tell_peer_gave_up(view: View<'_>, verdict: &Verdict) -> Words {
-    let socket = view.this.sockets().find(|it| peer_waited_ms(it).is_some());
+    let socket = waited_for(view).map(|(socket, _)| socket);
     let fin = socket.and_then(|socket| socket.fin);
     let waited = time(verdict.interval_ms);
     let peer = who(view.other, "the peer");
     let server = who(view.this, "this process");
     let answered = socket.map_or(0, |it| {
         it.bytes_sent
-            .saturating_sub(fin.map_or(0, |f| f.written.into()))
+            .saturating_sub(fin.and_then(|fin| fin.written).unwrap_or(0).into())
     });
     let so_far = match answered {
         0 => "nothing".to_owned(),
@@ -163,7 +180,7 @@ pub(super) fn tell_peer_gave_up(view: View<'_>, verdict: &Verdict) -> Words {
     {
         Some(fin) => format!(
             "its answer of {} bytes came {} too late and drew a RST",
-            fin.written,
+            fin.written.unwrap_or(0),
             Micros(fin.ago_us)
         ),
         None => "it closed without an answer".to_owned(),

@@ -2,7 +2,7 @@
 
 use super::connection::View;
 use super::idle::{answered_our_write, silence_before_reset, stale_pooled};
-use super::verdict::{Verdict, Words, connection, fd, who};
+use super::verdict::{Verdict, Words, connection, fd, named, who};
 use super::waiting;
 use crate::event::{
     CallError, Cause, Certainty, Count, Micros, Millis, Severity, Side, Socket, State,
@@ -129,12 +129,14 @@ fn write_after_peer_close(view: View<'_>, verdict: &Verdict) -> Words {
     let writer = who(view.this, "a process");
     let closer = who(view.other, "the peer");
     let fin = view.this.sockets().find_map(|socket| socket.fin);
-    let mut title = format!("{closer} had closed {} ", connection(socket));
-    if let Some(fin) = fin {
-        let _ = write!(title, "{} before; ", Micros(fin.ago_us));
-    }
-    let written = fin.map_or(0, |fin| fin.written);
-    let _ = write!(title, "{writer} still wrote");
+    let when = fin.map_or("before".to_owned(), |fin| {
+        format!("{} before", Micros(fin.ago_us))
+    });
+    let written = fin.and_then(|fin| fin.written).unwrap_or(0);
+    let mut title = format!(
+        "{closer} had closed {} {when}; {writer} still wrote",
+        connection(socket)
+    );
     if written > 0 {
         let _ = write!(title, " {}", Count(written.into(), "byte"));
     }
@@ -224,6 +226,41 @@ fn reset_by_peer(view: View<'_>, verdict: &Verdict) -> Words {
     words.ruled_out("this host: it sent no RST")
 }
 
+fn address_in_use(view: View<'_>, socket: Option<&Socket>, call: &CallError) -> Words {
+    let process = who(view.this, "a process");
+    let local = socket.map(|socket| crate::event::End(socket.flow.local).to_string());
+    let mut title = format!(
+        "{process} wanted {} and got {}",
+        local.unwrap_or_else(|| "a port".to_owned()),
+        call.errno
+    );
+    let holder = view.this.port_holder();
+    let why = "A listener, or a socket bound to it, holds this address and port; without SO_REUSEADDR so \
+               does a connection in TIME_WAIT, for a minute.";
+    match holder {
+        Some(holder) => {
+            let _ = write!(
+                title,
+                ": {} holds {} ({})",
+                named(holder.owner.as_ref(), "nobody"),
+                crate::event::End(holder.address),
+                holder.state
+            );
+            let words = Words::new(title, why);
+            match &holder.owner {
+                Some(owner) => words.fix(format!(
+                    "stop {owner} or choose another port; a second start of the same service is the usual reason"
+                )),
+                None => words.fix("set SO_REUSEADDR before bind: then TIME_WAIT does not keep the port"),
+            }
+        }
+        None => Words::new(title, why)
+            .fix("ss -tlnp 'sport = :PORT' names the holder; ss -tn state time-wait shows what only waits")
+            .fix("set SO_REUSEADDR before bind: then TIME_WAIT does not keep the port"),
+    }
+    .ruled_out("the network: no segment was sent")
+}
+
 /// The errors that followed, e.g. `3 EPIPE`.
 fn train(view: View<'_>) -> String {
     let errors = view.this.errnos();
@@ -277,16 +314,6 @@ fn calls(view: View<'_>, cause: Cause, socket: Option<&Socket>, call: &CallError
             .fix(format!("raise {option} only if such a wait is worth it"));
             words.not_the_network(view)
         }
-        _ => {
-            let local = socket.map(|socket| crate::event::End(socket.flow.local).to_string());
-            Words::new(
-                format!(
-                    "{process} wanted {} and got {}",
-                    local.unwrap_or_else(|| "a port".to_owned()),
-                    call.errno
-                ),
-                "Another socket holds this address and port.",
-            )
-        }
+        _ => address_in_use(view, socket, call),
     }
 }

@@ -131,8 +131,8 @@ impl Side {
 pub struct PeerFin {
     /// Microseconds since it came.
     pub ago_us: u64,
-    /// Bytes this end has written since.
-    pub written: u32,
+    /// Bytes this end has written since; `None` where nobody looked.
+    pub written: Option<u32>,
     /// Milliseconds from the last byte the peer sent to its FIN, when this end had sent nothing in
     /// between: what the peer waited for an answer.
     pub waited_ms: Option<u64>,

@@ -35,9 +35,10 @@ impl Process {
 }
 
 impl fmt::Display for Process {
-    /// `nginx[1234]`
+    /// `nginx[1234]`, by the command name, which is what `ps`, `ss` and `top` show: the executable of
+    /// `redis-server` is Debian's `redis-check-rdb`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}[{}]", self.name(), self.pid)
+        write!(f, "{}[{}]", self.comm, self.pid)
     }
 }
 

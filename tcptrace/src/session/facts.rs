@@ -547,7 +547,7 @@ mod tests {
         if let Some(socket) = &mut event.socket {
             socket.fin = Some(PeerFin {
                 ago_us: 10,
-                written: 0,
+                written: Some(0),
                 waited_ms: Some(5_000),
                 idle_ms: 5_000,
             });

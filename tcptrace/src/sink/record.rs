@@ -419,7 +419,7 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
             return Ok(());
         };
         self.int(name::FIN_AGO, fin.ago_us)?;
-        self.int(name::FIN_WRITTEN, fin.written)?;
+        self.maybe(name::FIN_WRITTEN, fin.written)?;
         self.maybe(name::FIN_WAITED, fin.waited_ms)?;
         self.int(name::FIN_IDLE, fin.idle_ms)
     }

@@ -72,7 +72,7 @@ fn socket(state: State) -> Socket {
         shutdown_ago_us: Some(412),
         fin: Some(PeerFin {
             ago_us: 1_250_400,
-            written: 88,
+            written: Some(88),
             waited_ms: Some(5_000),
             idle_ms: 5_000,
         }),

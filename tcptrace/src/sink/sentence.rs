@@ -466,7 +466,7 @@ impl fmt::Display for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Errno, Process, ResetReason, State};
+    use crate::event::{Comm, Errno, Process, ResetReason, State};
     use crate::sink::samples;
 
     fn detail(event: &Event) -> String {
@@ -521,7 +521,7 @@ mod tests {
             reset.aborted = true;
             event.actor = Some(Process {
                 pid: 99,
-                exe: Some("/usr/bin/ss".into()),
+                comm: Comm::from("ss"),
                 ..Process::default()
             });
         });

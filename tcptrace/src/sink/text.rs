@@ -614,6 +614,7 @@ mod tests {
         for event in samples::all() {
             let colored = line(&colored, &event);
             let stripped = colored
+                .replace("\u{1b}[1m", "")
                 .replace("\u{1b}[31m", "")
                 .replace("\u{1b}[33m", "")
                 .replace("\u{1b}[35m", "")
