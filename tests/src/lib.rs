@@ -15,6 +15,12 @@ pub use tcptrace::selftest::actor::{Actor, Fd, Pair, wait_until};
 pub use tcptrace::selftest::netns::{Counters, Netns};
 pub use tcptrace::selftest::tracer::{Record, Trace, Tracer};
 
+pub mod findings;
+pub mod hosts;
+pub mod program;
+pub mod servers;
+pub mod sockets;
+
 /// IPv4, IPv6, and IPv4 between IPv6 sockets; any port.
 pub const LOOPBACKS: [&str; 3] = ["127.0.0.1:0", "[::1]:0", "[::ffff:127.0.0.1]:0"];
 

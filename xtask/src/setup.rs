@@ -28,11 +28,16 @@ const DEBIAN_LLVM: &str = "/usr/lib/llvm-22";
 /// The name under which the build script asks rustup for Debian's compiler.
 const DEBIAN_TOOLCHAIN: &str = "bpf-debian";
 /// The programs live tests start, and the packages that hold them.
-const TEST_PROGRAMS: [(&str, &str); 3] = [
+const TEST_PROGRAMS: [(&str, &str); 6] = [
     ("ip", "iproute2"),
     ("nginx", "nginx-light"),
     ("curl", "curl"),
+    ("go", "golang-go"),
+    ("redis-server", "redis-server"),
+    ("nft", "nftables"),
 ];
+/// Those of the packages whose daemon the next boot would start. The tests start their own.
+const SERVICES: [(&str, &str); 2] = [("nginx-light", "nginx"), ("redis-server", "redis-server")];
 const BPF_LINKER: &str = "0.13.0";
 
 pub(crate) fn run() -> Result<()> {
@@ -134,9 +139,10 @@ fn install_packages(packages: &[&str]) -> Result<()> {
         }
         lists_are_current = false;
     }
-    if packages.contains(&"nginx-light") && Path::new("/run/systemd/system").exists() {
-        // The tests start their own; the package would start one at the next boot.
-        run_command(as_root("systemctl").args(["--quiet", "disable", "nginx"]))?;
+    if Path::new("/run/systemd/system").exists() {
+        for (_, service) in SERVICES.iter().filter(|(it, _)| packages.contains(it)) {
+            run_command(as_root("systemctl").args(["--quiet", "disable", service]))?;
+        }
     }
     Ok(())
 }

@@ -1,0 +1,3 @@
+module talker
+
+go 1.19
