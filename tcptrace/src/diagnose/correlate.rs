@@ -360,6 +360,8 @@ impl Analysis {
         case.event(event, 1);
         if let Story::Queue(queue) = &mut case.story {
             queue.take(event, overflow);
+            let acceptor = queue.acceptor();
+            case.belongs_to(acceptor);
         }
     }
 
