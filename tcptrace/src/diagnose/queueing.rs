@@ -134,7 +134,11 @@ impl FullQueue {
     }
 
     fn lost(&self) -> String {
-        let clients = self.clients.len() as u64;
+        // Where no segment named its sender, each may be of another one.
+        let clients = match self.clients.len() as u64 {
+            0 => self.by_path.iter().sum(),
+            clients => clients,
+        };
         let more = if self.clients.len() < CLIENTS {
             ""
         } else {

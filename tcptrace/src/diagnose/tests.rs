@@ -159,10 +159,10 @@ fn a_full_table_of_connections_the_peer_closed_follows_from_the_leak() {
       fix most of them are connections the peer has closed and envoy[812] never did: mend that leak (tcptrace explain close_wait_leak); a higher limit only fills later
       fix meanwhile clients of 10.0.0.1:8080 wait in the accept queue: expect accept_queue_overflow next
     accept_queue_overflow pid 812 x1 high ERROR
-      the accept queue of envoy[812] on 10.0.0.1:8080 was full (129 waiting, limit 128): 0 connections lost (1 SYN dropped); it last accepted 4.2 s before; its accept fails with EMFILE
+      the accept queue of envoy[812] on 10.0.0.1:8080 was full (129 waiting, limit 128): 1 connection lost (1 SYN dropped); it last accepted 4.2 s before; its accept fails with EMFILE
       not the network: the segments arrived here and were dropped by this host
       fix envoy[812] cannot accept (EMFILE): close what leaks or raise its limit; no backlog helps
-      fix the limit 128 is the smaller of listen()'s argument (128) and net.core.somaxconn: raise that one; 0 connections lost
+      fix the limit 128 is the smaller of listen()'s argument (128) and net.core.somaxconn: raise that one; 1 connection lost
       fix confirm: ss -ltn (Recv-Q above Send-Q), nstat -az TcpExtListenOverflows TcpExtListenDrops
     ");
     let found = findings(&events);
