@@ -66,6 +66,28 @@ impl Question {
             _ => Duration::from_secs(10),
         }
     }
+
+    /// What is asked of a service that fails comes from another purse than what every refused or
+    /// leaving client asks: a storm of those must not leave the one EMFILE without its snapshot.
+    fn purse(&self) -> usize {
+        match self {
+            Self::Holdings { .. }
+            | Self::AcceptQueue { .. }
+            | Self::Ports { .. }
+            | Self::PortHolder { .. } => 0,
+            Self::Nearby { .. } | Self::Workload { .. } => 1,
+            Self::OtherEnd { .. } => 2,
+        }
+    }
+}
+
+/// Purses of [`Question::purse`].
+const PURSES: usize = 3;
+
+/// What looks of one sort may cost.
+struct Purse {
+    looks: Budget,
+    time: Budget,
 }
 
 /// Answers a question about an event that happened at this time of the monotonic clock, ns.
@@ -81,9 +103,7 @@ pub(super) struct Facts {
     next: u64,
     /// When each question was last asked, on the monotonic clock.
     asked: HashMap<Question, Duration>,
-    looks: Budget,
-    ends: Budget,
-    time: Budget,
+    purses: [Purse; PURSES],
     skipped: u64,
 }
 
@@ -96,7 +116,8 @@ struct Ask {
 struct Answer {
     ticket: u64,
     facts: Vec<Fact>,
-    took: Duration,
+    /// Of each purse.
+    took: [Duration; PURSES],
 }
 
 struct Held {
@@ -104,13 +125,11 @@ struct Held {
     since: Duration,
 }
 
-/// Looks per second.
-const LOOKS: u32 = 20;
-/// Of these, looks for the other ends of connections: an exiting process may leave thousands.
-const ENDS: u32 = 5;
-/// Microseconds of the thread's time per second, a tenth of a core. A look that takes longer than
-/// is left is paid off before the next.
-const TIME: u32 = 100_000;
+/// Looks per second, of each purse.
+const LOOKS: u32 = 10;
+/// Microseconds of the thread's time per second, a twentieth of a core for each purse. A look that
+/// takes longer than is left is paid off before the next.
+const TIME: u32 = 50_000;
 /// Events held at a time.
 const HELD: usize = 64;
 /// Questions remembered.
@@ -133,9 +152,10 @@ impl Facts {
             held: BTreeMap::new(),
             next: 0,
             asked: HashMap::new(),
-            looks: Budget::per_second(LOOKS),
-            ends: Budget::per_second(ENDS),
-            time: Budget::per_second(TIME),
+            purses: std::array::from_fn(|_| Purse {
+                looks: Budget::per_second(LOOKS),
+                time: Budget::per_second(TIME),
+            }),
             skipped: 0,
         }
     }
@@ -153,7 +173,8 @@ impl Facts {
         if questions.is_empty() {
             return Some(event);
         }
-        if !self.ask(questions, now.saturating_sub(age), now) {
+        questions.retain(|question| self.may_ask(question, now));
+        if questions.is_empty() || !self.ask(questions, now.saturating_sub(age), now) {
             self.skipped += 1;
             return Some(event);
         }
@@ -161,16 +182,22 @@ impl Facts {
         None
     }
 
-    /// It was not asked a moment ago, and of the other ends of connections not too many were.
+    /// It was not asked a moment ago; of the other ends of connections a few speak for the others.
     fn is_due(&self, question: &Question, now: Duration) -> bool {
         let before = self.asked.get(question);
         let is_fresh = before.is_some_and(|&it| now.saturating_sub(it) < question.interval());
-        let may = !matches!(question, Question::OtherEnd { .. }) || self.ends.allows(now);
-        !is_fresh && may
+        let few = !matches!(question, Question::OtherEnd { .. }) || self.may_ask(question, now);
+        !is_fresh && few
+    }
+
+    /// Its purse has something left.
+    fn may_ask(&self, question: &Question, now: Duration) -> bool {
+        let purse = &self.purses[question.purse()];
+        purse.looks.allows(now) && purse.time.allows(now)
     }
 
     fn ask(&mut self, questions: Vec<Question>, happened: Duration, now: Duration) -> bool {
-        if self.held.len() >= HELD || !self.looks.allows(now) || !self.time.allows(now) {
+        if self.held.len() >= HELD {
             return false;
         }
         if self.asked.len() >= ASKED {
@@ -194,10 +221,7 @@ impl Facts {
             return false;
         }
         for question in questions {
-            self.looks.charge(1, now);
-            if let Question::OtherEnd { .. } = question {
-                self.ends.charge(1, now);
-            }
+            self.purses[question.purse()].looks.charge(1, now);
             self.asked.insert(question, now);
         }
         true
@@ -211,13 +235,16 @@ impl Facts {
         let work = move || {
             lower_priority();
             for ask in questions {
-                let begun = Instant::now();
-                let questions = ask.questions.iter();
-                let answer = Answer {
+                let mut answer = Answer {
                     ticket: ask.ticket,
-                    facts: questions.flat_map(|it| look(it, ask.happened)).collect(),
-                    took: begun.elapsed(),
+                    facts: Vec::new(),
+                    took: [Duration::ZERO; PURSES],
                 };
+                for question in &ask.questions {
+                    let begun = Instant::now();
+                    answer.facts.extend(look(question, ask.happened));
+                    answer.took[question.purse()] += begun.elapsed();
+                }
                 if tell.send(answer).is_err() {
                     // The run is over.
                     return;
@@ -280,8 +307,10 @@ impl Facts {
 
     /// `None` when the event was not held any longer.
     fn complete(&mut self, answer: Answer, now: Duration) -> Option<Event> {
-        let took = u64::try_from(answer.took.as_micros()).unwrap_or(u64::MAX);
-        self.time.charge(took, now);
+        for (purse, took) in self.purses.iter_mut().zip(answer.took) {
+            let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            purse.time.charge(took, now);
+        }
         let mut event = self.held.remove(&answer.ticket)?.event;
         event.facts.extend(answer.facts);
         Some(event)
@@ -576,7 +605,7 @@ mod tests {
             .filter(|&pid| hold(&mut facts, stuck(pid), SECOND).is_none())
             .count();
         assert!(
-            (20..=40).contains(&held),
+            (10..=20).contains(&held),
             "one second's worth, and its burst: {held}"
         );
         assert_eq!(facts.skipped(), 1000 - held as u64);
@@ -607,13 +636,13 @@ mod tests {
         let answer = Answer {
             ticket: 0,
             facts: Vec::new(),
-            // Twenty seconds' worth.
-            took: 2 * SECOND,
+            // Forty seconds' worth.
+            took: [2 * SECOND; PURSES],
         };
         assert_eq!(facts.complete(answer, SECOND), None);
         assert!(hold(&mut facts, stuck(1), 2 * SECOND).is_some());
         assert_eq!(facts.skipped(), 1);
-        assert_eq!(hold(&mut facts, stuck(1), 30 * SECOND), None);
+        assert_eq!(hold(&mut facts, stuck(1), 60 * SECOND), None);
     }
 
     #[test]
