@@ -21,6 +21,9 @@ use crate::host::process::{self, Processes};
 use crate::sink::{Error, Outputs};
 use facts::Facts;
 
+/// As the analysis hashes.
+type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+
 /// A run's state.
 pub struct Session {
     /// What the kernel half's numbers mean.
@@ -342,7 +345,7 @@ fn count_descriptors(owner: &Owner, exhausted: &mut FdExhausted, age: Duration) 
 /// Events that are printed only when one they caused is.
 #[derive(Debug)]
 struct Evidence {
-    events: HashMap<EventId, Event>,
+    events: Map<EventId, Event>,
     order: VecDeque<EventId>,
     kept: bool,
 }
@@ -353,7 +356,7 @@ impl Evidence {
 
     fn new(kept: bool) -> Self {
         Self {
-            events: HashMap::new(),
+            events: Map::default(),
             order: VecDeque::new(),
             kept,
         }
@@ -386,9 +389,9 @@ pub struct Tally {
     pub lost: u64,
     /// Records of another version of the kernel half.
     pub malformed: u64,
-    kinds: HashMap<(&'static str, Option<Cow<'static, str>>), u64>,
-    processes: HashMap<u32, (Comm, u64)>,
-    listeners: HashMap<String, u64>,
+    kinds: Map<(&'static str, Option<Cow<'static, str>>), u64>,
+    processes: Map<u32, (Comm, u64)>,
+    listeners: Map<String, u64>,
     /// The namespace and period whose counts the kernel's counters are compared with.
     comparable: Option<(u32, Range<Timestamp>)>,
     resets: u64,

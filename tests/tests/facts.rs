@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
+use tcptrace::selftest::actor::Arg;
 use tcptrace_tests::*;
 
 const V4: &str = "127.0.0.1:0";
@@ -94,6 +95,67 @@ fn a_full_queue_says_that_its_server_is_stopped() {
     });
 }
 
+/// A process that has the listener in an epoll instance and does something else.
+fn worker(server: &mut Actor, listener: Fd) -> Result<Actor> {
+    let mut worker = fork(server)?;
+    let epoll = worker.sys(libc::SYS_epoll_create1, &[0.into()])?.value;
+    // struct epoll_event, at most 16 bytes long.
+    let event = [&libc::EPOLLIN.to_ne_bytes()[..], &[0; 12]].concat();
+    let (add, event) = (libc::EPOLL_CTL_ADD.into(), event[..].into());
+    let args = [Arg::Int(epoll), add, listener.into(), event];
+    worker.sys(libc::SYS_epoll_ctl, &args)?;
+    // It reads its next order.
+    wait_for_process_state(worker.pid(), 'S')?;
+    Ok(worker)
+}
+
+#[test]
+fn of_several_holders_the_acceptor_is_named() {
+    in_netns(|netns| {
+        let tracer = trace(netns, &[])?;
+        let mut client = actor("client")?;
+        let none = [0_u8; 8];
+        let mut overflow = |workers: usize, stopped: Option<usize>| {
+            let mut server = actor("server")?;
+            let (listener, addr) = listen(&mut server, V4, 1)?;
+            let workers = (0..workers)
+                .map(|_| worker(&mut server, listener))
+                .collect::<Result<Vec<_>>>()?;
+            // As nginx's master does.
+            let suspend = format!("sys {}", libc::SYS_rt_sigsuspend);
+            server.begin(&suspend, &[none[..].into(), none.len().into()])?;
+            if let Some(stopped) = stopped {
+                workers[stopped].signal(Signal::SIGSTOP)?;
+                wait_for_process_state(workers[stopped].pid(), 'T')?;
+            }
+            for _ in 0..2 {
+                client.connected(addr)?;
+            }
+            let more = client.connecting(addr)?;
+            let told = tracer.wait_for("the acceptor", PATIENCE, |record| {
+                record.number("network.local.port") == Some(addr.port().into())
+                    && record.get("tcptrace.acceptor.pid").is_some()
+            })?;
+            client.close(more)?;
+            let state = told.text("tcptrace.acceptor.state").map(str::to_owned);
+            let pid = told.number("tcptrace.acceptor.pid");
+            assert_eq!(told.text("tcptrace.acceptor.name"), Some("actor"));
+            let mut holders = vec![server.pid()];
+            holders.extend(workers.iter().map(Actor::pid));
+            let listed = told.get("tcptrace.owner.pids");
+            assert_eq!(listed, Some(&serde_json::json!(holders)));
+            let nth = workers.iter().position(|it| pid == Some(it.pid().into()));
+            anyhow::Ok((nth, state))
+        };
+        // Not the one that made the listener, which waits for its child.
+        assert_eq!(overflow(1, None)?, (Some(0), Some("S".into())));
+        // Two have it, and the stopped one is why.
+        assert_eq!(overflow(3, Some(1))?, (Some(1), Some("T".into())));
+        Events::of(tracer)?;
+        Ok(())
+    });
+}
+
 #[test]
 fn a_refusal_names_the_listeners_that_could_have_been_meant() {
     in_netns(|here| {
@@ -163,6 +225,45 @@ fn a_taken_port_names_its_holder_and_used_up_ports_are_counted() {
         ] {
             let number = failed.number(&format!("tcptrace.ports.{name}"));
             assert_eq!(number, Some(expected), "{name}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_listener_on_any_address_is_named_to_whoever_wants_one_of_its_port() {
+    in_netns(|netns| {
+        let mut server = actor("server")?;
+        let mut client = actor("client")?;
+        let listeners = [("0.0.0.0:8004", "0.0.0.0"), ("[::]:8006", "::")];
+        for (addr, _) in listeners {
+            listen(&mut server, addr, 8)?;
+        }
+        let wanted = [
+            "127.0.0.1:8004",
+            "0.0.0.0:8004",
+            "[::]:8004",
+            "[::1]:8006",
+            "127.0.0.1:8006",
+            "[::]:8006",
+            "0.0.0.0:8006",
+        ];
+        let tracer = trace(netns, &[])?;
+        for addr in wanted {
+            listen(&mut client, addr, 8).expect_err("EADDRINUSE");
+        }
+        let events = Events::of(tracer)?.named("socket.error");
+        assert_eq!(events.count(), wanted.len() as u64);
+        for addr in wanted {
+            let addr: SocketAddr = addr.parse()?;
+            let events = events.local(addr);
+            let event = events.one()?;
+            let holder = |name: &str| event.get(&format!("tcptrace.port.holder.{name}")).cloned();
+            let of = listeners[usize::from(addr.port() == 8006)].1;
+            assert_eq!(holder("address"), Some(of.into()), "{addr}");
+            assert_eq!(holder("state"), Some("listen".into()), "{addr}");
+            assert_eq!(holder("pid"), Some(server.pid().into()), "{addr}");
+            assert_eq!(holder("name"), Some("actor".into()), "{addr}");
         }
         Ok(())
     });

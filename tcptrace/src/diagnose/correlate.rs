@@ -9,6 +9,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
+
 use super::case::{Case, Story, Subject, after, service};
 use super::connection::{Connection, Key, View};
 use super::descriptors::Exhausted;
@@ -20,6 +22,10 @@ use super::{closing, connecting, timing, waiting, writing};
 use crate::event::{
     Cause, Certainty, Event, EventId, Fact, Kind, Severity, Side, Socket, SocketId, Timestamp,
 };
+
+/// Hashed in a tenth of the library's time, and with a seed of its own: whoever chooses the ports of
+/// many connections cannot choose where they go.
+type Map<K, V> = HashMap<K, V, RandomState>;
 
 /// A connection is judged this long after its first event.
 const SETTLE: Duration = Duration::from_millis(500);
@@ -66,13 +72,13 @@ pub struct Analysis {
     limits: Limits,
     /// Every RST that TCP of this host sends is seen: one that was not was not TCP's.
     sees_all_resets: bool,
-    connections: HashMap<Key, Connection>,
+    connections: Map<Key, Connection>,
     spare: Vec<Connection>,
     /// In the order in which they are judged.
     settling: VecDeque<(Timestamp, Key)>,
     /// Those given more time.
     held: VecDeque<(Timestamp, Key)>,
-    cases: HashMap<Subject, Case>,
+    cases: Map<Subject, Case>,
     judged: Judged,
     tellings: u64,
     counts: Counts,
@@ -85,11 +91,11 @@ impl Analysis {
         Self {
             limits,
             sees_all_resets,
-            connections: HashMap::with_capacity(limits.connections),
+            connections: Map::with_capacity_and_hasher(limits.connections, RandomState::default()),
             spare: Vec::new(),
             settling: VecDeque::with_capacity(limits.connections),
             held: VecDeque::new(),
-            cases: HashMap::with_capacity(limits.cases),
+            cases: Map::with_capacity_and_hasher(limits.cases, RandomState::default()),
             judged: Judged::new(limits.judged),
             tellings: 0,
             counts: Counts::default(),
@@ -130,10 +136,7 @@ impl Analysis {
                 }
             }
             Kind::FdExhausted(fds) if fds.syscall.is_some() => {
-                let subject = Subject {
-                    port: 0,
-                    ..Subject::of_process(Cause::FdExhausted, event)
-                };
+                let subject = Subject::of_process(Cause::FdExhausted, event).anywhere();
                 let case = self.case(subject, event, Severity::Error, tell, || {
                     Story::Descriptors(Exhausted::default())
                 });
@@ -145,10 +148,7 @@ impl Analysis {
             }
             // Shells close what may be open: it matters where the descriptor was a connection.
             Kind::FdInvalid(call) if call.errno.0 == libc::EBADF && event.socket.is_some() => {
-                let subject = Subject {
-                    port: 0,
-                    ..Subject::of_process(Cause::UseAfterClose, event)
-                };
+                let subject = Subject::of_process(Cause::UseAfterClose, event).anywhere();
                 let case = self.case(subject, event, Severity::Warn, tell, || {
                     Story::Closed(Box::new(event.clone()))
                 });
@@ -551,8 +551,8 @@ impl Analysis {
 
 /// A consequence does not end before its cause begins, and a leak must be what fills the table.
 fn follows(mine: &Case, cause: &Case) -> bool {
-    if let Story::Descriptors(exhausted) = &mine.story {
-        return exhausted.is_leak();
+    if let (Story::Descriptors(exhausted), Story::Leak(leak)) = (&mine.story, &cause.story) {
+        return exhausted.is_filled_by(leak.held());
     }
     mine.last >= cause.begun()
 }
@@ -643,7 +643,7 @@ impl Subject {
             subject.name = view.this.process().map(|process| process.comm);
         }
         if verdict.cause == Cause::ProcessExited {
-            (subject.port, subject.peer) = (0, None);
+            subject = subject.anywhere();
         } else if verdict.cause == Cause::NoListener && subject.pid == 0 {
             // A scan of many ports is one client's doing.
             subject.port = 0;
@@ -668,6 +668,16 @@ impl Subject {
         }
     }
 
+    /// Of the process as a whole, whichever of its sockets showed it.
+    fn anywhere(self) -> Self {
+        Self {
+            port: 0,
+            peer: None,
+            netns: 0,
+            ..self
+        }
+    }
+
     fn new(cause: Cause, pid: u32, socket: Option<&Socket>) -> Self {
         Self {
             cause,
@@ -685,8 +695,8 @@ impl Subject {
 /// Connections that have been judged, the latest of them.
 #[derive(Debug)]
 struct Judged {
-    by_key: HashMap<Key, Known>,
-    by_event: HashMap<EventId, Subject>,
+    by_key: Map<Key, Known>,
+    by_event: Map<EventId, Subject>,
     order: VecDeque<(Option<Key>, [Option<EventId>; 2])>,
     limit: usize,
 }
@@ -710,8 +720,8 @@ impl Known {
 impl Judged {
     fn new(limit: usize) -> Self {
         Self {
-            by_key: HashMap::with_capacity(limit),
-            by_event: HashMap::with_capacity(2 * limit),
+            by_key: Map::with_capacity_and_hasher(limit, RandomState::default()),
+            by_event: Map::with_capacity_and_hasher(2 * limit, RandomState::default()),
             order: VecDeque::with_capacity(limit),
             limit,
         }

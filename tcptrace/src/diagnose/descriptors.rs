@@ -40,18 +40,19 @@ impl Exhausted {
         self.errno
     }
 
-    /// Connections in CLOSE_WAIT are what fills the table.
-    pub(super) fn is_leak(&self) -> bool {
+    /// So many leaked connections, or those found in the table, are most of it.
+    pub(super) fn is_filled_by(&self, leaked: u64) -> bool {
+        self.open
+            .is_some_and(|open| leaked.max(self.leaked()) * 2 >= open)
+    }
+
+    /// Connections in CLOSE_WAIT in the table.
+    fn leaked(&self) -> u64 {
         let Some(holdings) = &self.holdings else {
-            return false;
+            return 0;
         };
-        let close_wait: u64 = holdings
-            .rows
-            .iter()
-            .filter(|it| is_close_wait(&it.what))
-            .map(|it| it.count)
-            .sum();
-        self.open.is_some_and(|open| close_wait * 2 >= open)
+        let rows = holdings.rows.iter().filter(|it| is_close_wait(&it.what));
+        rows.map(|row| row.count).sum()
     }
 
     pub(super) fn words(&self, owner: &str, count: u64) -> Words {
@@ -80,7 +81,7 @@ impl Exhausted {
              loop spins on it meanwhile."
         };
         let words = Words::new(title, why);
-        let words = if self.is_leak() {
+        let words = if self.is_filled_by(0) {
             words.fix(format!(
                 "most of them are connections the peer has closed and {owner} never did: mend that leak \
                  (tcptrace explain close_wait_leak); a higher limit only fills later"

@@ -57,6 +57,11 @@ impl Leak {
         new
     }
 
+    /// Connections it leaves open.
+    pub(super) fn held(&self) -> u64 {
+        self.held
+    }
+
     /// Enough to say so.
     pub(super) fn is_one(&self) -> bool {
         self.called

@@ -108,11 +108,12 @@ fn connect_cause(connect: &ConnectFailed) -> Option<Cause> {
     }
 }
 
-/// The probes count for a closed window as well as for keepalive; `keepalive` tells the two apart.
+/// The probes count for a closed window as well as for keepalive; `keepalive` tells the two apart. A
+/// window that closed over data in flight ends in retransmissions instead of probes.
 fn timeout_cause(timeout: &Timeout) -> Option<Cause> {
     if timeout.keepalive {
         Some(Cause::KeepaliveTimeout)
-    } else if timeout.send_window == 0 && timeout.probes > 0 {
+    } else if timeout.send_window == 0 {
         Some(Cause::PeerNotReading)
     } else if timeout.user_timeout_ms.is_some() {
         Some(Cause::UserTimeout)

@@ -175,12 +175,12 @@ impl FullQueue {
             )),
             (Some(acceptor), _) if matches!(acceptor.state, 'T' | 't') => words.fix(format!(
                 "process {} is stopped (SIGSTOP, a debugger, the freezer): kill -CONT {}",
-                acceptor.pid, acceptor.pid
+                acceptor.process.pid, acceptor.process.pid
             )),
             (Some(acceptor), _) => words.fix(format!(
                 "see what thread {} does instead of accepting: cat /proc/{}/task/{}/stack, a profiler, \
                  the event loop's longest handler",
-                acceptor.tid, acceptor.pid, acceptor.tid
+                acceptor.tid, acceptor.process.pid, acceptor.tid
             )),
             (None, None) => words.fix(format!("let {owner} accept faster: a thread of its own, more workers")),
         };

@@ -81,7 +81,7 @@ fn an_ordinary_exit_is_none() {
 #[test]
 fn a_full_accept_queue_names_the_limit_and_what_the_acceptor_does() {
     let acceptor = Acceptor {
-        pid: 812,
+        process: envoy(),
         tid: 812,
         state: 'T',
         wait_channel: None,

@@ -49,9 +49,9 @@ pub enum Held {
 /// The thread that should accept, at the moment it was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Acceptor {
-    /// Its process.
-    pub pid: u32,
-    /// The thread that accepted last, or the main thread where none was seen.
+    /// Its process. Where several hold the listener this need not be the event's owner.
+    pub process: Process,
+    /// The thread that waits for connections, or the main thread where none does.
     pub tid: u32,
     /// The scheduler's letter for its state: `R`, `S`, `D`, `T`, ….
     pub state: char,

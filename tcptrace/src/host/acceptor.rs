@@ -1,38 +1,111 @@
 //! The thread that should accept, and what it does instead; and how long a queue its namespace
 //! allows.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read as _;
 
 use super::netns::{self, Namespace};
+use super::{descriptors, process};
 use crate::event::Acceptor;
 
-/// Threads of one process looked at: each costs 10 µs.
+/// Threads looked at, of all processes together: each costs 10 µs.
 const THREADS: usize = 64;
 
 /// Of what an epoll instance watches this much text is read: some 15,000 descriptors.
 const WATCHED: u64 = 1 << 20;
 
-/// Looks at the process that owns a listener: at the thread that waits for a connection on the
-/// descriptor `listener` where there is one, else at the main thread. `read_after_ms` is how long
-/// after the event this is. `None` when the process is gone.
+/// Who holds a listener: its descriptors by process. Without any of a process they are not known.
+pub type Holders = BTreeMap<u32, Vec<i32>>;
+
+/// Finds the thread that should accept from a listener.
+///
+/// Of the processes that hold it, one that is seen to wait for its connections goes before one that
+/// may, and a parent that only keeps it for its children comes last. Of several the one that is
+/// stopped goes first, then the one that is blocked, then the one that computes. Of a process it is
+/// the thread that waits for a connection where there is one, else the main thread. `read_after_ms`
+/// is how long after the event this is. `None` when all are gone.
 #[must_use]
-pub fn look(pid: u32, listener: Option<i32>, read_after_ms: u64) -> Option<Acceptor> {
-    let waits = |tid: &u32| {
-        let call = call(pid, *tid)?;
-        let watches = |epoll| listener.is_some_and(|fd| watches(pid, epoll, fd));
-        Some((call.waits(listener, watches)?, *tid))
-    };
-    let found = threads(pid).iter().filter_map(waits).min();
-    let tid = found.map_or(pid, |(_, tid)| tid);
+pub fn look(holders: &Holders, read_after_ms: u64) -> Option<Acceptor> {
+    let share = (THREADS / holders.len().max(1)).max(1);
+    let holders = holders.iter().take(THREADS);
+    let suspects = holders.filter_map(|(&pid, fds)| Suspect::look(pid, fds, share));
+    let found = suspects.min_by_key(|suspect| (suspect.role, news(suspect.state)))?;
+    let Suspect { pid, tid, .. } = found;
     Some(Acceptor {
-        pid,
+        process: process::describe(pid, None)?,
         tid,
-        state: state(pid, tid)?,
+        state: found.state,
         wait_channel: wait_channel(pid, tid),
-        syscall: call(pid, tid).map(|call| call.number),
+        syscall: found.call.map(|call| call.number),
         read_after_ms,
     })
+}
+
+/// A process that may be the one that should accept.
+struct Suspect {
+    pid: u32,
+    tid: u32,
+    role: Role,
+    state: char,
+    call: Option<Call>,
+}
+
+/// What a process has to do with a listener it holds, as far as it can be seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Role {
+    /// It waits for connections, or will when it has done what it does now.
+    Accepts,
+    /// It waits for many things, this may be among them.
+    Polls,
+    /// It does something.
+    Works,
+    /// It waits for something else: for its children, as a parent of workers does.
+    Elsewhere,
+}
+
+impl Suspect {
+    fn look(pid: u32, fds: &[i32], share: usize) -> Option<Self> {
+        let watches = |epoll| fds.iter().any(|&fd| watches(pid, epoll, fd));
+        let waits = |tid: &u32| {
+            let call = call(pid, *tid)?;
+            Some((call.waits(fds, watches)?, *tid, call))
+        };
+        let threads = threads(pid).into_iter().take(share);
+        let found = threads
+            .filter_map(|tid| waits(&tid))
+            .min_by_key(|it| (it.0, it.1));
+        let (role, tid, call) = match found {
+            Some((Waits::Accepts | Waits::Epolls, tid, call)) => (Role::Accepts, tid, Some(call)),
+            // Busy with what it got.
+            _ if descriptors::epolls(pid).into_iter().any(watches) => {
+                (Role::Accepts, pid, call(pid, pid))
+            }
+            Some((Waits::Polls, tid, call)) => (Role::Polls, tid, Some(call)),
+            None => match call(pid, pid) {
+                Some(call) if call.waits_elsewhere() => (Role::Elsewhere, pid, Some(call)),
+                call => (Role::Works, pid, call),
+            },
+        };
+        let state = state(pid, tid)?;
+        Some(Self {
+            pid,
+            tid,
+            role,
+            state,
+            call,
+        })
+    }
+}
+
+/// Why nobody accepts, the least usual first.
+fn news(state: char) -> u8 {
+    match state {
+        'T' | 't' => 0,
+        'D' => 1,
+        'R' => 2,
+        _ => 3,
+    }
 }
 
 /// `net.core.somaxconn` of a network namespace: no queue of a listener there is longer. `None` when
@@ -76,16 +149,31 @@ enum Waits {
 }
 
 impl Call {
-    fn waits(self, listener: Option<i32>, watches: impl FnOnce(i32) -> bool) -> Option<Waits> {
+    /// How a thread in this call waits for a connection on one of these descriptors of a listener;
+    /// without any, on whatever listener.
+    fn waits(self, listener: &[i32], watches: impl FnOnce(i32) -> bool) -> Option<Waits> {
         let number = libc::c_long::from(self.number);
         if [libc::SYS_accept, libc::SYS_accept4].contains(&number) {
-            let this = listener.is_none_or(|fd| fd == self.first);
+            let this = listener.is_empty() || listener.contains(&self.first);
             return this.then_some(Waits::Accepts);
         }
         if EPOLLS.contains(&number) {
             return watches(self.first).then_some(Waits::Epolls);
         }
+        if SELECTS.contains(&number) {
+            // The first argument is above all descriptors that are watched.
+            let may = listener.is_empty() || listener.iter().any(|&fd| fd < self.first);
+            return may.then_some(Waits::Polls);
+        }
         POLLS.contains(&number).then_some(Waits::Polls)
+    }
+
+    /// A thread in this call, and not waiting for a connection, waits for something else.
+    fn waits_elsewhere(self) -> bool {
+        let number = libc::c_long::from(self.number);
+        [EPOLLS, SELECTS, CHILDREN]
+            .iter()
+            .any(|calls| calls.contains(&number))
     }
 }
 
@@ -99,18 +187,30 @@ const EPOLLS: &[libc::c_long] = &[
 const EPOLLS: &[libc::c_long] = &[libc::SYS_epoll_pwait, libc::SYS_epoll_pwait2];
 
 #[cfg(target_arch = "x86_64")]
-const POLLS: &[libc::c_long] = &[
-    libc::SYS_poll,
-    libc::SYS_ppoll,
-    libc::SYS_select,
-    libc::SYS_pselect6,
-    libc::SYS_io_uring_enter,
+const SELECTS: &[libc::c_long] = &[libc::SYS_select, libc::SYS_pselect6];
+#[cfg(not(target_arch = "x86_64"))]
+const SELECTS: &[libc::c_long] = &[libc::SYS_pselect6];
+
+#[cfg(target_arch = "x86_64")]
+const POLLS: &[libc::c_long] = &[libc::SYS_poll, libc::SYS_ppoll, libc::SYS_io_uring_enter];
+#[cfg(not(target_arch = "x86_64"))]
+const POLLS: &[libc::c_long] = &[libc::SYS_ppoll, libc::SYS_io_uring_enter];
+
+/// In these a parent waits for a child or a signal.
+#[cfg(target_arch = "x86_64")]
+const CHILDREN: &[libc::c_long] = &[
+    libc::SYS_rt_sigsuspend,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_wait4,
+    libc::SYS_waitid,
+    libc::SYS_pause,
 ];
 #[cfg(not(target_arch = "x86_64"))]
-const POLLS: &[libc::c_long] = &[
-    libc::SYS_ppoll,
-    libc::SYS_pselect6,
-    libc::SYS_io_uring_enter,
+const CHILDREN: &[libc::c_long] = &[
+    libc::SYS_rt_sigsuspend,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_wait4,
+    libc::SYS_waitid,
 ];
 
 fn call(pid: u32, tid: u32) -> Option<Call> {
@@ -192,14 +292,31 @@ mod tests {
         };
         let accept = |first| call(libc::SYS_accept4, first);
         let epoll = call(libc::SYS_epoll_pwait, 5);
-        let waits = |call: Call, listener| call.waits(listener, |epoll| epoll == 5);
-        assert_eq!(waits(accept(3), Some(3)), Some(Waits::Accepts));
-        assert_eq!(waits(accept(4), Some(3)), None, "on another listener");
-        assert_eq!(waits(accept(4), None), Some(Waits::Accepts));
-        assert_eq!(waits(epoll, Some(3)), Some(Waits::Epolls));
-        assert_eq!(epoll.waits(Some(3), |_| false), None);
-        assert_eq!(waits(call(libc::SYS_futex, 3), Some(3)), None);
+        let waits = |call: Call, listener: &[i32]| call.waits(listener, |epoll| epoll == 5);
+        assert_eq!(waits(accept(3), &[3]), Some(Waits::Accepts));
+        assert_eq!(waits(accept(3), &[2, 3]), Some(Waits::Accepts));
+        assert_eq!(waits(accept(4), &[3]), None, "on another listener");
+        assert_eq!(waits(accept(4), &[]), Some(Waits::Accepts));
+        assert_eq!(waits(epoll, &[3]), Some(Waits::Epolls));
+        assert_eq!(epoll.waits(&[3], |_| false), None);
+        let select = |first| call(libc::SYS_pselect6, first);
+        assert_eq!(waits(select(4), &[3]), Some(Waits::Polls));
+        assert_eq!(waits(select(3), &[3]), None, "of lower descriptors only");
+        assert_eq!(waits(call(libc::SYS_futex, 3), &[3]), None);
         assert!(Waits::Accepts < Waits::Epolls && Waits::Epolls < Waits::Polls);
+    }
+
+    #[test]
+    fn a_parent_of_workers_waits_for_something_else() {
+        let elsewhere = |number: libc::c_long| {
+            let number = i32::try_from(number).expect("small");
+            Call { number, first: 3 }.waits_elsewhere()
+        };
+        assert!(elsewhere(libc::SYS_rt_sigsuspend) && elsewhere(libc::SYS_wait4));
+        assert!(elsewhere(libc::SYS_epoll_pwait), "of others");
+        assert!(!elsewhere(libc::SYS_recvfrom) && !elsewhere(libc::SYS_futex));
+        assert!(Role::Accepts < Role::Polls && Role::Works < Role::Elsewhere);
+        assert!(news('T') < news('D') && news('D') < news('R') && news('R') < news('S'));
     }
 
     #[test]
@@ -223,7 +340,7 @@ mod tests {
         let pid = std::process::id();
         let begun = Instant::now();
         let found = loop {
-            let found = look(pid, Some(fd), 7).expect("we run");
+            let found = look(&Holders::from([(pid, vec![fd])]), 7).expect("we run");
             let in_accept = found.syscall.is_some_and(|number| {
                 let number = libc::c_long::from(number);
                 [libc::SYS_accept, libc::SYS_accept4].contains(&number)
@@ -235,7 +352,8 @@ mod tests {
         };
         TcpStream::connect(addr).expect("listening");
         let tid = acceptor.join().expect("it accepted");
-        assert_eq!((found.pid, found.tid, found.state), (pid, tid, 'S'));
+        let Acceptor { process, .. } = &found;
+        assert_eq!((process.pid, found.tid, found.state), (pid, tid, 'S'));
         assert_eq!(found.wait_channel.as_deref(), Some("inet_csk_accept"));
         assert_eq!(found.read_after_ms, 7);
     }
@@ -244,6 +362,6 @@ mod tests {
     fn the_limit_of_queues_is_read() {
         let own = netns::of(std::process::id()).expect("our own");
         assert!(somaxconn(&own) > Some(0));
-        assert_eq!(look(u32::MAX, None, 0), None);
+        assert_eq!(look(&Holders::from([(u32::MAX, vec![])]), 0), None);
     }
 }

@@ -124,13 +124,6 @@ impl Table {
         drop(dumped);
     }
 
-    /// A descriptor of the TCP socket with this inode number.
-    #[must_use]
-    pub fn fd(&self, inode: u64) -> Option<i32> {
-        let open = self.tcp.iter().find(|open| open.socket.inode == inode)?;
-        open.fds.first().copied()
-    }
-
     /// In a few rows.
     #[must_use]
     pub fn holdings(&self) -> Holdings {
@@ -161,6 +154,20 @@ impl Table {
             outbound: peer.is_some(),
         }
     }
+}
+
+/// The epoll instances of a process; none when it is gone, or may not be read.
+#[must_use]
+pub fn epolls(pid: u32) -> Vec<i32> {
+    let mut fds = Vec::new();
+    let read = each(pid, |fd, link| {
+        if link == b"anon_inode:[eventpoll]" {
+            fds.push(fd);
+        }
+    });
+    // What came before an error is right all the same.
+    drop(read);
+    fds
 }
 
 /// Hands each descriptor and what it links to to `each`, up to [`LIMIT`]; returns how many more

@@ -58,8 +58,8 @@ pub fn holder(namespace: &Namespace, wanted: SocketAddr) -> Option<PortHolder> {
     let look = || {
         let mut best: Option<TcpSocket> = None;
         let dump = sockets::dump(&ALL_STATES, |socket| {
-            let before = best.as_ref().map(|best| rank(best.state));
-            let better = before.is_none_or(|before| rank(socket.state) < before);
+            let before = best.as_ref().map(|best| rank(best, wanted));
+            let better = before.is_none_or(|before| rank(&socket, wanted) < before);
             if better && conflict(socket.flow.local, wanted) {
                 best = Some(socket);
             }
@@ -79,12 +79,14 @@ pub fn holder(namespace: &Namespace, wanted: SocketAddr) -> Option<PortHolder> {
     })
 }
 
-fn rank(state: State) -> u8 {
-    match state {
+/// The likeliest first. Sockets of two families only conflict where the one of IPv6 is open for IPv4.
+fn rank(socket: &TcpSocket, wanted: SocketAddr) -> (u8, bool) {
+    let state = match socket.state {
         State::Listen => 0,
         State::TimeWait => 2,
         _ => 1,
-    }
+    };
+    (state, socket.flow.local.is_ipv6() != wanted.is_ipv6())
 }
 
 /// Two sockets cannot have both, unless they agreed to share.
@@ -95,10 +97,13 @@ fn conflict(one: SocketAddr, other: SocketAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
+    use std::net::{Ipv6Addr, SocketAddrV6, TcpListener, TcpStream};
+    use std::os::fd::AsRawFd as _;
+
+    use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn6, sockopt};
 
     use super::*;
-    use crate::host::descriptors::tests::socket;
+    use crate::host::descriptors::tests::socket as in_state;
 
     fn end(text: &str) -> SocketAddr {
         text.parse().expect("an address and a port")
@@ -125,10 +130,10 @@ mod tests {
             (State::Established, "10.0.0.1:40009", "10.0.0.5:443"),
             (State::Established, "10.0.0.1:40010", "10.0.0.5:443"),
         ] {
-            count(&mut ports, &socket(state, local, Some(to)), Some(peer));
+            count(&mut ports, &in_state(state, local, Some(to)), Some(peer));
         }
         assert_eq!((ports.time_wait, ports.in_use), (2, 1));
-        let other = socket(State::Established, "10.0.0.1:40003", Some("10.0.0.6:443"));
+        let other = in_state(State::Established, "10.0.0.1:40003", Some("10.0.0.6:443"));
         count(&mut ports, &other, None);
         assert_eq!((ports.time_wait, ports.in_use), (2, 2));
     }
@@ -171,6 +176,26 @@ mod tests {
         assert_eq!((holder.address, holder.state), (addr, State::Listen));
         let owner = holder.owner.map(|owner| owner.pid);
         assert_eq!(owner, Some(std::process::id()));
+    }
+
+    #[test]
+    fn the_listener_of_the_same_family_goes_first() {
+        let _alone = crate::host::ALONE.lock();
+        let four = TcpListener::bind("0.0.0.0:0").expect("a free port");
+        let port = four.local_addr().expect("bound").port();
+        // For IPv6 only, as `std` does not make one.
+        let (family, kind) = (AddressFamily::Inet6, SockType::Stream);
+        let six = socket::socket(family, kind, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
+        socket::setsockopt(&six, sockopt::Ipv6V6Only, &true).expect("not bound yet");
+        let any = SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0);
+        socket::bind(six.as_raw_fd(), &SockaddrIn6::from(any)).expect("a free port");
+        let backlog = socket::Backlog::new(8).expect("small");
+        socket::listen(&six, backlog).expect("bound");
+        for (wanted, expected) in [("[::1]", "[::]"), ("127.0.0.1", "0.0.0.0")] {
+            let at = |ip: &str| end(&format!("{ip}:{port}"));
+            let holder = holder(&own(), at(wanted)).expect("we hold both");
+            assert_eq!(holder.address, at(expected), "{wanted}");
+        }
     }
 
     #[test]

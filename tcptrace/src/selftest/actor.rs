@@ -83,6 +83,8 @@ pub struct Actor {
     replies: BufReader<File>,
     failed: Vec<Failed>,
     call: String,
+    /// Its process has ended: the number may be another's by now.
+    ended: bool,
 }
 
 impl Actor {
@@ -122,6 +124,7 @@ impl Actor {
             replies,
             failed: vec![],
             call: String::new(),
+            ended: false,
         }
     }
 
@@ -327,6 +330,32 @@ impl Actor {
         usize::try_from(sent).map_err(io::Error::other)
     }
 
+    /// Sends without waiting until the buffer takes no more.
+    ///
+    /// # Errors
+    /// The call's, except EAGAIN.
+    pub fn fill(&mut self, fd: Fd) -> io::Result<()> {
+        let bytes = [0; 4096];
+        let args = [
+            fd.into(),
+            bytes[..].into(),
+            bytes.len().into(),
+            libc::MSG_DONTWAIT.into(),
+            0.into(),
+            0.into(),
+        ];
+        loop {
+            match self.sys(libc::SYS_sendto, &args) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.failed.pop();
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// `recvfrom` of at most `len` bytes.
     ///
     /// # Errors
@@ -378,12 +407,23 @@ impl Actor {
     /// # Errors
     /// The call's.
     pub fn set_receive_timeout(&mut self, fd: Fd, timeout: Duration) -> io::Result<()> {
+        self.set_timeout(fd, libc::SO_RCVTIMEO, timeout)
+    }
+
+    /// Sets `SO_SNDTIMEO`.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn set_send_timeout(&mut self, fd: Fd, timeout: Duration) -> io::Result<()> {
+        self.set_timeout(fd, libc::SO_SNDTIMEO, timeout)
+    }
+
+    fn set_timeout(&mut self, fd: Fd, option: i32, timeout: Duration) -> io::Result<()> {
         let seconds = timeout.as_secs().to_ne_bytes();
         let value = [seconds, u64::from(timeout.subsec_micros()).to_ne_bytes()].concat();
-        let (level, option) = (libc::SOL_SOCKET, libc::SO_RCVTIMEO);
         let args = [
             fd.into(),
-            level.into(),
+            libc::SOL_SOCKET.into(),
             option.into(),
             value[..].into(),
             value.len().into(),
@@ -519,6 +559,7 @@ impl Actor {
     /// Waits for its end: by then its descriptors are closed. `None` for one that another actor
     /// forked.
     fn wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.ended = true;
         let Some(mut child) = self.child.take() else {
             // Not our child: its end of the pipe closes with it.
             let mut rest = String::new();
@@ -538,7 +579,7 @@ impl Drop for Actor {
         if let Some(mut child) = self.child.take() {
             _ = child.kill();
             _ = child.wait();
-        } else if self.tid == self.pid && kill(self.nix_pid(), None).is_ok() {
+        } else if !self.ended && self.tid == self.pid && kill(self.nix_pid(), None).is_ok() {
             _ = kill(self.nix_pid(), Signal::SIGKILL);
         }
     }
@@ -576,6 +617,27 @@ impl Pair {
             server_addr,
             client_addr,
         })
+    }
+
+    /// A request and its answer: both ends have written and read, and nothing is left unread.
+    ///
+    /// # Errors
+    /// That of the first call that fails.
+    pub fn exchange(&self, server: &mut Actor, client: &mut Actor) -> io::Result<()> {
+        client.send(self.client, b"request")?;
+        server.recv(self.server, 64)?;
+        server.send(self.server, b"answer")?;
+        client.recv(self.client, 64).map(drop)
+    }
+
+    /// Closes the client's end and then the server's, in good order.
+    ///
+    /// # Errors
+    /// That of the first call that fails.
+    pub fn close(&self, server: &mut Actor, client: &mut Actor) -> io::Result<()> {
+        client.close(self.client)?;
+        server.wait_for(self.server, libc::POLLRDHUP)?;
+        server.close(self.server)
     }
 }
 

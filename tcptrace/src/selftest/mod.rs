@@ -1,9 +1,10 @@
 //! `tcptrace selftest`: provokes the failures tcptrace is for, each in a network namespace of its
-//! own, and says which were seen and laid at the right door. It drives the program from outside:
+//! own, and says which were seen, explained and laid at the right door. It drives the program from outside:
 //! another tcptrace does the tracing, and only its output counts.
 
 pub mod actor;
 mod failure;
+mod findings;
 pub mod netns;
 mod report;
 pub mod tracer;
@@ -11,6 +12,7 @@ pub mod tracer;
 use std::fs;
 use std::io;
 use std::ops::RangeInclusive;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, mpsc};
@@ -21,7 +23,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use failure::{Expect, FAILURES, Failure, Stage};
+use actor::Actor;
+use failure::{FAILURES, Failure, Shown, Stage};
 use netns::{Counters, Netns};
 use report::Report;
 use tracer::{Trace, Tracer};
@@ -56,9 +59,9 @@ pub fn run(options: &Options) -> Result<Verdict> {
     if !nix::unistd::geteuid().is_root() {
         bail!("the selftest needs root for its private network namespaces: run it with sudo");
     }
-    let failures = choose(options)?;
+    let (failures, skipped) = choose(options)?;
     let (outcomes, trace, text) = provoke_all(&failures, options.stories && !options.json)?;
-    let report = Report::new(&outcomes, &trace.records()?);
+    let report = Report::new(&outcomes, &skipped, &trace.records()?);
     let mut stdout = io::stdout().lock();
     let printed = if options.json {
         report.print_json(&mut stdout)
@@ -90,11 +93,19 @@ struct Outcome {
     failure: &'static Failure,
     /// Kept until the records are read: until then nothing else bears its number.
     netns: Netns,
+    /// Every process that acted in it.
+    pids: Vec<u32>,
     /// From before the first thing it did to after the last.
     period: RangeInclusive<Timestamp>,
     before: Counters,
     after: Counters,
-    expects: Result<Vec<Expect>>,
+    shown: Result<Shown>,
+}
+
+/// A failure that was not provoked, and why.
+struct Skipped {
+    failure: &'static Failure,
+    reason: String,
 }
 
 /// Wall time as the stream tells it: a clock that is set meanwhile moves neither.
@@ -121,7 +132,8 @@ impl Clock {
     }
 }
 
-fn choose(options: &Options) -> Result<Vec<&'static Failure>> {
+/// Those that were asked for, and of these the ones that may not be provoked.
+fn choose(options: &Options) -> Result<(Vec<&'static Failure>, Vec<Skipped>)> {
     let names = || {
         FAILURES
             .iter()
@@ -139,19 +151,30 @@ fn choose(options: &Options) -> Result<Vec<&'static Failure>> {
             names()
         );
     }
-    let chosen = FAILURES.iter().copied().filter(|failure| {
-        let wanted =
-            options.only.is_empty() || options.only.iter().any(|name| name == failure.name);
-        wanted && (options.allow_host_changes || !failure.changes_host)
-    });
-    let chosen: Vec<_> = chosen.collect();
+    let wanted = |failure: &&Failure| {
+        options.only.is_empty() || options.only.iter().any(|name| name == failure.name)
+    };
+    let mut chosen = vec![];
+    let mut skipped = vec![];
+    for failure in FAILURES.iter().copied().filter(wanted) {
+        match failure.changes_host {
+            Some(setting) if !options.allow_host_changes => skipped.push(Skipped {
+                failure,
+                reason: format!(
+                    "it changes {setting} of the whole host for a moment: add --allow-host-changes"
+                ),
+            }),
+            _ => chosen.push(failure),
+        }
+    }
     if chosen.is_empty() {
         bail!("what was asked for changes a setting of the whole host: add --allow-host-changes");
     }
-    Ok(chosen)
+    Ok((chosen, skipped))
 }
 
 /// One thread a failure: each enters its namespace, waits until the tracers are up, and provokes.
+/// Its processes live until the tracers have stopped: what ends them is no part of the failure.
 fn provoke_all(
     failures: &[&'static Failure],
     stories: bool,
@@ -159,13 +182,13 @@ fn provoke_all(
     let clock = Clock::start();
     thread::scope(|scope| {
         let (tell, told) = mpsc::channel();
+        let (finish, finished) = mpsc::channel();
         let mut starts = vec![];
-        let mut threads = vec![];
         for failure in failures {
             let (start, started) = mpsc::channel::<Arc<Tracer>>();
-            let tell = tell.clone();
+            let (tell, finish) = (tell.clone(), finish.clone());
             starts.push(start);
-            threads.push(scope.spawn(move || {
+            scope.spawn(move || {
                 let netns = Netns::enter();
                 _ = tell.send(
                     netns
@@ -175,11 +198,18 @@ fn provoke_all(
                 );
                 // No tracer comes when another thread's namespace failed: then nothing is to be
                 // done.
-                Ok(match started.recv() {
-                    Ok(tracer) => Some(provoke(failure, Stage::new(netns?, tracer), clock)?),
-                    Err(_) => None,
-                })
-            }));
+                let (Ok(netns), Ok(tracer)) = (netns, started.recv()) else {
+                    return;
+                };
+                let (outcome, cast) = match provoke(failure, Stage::new(netns, tracer), clock) {
+                    Ok((outcome, cast)) => (Ok(outcome), cast),
+                    Err(error) => (Err(error), vec![]),
+                };
+                _ = finish.send(outcome);
+                // Until the other end is dropped.
+                _ = started.recv();
+                drop(cast);
+            });
         }
         let namespaces: Vec<PathBuf> = told.iter().take(failures.len()).collect::<Result<_>>()?;
         let tracer = Arc::new(Tracer::start(tracer_command(
@@ -189,41 +219,52 @@ fn provoke_all(
         let text = stories
             .then(|| Tracer::start(tracer_command(&["--event", "+fd.invalid"], &namespaces)?))
             .transpose()?;
-        for start in starts {
+        for start in &starts {
             start
                 .send(Arc::clone(&tracer))
                 .map_err(|_| anyhow!("a thread of the selftest ended"))?;
         }
-        let mut outcomes = vec![];
-        for thread in threads {
-            let outcome: Result<Option<Outcome>> = thread
-                .join()
-                .map_err(|_| anyhow!("a thread of the selftest panicked"))?;
-            outcomes.extend(outcome?);
-        }
+        let mut outcomes: Vec<Outcome> = finished
+            .iter()
+            .take(failures.len())
+            .collect::<Result<_>>()?;
+        outcomes.sort_by_key(|outcome| {
+            let name = outcome.failure.name;
+            failures.iter().position(|failure| failure.name == name)
+        });
         let tracer = Arc::into_inner(tracer).context("a thread kept the tracer")?;
-        Ok((
-            outcomes,
-            tracer.stop()?,
-            text.map(Tracer::stop).transpose()?,
-        ))
+        let trace = tracer.stop()?;
+        let text = text.map(Tracer::stop).transpose()?;
+        drop(starts);
+        Ok((outcomes, trace, text))
     })
 }
 
-fn provoke(failure: &'static Failure, stage: Stage, clock: Clock) -> Result<Outcome> {
+/// Provokes a failure; with its outcome come the processes that are still there.
+fn provoke(failure: &'static Failure, stage: Stage, clock: Clock) -> Result<(Outcome, Vec<Actor>)> {
     let begun = clock.now()?.checked_sub(Clock::SLACK)?;
     let before = stage.netns.counters()?;
-    let expects = (failure.provoke)(&stage);
+    let provoked = panic::catch_unwind(AssertUnwindSafe(|| (failure.provoke)(&stage)));
+    let shown = provoked.unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>();
+        Err(anyhow!(
+            "a call did not fail as it must: {}",
+            said.map_or("it says no more", String::as_str)
+        ))
+    });
     let after = stage.netns.counters()?;
     let ended = clock.now()?.checked_add(Clock::SLACK)?;
-    Ok(Outcome {
+    let left = stage.leave();
+    let outcome = Outcome {
         failure,
-        netns: stage.netns,
+        netns: left.netns,
+        pids: left.pids,
         period: begun..=ended,
         before,
         after,
-        expects,
-    })
+        shown,
+    };
+    Ok((outcome, left.cast))
 }
 
 fn tracer_command(args: &[&str], namespaces: &[PathBuf]) -> Result<Command> {

@@ -4,9 +4,11 @@ use std::io::{self, Write};
 
 use serde_json::{Value, json};
 
-use super::Outcome;
-use super::failure::{Count, Expect, NO_SOCKET};
+use super::failure::{Count, Expect, FAILURES, Lacks, NO_SOCKET};
+use super::findings::{self, Finding, Told};
 use super::tracer::Record;
+use super::{Outcome, Skipped};
+use crate::event::Cause;
 
 /// A counter of the kernel that must equal the number of these events in every namespace.
 struct Reconciled {
@@ -37,9 +39,21 @@ const RECONCILED: [Reconciled; 2] = [
 /// All verdicts.
 pub(super) struct Report {
     failures: Vec<Judged>,
+    /// Findings that belong to no failure.
+    stray: Vec<String>,
 }
 
 impl Outcome {
+    /// True for what is told of this stage: of its namespace, or, where no socket tells which, of one
+    /// of its processes.
+    pub(super) fn is_place_of(&self, record: &Record) -> bool {
+        if let Some(inode) = record.number("tcptrace.netns") {
+            return inode == u64::from(self.netns.inode());
+        }
+        let mut pids = self.pids.iter();
+        pids.any(|pid| record.pid() == Some(u64::from(*pid)))
+    }
+
     /// True for what happened while it was provoked.
     fn lasted_at(&self, record: &Record) -> bool {
         record.time().is_some_and(|at| self.period.contains(&at))
@@ -49,10 +63,19 @@ impl Outcome {
 /// A failure, and what came of it.
 struct Judged {
     name: &'static str,
+    /// The cause it is named by.
+    cause: &'static str,
     symptom: &'static str,
-    /// Why it could not be provoked.
+    /// Why it was not provoked: this host cannot, or may not.
+    not_shown: Option<String>,
+    /// Why it could not be provoked although it should.
     broken: Option<String>,
     checks: Vec<Check>,
+    findings: Vec<Told>,
+    /// Findings that came and should not.
+    unexpected: Vec<String>,
+    /// All that was told on its stage, where something is wrong.
+    records: Vec<Value>,
 }
 
 /// One expectation, held against the stream.
@@ -167,48 +190,160 @@ impl Check {
 }
 
 impl Judged {
+    fn new(outcome: &Outcome, records: &[Record], all: &[Finding<'_>]) -> Self {
+        let mut judged = Self {
+            name: outcome.failure.name,
+            cause: outcome.failure.cause(),
+            symptom: outcome.failure.symptom,
+            not_shown: None,
+            broken: None,
+            checks: vec![],
+            findings: vec![],
+            unexpected: vec![],
+            records: vec![],
+        };
+        let shown = match &outcome.shown {
+            Ok(shown) => shown,
+            Err(error) if error.is::<Lacks>() => {
+                judged.not_shown = Some(error.to_string());
+                return judged;
+            }
+            Err(error) => {
+                judged.broken = Some(format!("{error:#}"));
+                return judged;
+            }
+        };
+        let expected = shown
+            .events
+            .iter()
+            .map(|expect| Check::new(expect, outcome, records));
+        let reconciled = RECONCILED
+            .iter()
+            .filter_map(|counter| Check::reconcile(counter, outcome, records));
+        judged.checks = expected.chain(reconciled).collect();
+        let (here, mut others): (Vec<_>, Vec<_>) = all
+            .iter()
+            .copied()
+            .filter(|finding| finding.is_of(outcome))
+            .partition(|finding| {
+                shown
+                    .findings
+                    .iter()
+                    .any(|named| finding.is_meant_by(named))
+            });
+        let told = shown
+            .findings
+            .iter()
+            .map(|named| Told::new(named, outcome, &here));
+        judged.findings = told.collect();
+        others.sort_by_key(Finding::summary);
+        judged.unexpected = others.iter().map(Finding::summary).collect();
+        if !judged.passed() {
+            let here = records.iter().filter(|record| outcome.is_place_of(record));
+            judged.records = here.map(|record| record.0.clone()).collect();
+        }
+        judged
+    }
+
+    fn skipped(skipped: &Skipped) -> Self {
+        Self {
+            name: skipped.failure.name,
+            cause: skipped.failure.cause(),
+            symptom: skipped.failure.symptom,
+            not_shown: Some(skipped.reason.clone()),
+            broken: None,
+            checks: vec![],
+            findings: vec![],
+            unexpected: vec![],
+            records: vec![],
+        }
+    }
+
     fn passed(&self) -> bool {
         self.broken.is_none()
+            && self.unexpected.is_empty()
             && self
                 .checks
                 .iter()
                 .all(|check| check.is_right() || check.invisible.is_some())
+            && self
+                .findings
+                .iter()
+                .all(|told| told.is_right() || self.invisible().is_some())
+    }
+
+    /// Why this kernel hides some of what its findings rest on.
+    fn invisible(&self) -> Option<&str> {
+        let mut hidden = self.checks.iter().filter(|check| !check.is_right());
+        hidden.find_map(|check| check.invisible.as_deref())
+    }
+
+    fn verdict(&self, told: &Told) -> &'static str {
+        match (told.is_right(), self.invisible()) {
+            (true, _) => "ok",
+            (false, Some(_)) => "not visible",
+            (false, None) => "FAILED",
+        }
+    }
+
+    /// It names this cause, as the cause or as what may be behind it.
+    fn names(&self, cause: &str) -> bool {
+        let mut right = self.findings.iter().filter(|told| told.is_right());
+        right.any(|told| told.cause == cause || told.hint == Some(cause))
     }
 }
 
 impl Report {
-    pub(super) fn new(outcomes: &[Outcome], records: &[Record]) -> Self {
-        let judge = |outcome: &Outcome| {
-            let (expects, broken) = match &outcome.expects {
-                Ok(expects) => (expects.as_slice(), None),
-                Err(error) => (&[][..], Some(format!("{error:#}"))),
-            };
-            let expected = expects
-                .iter()
-                .map(|expect| Check::new(expect, outcome, records));
-            let reconciled = RECONCILED
-                .iter()
-                .filter_map(|counter| Check::reconcile(counter, outcome, records));
-            Judged {
-                name: outcome.failure.name,
-                symptom: outcome.failure.symptom,
-                broken,
-                checks: expected.chain(reconciled).collect(),
-            }
-        };
+    pub(super) fn new(outcomes: &[Outcome], skipped: &[Skipped], records: &[Record]) -> Self {
+        let all = findings::all(records);
+        let provoked = outcomes
+            .iter()
+            .map(|outcome| Judged::new(outcome, records, &all));
+        let mut failures: Vec<_> = provoked
+            .chain(skipped.iter().map(Judged::skipped))
+            .collect();
+        failures.sort_by_key(|judged| FAILURES.iter().position(|it| it.name == judged.name));
+        let stray = all
+            .iter()
+            .filter(|finding| !outcomes.iter().any(|outcome| finding.is_of(outcome)));
         Self {
-            failures: outcomes.iter().map(judge).collect(),
+            failures,
+            stray: stray.map(Finding::summary).collect(),
         }
     }
 
     pub(super) fn passed(&self) -> bool {
-        self.failures.iter().all(Judged::passed)
+        self.stray.is_empty() && self.failures.iter().all(Judged::passed)
+    }
+
+    /// Each cause with the failures that name it, or why none does.
+    fn causes(&self) -> impl Iterator<Item = (&'static str, Vec<&'static str>, Option<String>)> {
+        Cause::ALL.iter().map(|cause| {
+            let cause = cause.as_str();
+            let of = || self.failures.iter().filter(|it| it.cause == cause);
+            let by: Vec<_> = of()
+                .filter(|it| it.names(cause))
+                .map(|it| it.name)
+                .collect();
+            let reason = by.is_empty().then(|| {
+                let reasons: Vec<_> = of().map(Judged::reason).collect();
+                if reasons.is_empty() {
+                    "it was not asked for".to_owned()
+                } else {
+                    reasons.join("; ")
+                }
+            });
+            (cause, by, reason)
+        })
     }
 
     /// The table, and below each failure the lines of `text` that tell of it.
     pub(super) fn print_table(&self, text: &[String], out: &mut impl Write) -> io::Result<()> {
         for failure in &self.failures {
             writeln!(out, "{}: {}", failure.name, failure.symptom)?;
+            if let Some(reason) = &failure.not_shown {
+                writeln!(out, "  not shown   {reason}")?;
+            }
             if let Some(error) = &failure.broken {
                 writeln!(out, "  FAILED: it could not be provoked: {error}")?;
             }
@@ -232,26 +367,35 @@ impl Report {
                     writeln!(out, "              {remark}")?;
                 }
             }
+            failure.print_findings(out)?;
             for line in failure.stories(text) {
                 writeln!(out, "  | {line}")?;
             }
             writeln!(out)?;
         }
-        let passed = self
-            .failures
-            .iter()
-            .filter(|failure| failure.passed())
-            .count();
-        let all = self.failures.len();
+        for stray in &self.stray {
+            writeln!(out, "FAILED: a finding of no failure came: {stray}")?;
+        }
+        self.print_sum(out)
+    }
+
+    fn print_sum(&self, out: &mut impl Write) -> io::Result<()> {
+        let shown = || self.failures.iter().filter(|it| it.not_shown.is_none());
+        let passed = shown().filter(|failure| failure.passed()).count();
+        let all = shown().count();
         let (failures, them) = match all {
             1 => ("failure", "it"),
             _ => ("failures", "them"),
         };
         let were = if passed == 1 { "was" } else { "were" };
-        writeln!(
+        write!(
             out,
-            "{passed} of {all} {failures} {were} seen and named, as far as this kernel shows {them}."
-        )
+            "{passed} of {all} {failures} {were} seen and named, as far as this kernel shows {them}"
+        )?;
+        match self.failures.len() - all {
+            0 => writeln!(out, "."),
+            more => writeln!(out, "; {more} more could not be shown."),
+        }
     }
 
     pub(super) fn print_json(&self, out: &mut impl Write) -> io::Result<()> {
@@ -268,35 +412,121 @@ impl Report {
                 "remark": check.remark(),
             })
         };
+        let findings = |failure: &Judged| {
+            let told = failure.findings.iter();
+            told.map(|told| told.as_json(failure.verdict(told)))
+                .collect::<Vec<_>>()
+        };
         let failure = |failure: &Judged| {
             json!({
                 "name": failure.name,
                 "symptom": failure.symptom,
                 "passed": failure.passed(),
+                "not_shown": failure.not_shown,
                 "error": failure.broken,
                 "checks": failure.checks.iter().map(check).collect::<Vec<_>>(),
+                "findings": findings(failure),
+                "unexpected": failure.unexpected,
+                "records": failure.records,
             })
         };
+        let causes = self.causes().map(|(cause, named_by, reason)| {
+            json!({"cause": cause, "named_by": named_by, "reason": reason})
+        });
         let failures: Vec<Value> = self.failures.iter().map(failure).collect();
         serde_json::to_writer(
             &mut *out,
-            &json!({"passed": self.passed(), "failures": failures}),
+            &json!({
+                "passed": self.passed(),
+                "failures": failures,
+                "causes": causes.collect::<Vec<_>>(),
+                "stray": self.stray,
+            }),
         )?;
         writeln!(out)
     }
 }
 
 impl Judged {
-    /// The first two lines of the stream for people about the processes expected.
-    fn stories<'a>(&self, text: &'a [String]) -> impl Iterator<Item = &'a String> {
-        let seen = self.checks.iter().filter(|check| check.seen > 0);
-        let owners: Vec<String> = seen
-            .filter_map(|check| Some(format!("[{}]", check.owner?)))
-            .collect();
-        // A process is shown as `name[pid]`, and the name may hold anything.
-        let about = move |line: &&String| owners.iter().any(|owner| line.contains(owner));
-        text.iter().filter(about).take(2)
+    /// Why it names nothing.
+    fn reason(&self) -> String {
+        let hidden = self
+            .invisible()
+            .map(|why| format!("this kernel hides it: {why}"));
+        self.not_shown
+            .clone()
+            .or(hidden)
+            .unwrap_or_else(|| "it was provoked and not named: a fault of tcptrace".to_owned())
     }
+
+    fn print_findings(&self, out: &mut impl Write) -> io::Result<()> {
+        for told in &self.findings {
+            let verdict = self.verdict(told);
+            let what = match told.hint {
+                Some(hint) => format!("{} ({hint})", told.cause),
+                None => told.cause.to_owned(),
+            };
+            writeln!(
+                out,
+                "  {verdict:<11} {:<21} {what:<38} {}",
+                "finding",
+                told.describe()
+            )?;
+            writeln!(out, "              {}", told.what)?;
+            if let Some(remark) = told.remark() {
+                writeln!(out, "              {remark}")?;
+            }
+        }
+        for summary in &self.unexpected {
+            writeln!(
+                out,
+                "  FAILED      {:<21} nobody expected {summary}",
+                "finding"
+            )?;
+        }
+        Ok(())
+    }
+
+    /// The first block of the stream for people that tells of each finding; of a failure without
+    /// one, the first two lines about its processes.
+    fn stories<'a>(&'a self, text: &'a [String]) -> Vec<&'a String> {
+        let mut lines = vec![];
+        let mut blocks: Vec<&[String]> = vec![];
+        for told in self.findings.iter().filter(|told| told.is_right()) {
+            let processes: Vec<_> = told.processes().collect();
+            let tells = |block: &&[String]| {
+                block[0].contains(told.cause)
+                    && processes
+                        .iter()
+                        .any(|it| block.iter().any(|line| line.contains(it)))
+            };
+            blocks.extend(findings_of(text).find(tells));
+        }
+        lines.extend(blocks.into_iter().flatten());
+        if lines.is_empty() {
+            let seen = self.checks.iter().filter(|check| check.seen > 0);
+            let owners: Vec<String> = seen
+                .filter_map(|check| Some(format!("[{}]", check.owner?)))
+                .collect();
+            // A process is shown as `name[pid]`, and the name may hold anything.
+            let about = |line: &&String| owners.iter().any(|owner| line.contains(owner));
+            lines.extend(text.iter().filter(about).take(2));
+        }
+        lines
+    }
+}
+
+/// The findings of the stream for people: a line each, with those that are indented below it.
+fn findings_of(text: &[String]) -> impl Iterator<Item = &[String]> {
+    let is_inside = |line: &String| line.starts_with("    ");
+    let begins = text
+        .iter()
+        .enumerate()
+        .filter(|(_, line)| line.contains(" FINDING "));
+    begins.map(move |(at, _)| {
+        let inside = text[at + 1..].iter().take_while(|line| is_inside(line));
+        &text[at..=at + inside.count()]
+    })
 }
 
 /// Why this kernel does not show what comes through these signals; `None` when it does.

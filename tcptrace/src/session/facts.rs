@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::{millis, monotonic};
-use crate::event::{Event, Fact, Kind};
+use crate::event::{Acceptor, Event, Fact, Kind};
 use crate::host::attribution::Budget;
 use crate::host::descriptors::Table;
 use crate::host::{acceptor, holders, nearby, netns, ports, process, workload};
@@ -352,22 +352,9 @@ fn accept_queue(
     netns: u32,
     happened: u64,
 ) -> Vec<Fact> {
-    let holds = |fd: &i32| inode.is_none_or(|inode| holders::verify(pid, *fd, inode));
-    let fd = fd.filter(holds);
     let mut facts = Vec::new();
-    // What the thread does is soon past: before the table is read, where the descriptor is known.
-    let look = |fd| {
-        let age = Duration::from_nanos(monotonic().saturating_sub(happened));
-        acceptor::look(pid, fd, millis(age)).map(|it| Fact::Acceptor(Arc::new(it)))
-    };
-    if fd.is_some() {
-        facts.extend(look(fd));
-    }
+    facts.extend(acceptor(pid, fd, inode, happened).map(|it| Fact::Acceptor(Arc::new(it))));
     let table = Table::read(pid).ok();
-    if fd.is_none() {
-        let found = inode.and_then(|inode| table.as_ref()?.fd(inode));
-        facts.extend(look(found));
-    }
     let namespace = netns::numbered(netns, Some(pid));
     facts.extend(acceptor::somaxconn(&namespace).map(Fact::Somaxconn));
     if let Some(table) = table {
@@ -377,6 +364,36 @@ fn accept_queue(
         }
     }
     facts
+}
+
+/// What a thread does is soon past: the owner is looked at before it is found out who else holds the
+/// listener.
+fn acceptor(pid: u32, fd: Option<i32>, inode: Option<u64>, happened: u64) -> Option<Acceptor> {
+    let look = |holders: &acceptor::Holders| {
+        let age = Duration::from_nanos(monotonic().saturating_sub(happened));
+        acceptor::look(holders, millis(age))
+    };
+    let holds = |fd: &i32| inode.is_none_or(|inode| holders::verify(pid, *fd, inode));
+    let fd = fd.filter(holds);
+    let mut known = acceptor::Holders::from([(pid, fd.into_iter().collect())]);
+    let first = fd.and_then(|_| look(&known));
+    let Some(inode) = inode else {
+        return first.or_else(|| look(&known));
+    };
+    for holder in holders::find(inode).0 {
+        let fds = known.entry(holder.pid).or_default();
+        if !fds.contains(&holder.fd) {
+            fds.push(holder.fd);
+        }
+    }
+    // An owner that gave it away is no holder any more.
+    if known.values().any(|fds| !fds.is_empty()) {
+        known.retain(|_, fds| !fds.is_empty());
+    }
+    if first.is_some() && known.len() == 1 {
+        return first;
+    }
+    look(&known)
 }
 
 /// Nine tenths of those allowed are open.

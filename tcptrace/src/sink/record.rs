@@ -190,6 +190,7 @@ names! {
     FD_HELD = "tcptrace.fd.held"
     FD_HELD_OTHERS = "tcptrace.fd.held_others"
     ACCEPTOR_PID = "tcptrace.acceptor.pid"
+    ACCEPTOR_NAME = "tcptrace.acceptor.name"
     ACCEPTOR_TID = "tcptrace.acceptor.tid"
     ACCEPTOR_STATE = "tcptrace.acceptor.state"
     ACCEPTOR_WAIT = "tcptrace.acceptor.wait_channel"
@@ -549,7 +550,8 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
                 self.int(name::FD_HELD_OTHERS, holdings.others)
             }
             Fact::Acceptor(acceptor) => {
-                self.int(name::ACCEPTOR_PID, acceptor.pid)?;
+                self.int(name::ACCEPTOR_PID, acceptor.process.pid)?;
+                self.text(name::ACCEPTOR_NAME, &acceptor.process.name())?;
                 self.int(name::ACCEPTOR_TID, acceptor.tid)?;
                 self.text(name::ACCEPTOR_STATE, &acceptor.state)?;
                 self.maybe_str(name::ACCEPTOR_WAIT, acceptor.wait_channel.as_deref())?;
@@ -781,6 +783,7 @@ mod tests {
                 "931 tcp CLOSE_WAIT out 10.0.0.5:5432; 2 tcp LISTEN in [::]:8080; 40 file",
             ),
             (name::FD_HELD_OTHERS, "51"),
+            (name::ACCEPTOR_NAME, "nginx"),
             (name::ACCEPTOR_TID, "1240"),
             (name::ACCEPTOR_STATE, "T"),
             (name::ACCEPTOR_WAIT, "do_signal_stop"),

@@ -248,7 +248,7 @@ fn holdings() -> Fact {
 
 fn acceptor() -> Fact {
     let acceptor = Acceptor {
-        pid: 1_234,
+        process: nginx(),
         tid: 1_240,
         state: 'T',
         wait_channel: Some("do_signal_stop".to_owned()),

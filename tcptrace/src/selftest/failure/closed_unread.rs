@@ -1,19 +1,22 @@
 //! Connection reset by peer: the peer closed with unread bytes in its receive queue.
 
-use super::{Expect, FAMILIES, Failure, actor};
+use super::{Expect, FAMILIES, Failure, Named, Shown};
+use crate::event::Cause;
 use crate::selftest::actor::Pair;
 
 pub(super) const FAILURE: Failure = Failure {
     name: "closed_with_unread_data",
     symptom: "read: connection reset by peer",
-    changes_host: false,
-    provoke: |_| {
-        let mut expects = vec![];
+    changes_host: None,
+    provoke: |stage| {
+        let mut shown = Shown::default();
         for family in FAMILIES {
-            let mut server = actor("leaves-unread")?;
-            let mut client = actor("asks")?;
+            let mut server = stage.actor("leaves-unread")?;
+            let mut client = stage.actor("asks")?;
             let listener = server.listener(family.addr()?, 8)?;
             let pair = Pair::new(&mut server, &mut client, listener)?;
+            // A server that never read anything would be one that turns its clients away.
+            pair.exchange(&mut server, &mut client)?;
             client.send(pair.client, b"hello")?;
             server.wait_for_unread(pair.server, 5)?;
             server.close(pair.server)?;
@@ -21,7 +24,7 @@ pub(super) const FAILURE: Failure = Failure {
             client
                 .recv(pair.client, 16)
                 .expect_err("the peer has sent a RST");
-            expects.extend([
+            shown.events.extend([
                 Expect::new("reset.sent", format!("{}: the RST", family.name))
                     .at_server(&pair)
                     .owner(&server)
@@ -41,7 +44,12 @@ pub(super) const FAILURE: Failure = Failure {
                 .owner(&client)
                 .says("error.type", "ECONNRESET"),
             ]);
+            shown.findings.push(
+                Named::new(Cause::ClosedWithUnreadData, family.name)
+                    .of(&server)
+                    .with(&client),
+            );
         }
-        Ok(expects)
+        Ok(shown)
     },
 };

@@ -4,16 +4,17 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
-use super::{Expect, Failure, actor};
+use super::{Expect, Failure, Named, Shown};
+use crate::event::Cause;
 
 const FILE_MAX: &str = "/proc/sys/fs/file-max";
 
 pub(super) const FAILURE: Failure = Failure {
     name: "fd_exhausted.host",
     symptom: "socket: too many open files in system",
-    changes_host: true,
-    provoke: |_| {
-        let mut program = actor("is-unlucky")?;
+    changes_host: Some("fs.file-max"),
+    provoke: |stage| {
+        let mut program = stage.actor("is-unlucky")?;
         // The limit does not hold for root.
         let nobody = 65534;
         program.sys(
@@ -24,12 +25,15 @@ pub(super) const FAILURE: Failure = Failure {
         let error = program.socket(libc::AF_INET, 0);
         drop(lowered);
         error.expect_err("no file is left");
-        Ok(vec![
-            Expect::new("fd.exhausted", "socket")
-                .with("tcptrace.syscall.name", "socket")
-                .owner(&program)
-                .says("error.type", "ENFILE"),
-        ])
+        Ok(Shown {
+            events: vec![
+                Expect::new("fd.exhausted", "socket")
+                    .with("tcptrace.syscall.name", "socket")
+                    .owner(&program)
+                    .says("error.type", "ENFILE"),
+            ],
+            findings: vec![Named::new(Cause::FdExhausted, "of the whole host").of(&program)],
+        })
     },
 };
 

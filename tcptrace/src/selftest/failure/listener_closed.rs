@@ -1,23 +1,24 @@
 //! Clients reset as a service restarts: its listener closed with connections still queued.
 
-use super::{Expect, FAMILIES, Failure, actor};
+use super::{Expect, FAMILIES, Failure, Named, Shown};
+use crate::event::Cause;
 
 pub(super) const FAILURE: Failure = Failure {
     name: "listener_closed",
     symptom: "connection reset by peer as a service restarts",
-    changes_host: false,
-    provoke: |_| {
-        let mut expects = vec![];
+    changes_host: None,
+    provoke: |stage| {
+        let mut shown = Shown::default();
         for family in FAMILIES {
-            let mut server = actor("restarts")?;
-            let mut client = actor("waits-in-line")?;
+            let mut server = stage.actor("restarts")?;
+            let mut client = stage.actor("waits-in-line")?;
             let (listener, addr) = server.listener(family.addr()?, 8)?;
             for _ in 0..3 {
                 client.connected(addr)?;
             }
             server.wait_for_queue(listener, 3)?;
             server.close(listener)?;
-            expects.push(
+            shown.events.push(
                 Expect::new(
                     "reset.sent",
                     format!("{}: 3 queued connections", family.name),
@@ -27,7 +28,13 @@ pub(super) const FAILURE: Failure = Failure {
                 .owner(&server)
                 .says("error.type", "listener_closed"),
             );
+            shown.findings.push(
+                Named::new(Cause::ListenerClosed, family.name)
+                    .of(&server)
+                    .with(&client)
+                    .times(3),
+            );
         }
-        Ok(expects)
+        Ok(shown)
     },
 };

@@ -1,33 +1,49 @@
-//! Sending and receiving on sockets that are not connected: EPIPE and ENOTCONN.
+//! Calls that need a connection on sockets that have none: EPIPE and ENOTCONN.
 
-use super::{Expect, FAMILIES, Failure, actor};
+use super::{Expect, FAMILIES, Failure, Named, Shown};
+use crate::event::Cause;
 
 pub(super) const FAILURE: Failure = Failure {
     name: "not_connected",
-    symptom: "recv: transport endpoint is not connected; send: broken pipe",
-    changes_host: false,
-    provoke: |_| {
-        let mut program = actor("too-early")?;
-        let (listener, _) = program.listener(FAMILIES[0].addr()?, 8)?;
-        let fresh = program.socket(libc::AF_INET6, 0)?;
-        let mut expects = vec![];
-        for (fd, what) in [(listener, "a listener"), (fresh, "an unconnected socket")] {
+    symptom: "recv, shutdown: transport endpoint is not connected; send: broken pipe",
+    changes_host: None,
+    provoke: |stage| {
+        let mut shown = Shown::default();
+        for listens in [true, false] {
+            let mut program = stage.actor("too-early")?;
+            let (what, fd) = if listens {
+                ("a listener", program.listener(FAMILIES[0].addr()?, 8)?.0)
+            } else {
+                ("an unconnected socket", program.socket(libc::AF_INET6, 0)?)
+            };
             program.send(fd, b"x").expect_err("not connected");
             program.recv(fd, 16).expect_err("not connected");
-            for (error, call, signal) in [
+            let mut calls = vec![
                 ("EPIPE", "sendto", "failed sends"),
                 ("ENOTCONN", "recvfrom", "failed receives"),
-            ] {
-                expects.push(
-                    Expect::new("socket.error", format!("{call} on {what}"))
-                        .with("tcptrace.socket.fd", fd)
-                        .with("tcptrace.syscall.name", call)
-                        .owner(&program)
-                        .through(signal)
-                        .says("error.type", error),
-                );
+            ];
+            // Of a listener it would be in order.
+            if !listens {
+                program
+                    .shutdown(fd, libc::SHUT_RDWR)
+                    .expect_err("not connected");
+                calls.push(("ENOTCONN", "shutdown", "shutdown without a connection"));
             }
+            shown.findings.push(
+                Named::new(Cause::NotConnected, what)
+                    .of(&program)
+                    .times(calls.len() as u64),
+            );
+            let events = calls.into_iter().map(|(error, call, signal)| {
+                Expect::new("socket.error", format!("{call} on {what}"))
+                    .with("tcptrace.syscall.name", call)
+                    .only_of(&program)
+                    .through(signal)
+                    .says("tcptrace.socket.fd", fd)
+                    .says("error.type", error)
+            });
+            shown.events.extend(events);
         }
-        Ok(expects)
+        Ok(shown)
     },
 };

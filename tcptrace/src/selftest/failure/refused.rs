@@ -1,20 +1,22 @@
-//! Connection refused: nobody listens on that port.
+//! Connection refused: nobody listens on that port, of this host or of another.
 
-use super::{Expect, FAMILIES, Failure, NO_SOCKET, actor};
+use super::{Expect, FAMILIES, Failure, NO_SOCKET, Named, Shown};
+use crate::event::Cause;
+use crate::selftest::netns::Neighbour;
 
-pub(super) const FAILURE: Failure = Failure {
+pub(super) const HERE: Failure = Failure {
     name: "no_listener",
     symptom: "connect: connection refused",
-    changes_host: false,
-    provoke: |_| {
-        let mut expects = vec![];
+    changes_host: None,
+    provoke: |stage| {
+        let mut shown = Shown::default();
         for family in FAMILIES {
-            let mut server = actor("leaves")?;
-            let mut client = actor("is-refused")?;
+            let mut server = stage.actor("leaves")?;
+            let mut client = stage.actor("is-refused")?;
             let (listener, addr) = server.listener(family.addr()?, 8)?;
             server.close(listener)?;
             client.connected(addr).expect_err("nobody listens there");
-            expects.extend([
+            shown.events.extend([
                 Expect::new("connect.failed", format!("{}: connect", family.name))
                     .peer(addr)
                     .owner(&client)
@@ -27,7 +29,33 @@ pub(super) const FAILURE: Failure = Failure {
                 .unless(NO_SOCKET)
                 .says("error.type", "no_listener"),
             ]);
+            shown
+                .findings
+                .push(Named::new(Cause::NoListener, family.name).of(&client));
         }
-        Ok(expects)
+        Ok(shown)
+    },
+};
+
+pub(super) const REMOTE: Failure = Failure {
+    name: "refused_by_peer",
+    symptom: "connect: connection refused, by another host",
+    changes_host: None,
+    provoke: |stage| {
+        let neighbour = stage.netns.neighbour()?;
+        let mut server = stage.stranger(&neighbour, "leaves")?;
+        let mut client = stage.actor("is-refused")?;
+        let (listener, addr) = server.listener((Neighbour::THERE, 0).into(), 8)?;
+        server.close(listener)?;
+        client.connected(addr).expect_err("nobody listens there");
+        Ok(Shown {
+            events: vec![
+                Expect::new("connect.failed", "connect")
+                    .peer(addr)
+                    .owner(&client)
+                    .says("error.type", "ECONNREFUSED"),
+            ],
+            findings: vec![Named::new(Cause::RefusedByPeer, "by a neighbour").of(&client)],
+        })
     },
 };

@@ -1,0 +1,121 @@
+//! Where a failure is provoked: a namespace of its own, the processes in it, and the tracer that
+//! looks on.
+
+use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::Expect;
+use crate::selftest::actor::Actor;
+use crate::selftest::myself;
+use crate::selftest::netns::{Neighbour, Netns};
+use crate::selftest::tracer::{Record, Tracer};
+
+/// What is told of latest comes 10 s after its cause.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One failure's stage.
+pub(in crate::selftest) struct Stage {
+    pub(in crate::selftest) netns: Netns,
+    tracer: Arc<Tracer>,
+    pids: RefCell<Vec<u32>>,
+    resting: RefCell<Vec<Actor>>,
+}
+
+/// What is left of a stage once its failure has been provoked.
+pub(in crate::selftest) struct Left {
+    pub(in crate::selftest) netns: Netns,
+    /// Every process that acted, those that have ended too.
+    pub(in crate::selftest) pids: Vec<u32>,
+    /// Those that have not. To end them is a failure of its own: not before the tracer has stopped.
+    pub(in crate::selftest) cast: Vec<Actor>,
+}
+
+/// An actor on a stage. Dropping it does not end the process.
+pub(in crate::selftest) struct Player<'a> {
+    /// `None` only while it is being dropped.
+    actor: Option<Actor>,
+    stage: &'a Stage,
+}
+
+impl Stage {
+    pub(in crate::selftest) fn new(netns: Netns, tracer: Arc<Tracer>) -> Self {
+        Self {
+            netns,
+            tracer,
+            pids: RefCell::default(),
+            resting: RefCell::default(),
+        }
+    }
+
+    /// A new process of this name.
+    pub(super) fn actor(&self, name: &str) -> Result<Player<'_>> {
+        let mut command = myself()?;
+        command.args(["selftest", "--act", name]);
+        let actor = Actor::spawn(command)?;
+        self.pids.borrow_mut().push(actor.pid());
+        Ok(Player {
+            actor: Some(actor),
+            stage: self,
+        })
+    }
+
+    /// A new process of this name on what looks like another host: no tracer sees it.
+    pub(super) fn stranger(&self, neighbour: &Neighbour, name: &str) -> Result<Player<'_>> {
+        neighbour.within(|| self.actor(name))
+    }
+
+    /// Waits until the tracer has told of what is expected.
+    pub(super) fn wait_for(&self, expect: &Expect) -> Result<()> {
+        let netns = self.netns.inode();
+        let selected = |record: &Record| expect.selects(record, netns);
+        let told = self.tracer.wait_for(&expect.what, PATIENCE, selected);
+        told.map(drop)
+    }
+
+    /// What the tracer tells within this time, if it does.
+    pub(super) fn tells(
+        &self,
+        within: Duration,
+        wanted: impl Fn(&Record) -> bool,
+    ) -> Option<Record> {
+        self.tracer.wait_for("it", within, wanted).ok()
+    }
+
+    pub(in crate::selftest) fn leave(self) -> Left {
+        Left {
+            netns: self.netns,
+            pids: self.pids.into_inner(),
+            cast: self.resting.into_inner(),
+        }
+    }
+}
+
+impl Deref for Player<'_> {
+    type Target = Actor;
+
+    fn deref(&self) -> &Actor {
+        match &self.actor {
+            Some(actor) => actor,
+            None => unreachable!("a player is used after its end"),
+        }
+    }
+}
+
+impl DerefMut for Player<'_> {
+    fn deref_mut(&mut self) -> &mut Actor {
+        match &mut self.actor {
+            Some(actor) => actor,
+            None => unreachable!("a player is used after its end"),
+        }
+    }
+}
+
+impl Drop for Player<'_> {
+    fn drop(&mut self) {
+        self.stage.resting.borrow_mut().extend(self.actor.take());
+    }
+}
