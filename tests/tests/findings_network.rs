@@ -189,22 +189,48 @@ fn a_connection_killed_by_ss() {
     });
 }
 
+/// A rule of this namespace that answers what goes to port 8000 with a RST.
+fn reject_port_8000() -> Result<()> {
+    let mut nft = Command::new("nft");
+    nft.arg(
+        "table ip tcptrace { \n chain out { \n type filter hook output priority 0 \n \
+         tcp dport 8000 reject with tcp reset \n } \n }",
+    );
+    let ended = Program::start(nft)?.finish()?;
+    ensure!(ended.status.success(), "{ended:?}");
+    Ok(())
+}
+
 #[test]
-fn a_firewall_that_answers_for_a_host() {
+fn a_firewall_that_answers_for_a_server_of_this_host() {
+    in_netns(|netns| {
+        let (mut server, mut client) = (Go::start()?, Go::start()?);
+        server.done("listen 127.0.0.1:8000")?;
+        reject_port_8000()?;
+        let tracer = trace(netns, &[])?;
+        let dial = "dial a 127.0.0.1:8000 5s";
+        client.fails(dial, "connect: connection refused")?;
+        let events = Events::of(tracer)?;
+        let finding = only_finding(&events, "rejected_by_firewall", client.pid())?;
+        ensure_told(&finding, "ECONNREFUSED", "WARN")
+    });
+}
+
+#[test]
+fn a_firewall_that_answers_for_another_host() {
     in_netns(|netns| {
         let _host = OtherHost::connected()?;
-        let mut nft = Command::new("nft");
-        nft.arg(
-            "table ip tcptrace { \n chain out { \n type filter hook output priority 0 \n \
-             tcp dport 8000 reject with tcp reset \n } \n }",
-        );
-        let ended = Program::start(nft)?.finish()?;
-        ensure!(ended.status.success(), "{ended:?}");
+        reject_port_8000()?;
         let mut client = Go::start()?;
         let tracer = trace(netns, &[])?;
         client.fails(DIAL, "connect: connection refused")?;
         let events = Events::of(tracer)?;
-        let finding = only_finding(&events, "rejected_by_firewall", client.pid())?;
-        ensure_told(&finding, "ECONNREFUSED", "WARN")
+        // It answers in the other host's name. Nothing tells the two apart, which must be said.
+        let finding = only_finding(&events, "refused_by_peer", client.pid())?;
+        ensure_told(&finding, "ECONNREFUSED", "WARN")?;
+        let confidence = finding.last.text("tcptrace.finding.confidence");
+        let right = confidence == Some("medium") && finding.text().contains("REJECT of this host");
+        ensure!(right, "{finding:?}");
+        Ok(())
     });
 }

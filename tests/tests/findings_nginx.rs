@@ -207,8 +207,13 @@ fn a_kill_resets_who_is_queued() {
             ensure!(error.raw_os_error() == Some(libc::ECONNRESET), "{error}");
         }
         let events = Events::of(tracer)?;
-        let finding = only_finding(&events, "listener_closed", nginx.worker())?;
-        finding.ensure(3, client.pid())
+        // The listener closed because its process was killed: that is the one finding.
+        let finding = only_finding(&events, "process_exited", nginx.worker())?;
+        finding.ensure(3, client.pid())?;
+        let signal = finding.last.number("tcptrace.exit.signal");
+        ensure!(signal == Some(9), "{finding:?}");
+        ensure!(finding.text().contains("accept queue"), "{finding:?}");
+        Ok(())
     });
 }
 
