@@ -14,7 +14,7 @@ use crate::selftest::tracer::Record;
 /// Connections in the pool.
 const POOL: usize = 2;
 /// Clients that wait for the process with the pool: more than leave.
-const CLIENTS: usize = 20;
+const CLIENTS: usize = 80;
 /// Between two of them that leave.
 const TRY_AGAIN: Duration = Duration::from_millis(500);
 /// The same is not looked at again sooner.
