@@ -179,6 +179,15 @@ impl Case {
         self.at(event.time);
     }
 
+    /// Of several processes that hold the socket, the one that should have acted.
+    pub(super) fn belongs_to(&mut self, process: Option<Process>) {
+        if let Some(process) = process
+            && self.owner.process.as_ref().map(|it| it.pid) != Some(process.pid)
+        {
+            self.owner.process = Some(process);
+        }
+    }
+
     /// An error that came late, from a failure told of already.
     pub(super) fn late_error(&mut self, event: &Event, errno: Errno) {
         self.error(errno, 1);

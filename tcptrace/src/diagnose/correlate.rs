@@ -360,6 +360,8 @@ impl Analysis {
         case.event(event, 1);
         if let Story::Queue(queue) = &mut case.story {
             queue.take(event, overflow);
+            let acceptor = queue.acceptor();
+            case.belongs_to(acceptor);
         }
     }
 
@@ -591,14 +593,15 @@ fn is_open_question(connection: &Connection) -> bool {
 /// The families of causes, the most certain evidence first, each from both ends.
 fn verdict(connection: &Connection, sees_all_resets: bool) -> Option<(View<'_>, Verdict)> {
     type Family<'a> = &'a dyn Fn(View<'_>) -> Option<Verdict>;
-    let families: [Family<'_>; 8] = [
+    let families: [Family<'_>; 9] = [
         &timing::judge,
         &closing::judge,
         &|view| connecting::judge(view, sees_all_resets),
         &|view| writing::judge_reset(view, sees_all_resets),
         &closing::judge_exit,
         &waiting::closed_on_accept,
-        &|view| waiting::peer_gave_up(view).or_else(|| waiting::gave_up_waiting(view)),
+        &waiting::peer_gave_up,
+        &waiting::gave_up_waiting,
         &writing::judge_error,
     ];
     let views = connection.views();

@@ -2,8 +2,8 @@
 
 use super::verdict::Words;
 use crate::event::{
-    Acceptor, Count, End, Errno, Event, Fact, Kind, Micros, Millis, Overflow, OverflowPath, State,
-    SynQueue, Timestamp,
+    Acceptor, Count, End, Errno, Event, Fact, Kind, Micros, Millis, Overflow, OverflowPath,
+    Process, State, SynQueue, Timestamp,
 };
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -48,6 +48,11 @@ impl FullQueue {
             begun: time,
             ended: time,
         }
+    }
+
+    /// The process that should accept, where the host said.
+    pub(super) fn acceptor(&self) -> Option<Process> {
+        self.acceptor.as_ref().map(|it| it.process.clone())
     }
 
     /// Where it listens.
