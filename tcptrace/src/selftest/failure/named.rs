@@ -63,6 +63,7 @@ impl Named {
         self
     }
 
+    /// Its count says nothing of the failure.
     pub(in crate::selftest) fn times_unknown(mut self) -> Self {
         self.count = None;
         self
