@@ -45,6 +45,8 @@ pub(super) struct Case {
     actor: Option<Process>,
     socket: Option<Socket>,
     peer: Option<Process>,
+    /// The processes it stands for, as far as [`PIDS`].
+    pids: Vec<u32>,
     /// What it is a consequence of.
     pub(super) caused_by: Option<EventId>,
     pub(super) count: u64,
@@ -89,6 +91,8 @@ const SETTLE: Duration = Duration::from_millis(500);
 const AGAIN: [Duration; 2] = [Duration::from_secs(10), Duration::from_mins(1)];
 /// A failure that comes later than this after the last one is another case.
 const OPEN: Duration = Duration::from_mins(1);
+/// Processes of one name told apart.
+const PIDS: usize = 256;
 /// A queue that has lost nothing for so long has recovered.
 const EPISODE: Duration = Duration::from_secs(5);
 
@@ -110,6 +114,7 @@ impl Case {
             actor: None,
             socket: None,
             peer: None,
+            pids: Vec::new(),
             caused_by: None,
             count: 0,
             first: at,
@@ -136,8 +141,15 @@ impl Case {
         if let Story::Exit(exited) = &mut self.story {
             exited.take(view);
         }
+        let owner = view.this.owner();
+        if let Some(process) = &owner.process
+            && self.pids.len() < PIDS
+            && !self.pids.contains(&process.pid)
+        {
+            self.pids.push(process.pid);
+        }
         if self.owner.process.is_none() {
-            self.owner = view.this.owner();
+            self.owner = owner;
         }
         if self.peer.is_none() {
             let holder = || view.this.port_holder()?.owner.clone();
@@ -238,10 +250,13 @@ impl Case {
     /// The finding as it stands, if it is new or has grown; `update` is the id of this telling, if it
     /// is not the first.
     pub(super) fn tell(&mut self, now: Timestamp, update: EventId, over: bool) -> Option<Event> {
+        if !self.is_worth_telling() {
+            self.due = after(now, SETTLE);
+            return None;
+        }
         let step = AGAIN.get(self.told as usize).copied().unwrap_or(AGAIN[1]);
         self.due = after(now, step);
-        let grown = self.told_count < self.count;
-        if !self.is_worth_telling() || self.told > 0 && !grown {
+        if self.told > 0 && self.told_count == self.count {
             return None;
         }
         let record = if self.told == 0 { self.id } else { update };
@@ -252,9 +267,10 @@ impl Case {
     }
 
     fn finding(&mut self, now: Timestamp, record: EventId, over: bool) -> Event {
-        let owner = match &self.owner.process {
-            Some(process) => process.to_string(),
-            None => "an unknown process".to_owned(),
+        let owner = match (&self.owner.process, self.pids.len()) {
+            (None, _) => "an unknown process".to_owned(),
+            (Some(process), 0..=1) => process.to_string(),
+            (Some(process), pids) => format!("{process} (and {} more {})", pids - 1, process.comm),
         };
         let mut words = self.words(&owner);
         self.name_intervals(&mut words);
@@ -294,12 +310,12 @@ impl Case {
             Story::First(words) => {
                 let mut words = words.clone();
                 if self.count > 1 {
-                    let _ = write!(
-                        words.title,
-                        " ({} times in all, over {})",
-                        self.count,
-                        Millis(self.last.0.saturating_sub(self.first.0) / 1_000_000)
-                    );
+                    let span = Millis(self.last.0.saturating_sub(self.first.0) / 1_000_000);
+                    let _ = write!(words.title, " ({} times in all, over {span}", self.count);
+                    if self.pids.len() > 1 {
+                        let _ = write!(words.title, ", in {} processes", self.pids.len());
+                    }
+                    words.title.push(')');
                 }
                 words
             }

@@ -79,7 +79,7 @@ impl Exited {
         };
         Words::new(
             format!(
-                "{owner} {how} and took {} down: {}",
+                "{owner} {how}, and {} went down with it: {}",
                 Count(total, "connection"),
                 parts.join(", ")
             ),

@@ -5,9 +5,13 @@ use crate::event::{
     Acceptor, Count, End, Errno, Event, Fact, Kind, Micros, Millis, Overflow, OverflowPath,
     Process, State, SynQueue, Timestamp,
 };
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
+
+/// Clients told apart.
+const CLIENTS: usize = 1_024;
 
 /// One episode of a full accept queue.
 #[derive(Debug)]
@@ -17,8 +21,9 @@ pub(super) struct FullQueue {
     queue_max: u32,
     backlog: Option<u32>,
     somaxconn: Option<u32>,
-    /// Lost as SYN, as final ACK, as the ACK of a SYN cookie.
+    /// Dropped SYNs, final ACKs, ACKs of a SYN cookie: of one connection mostly several.
     by_path: [u64; 3],
+    clients: HashSet<SocketAddr>,
     last_accept_ago_us: Option<u64>,
     acceptor: Option<Arc<Acceptor>>,
     holders: usize,
@@ -40,6 +45,7 @@ impl FullQueue {
             backlog: None,
             somaxconn: None,
             by_path: [0; 3],
+            clients: HashSet::new(),
             last_accept_ago_us: None,
             acceptor: None,
             holders: 0,
@@ -68,6 +74,10 @@ impl FullQueue {
             None => return,
         };
         self.by_path[path] += 1;
+        let peer = event.socket.as_ref().and_then(|socket| socket.flow.peer);
+        if self.clients.len() < CLIENTS {
+            self.clients.extend(peer);
+        }
         self.queue_len = self.queue_len.max(overflow.queue_len);
         self.queue_max = overflow.queue_max;
         self.backlog = overflow.backlog.or(self.backlog);
@@ -95,7 +105,7 @@ impl FullQueue {
     }
 
     pub(super) fn words(&self, owner: &str) -> Words {
-        let lost: u64 = self.by_path.iter().sum();
+        let lost = self.lost();
         let span = self.ended.0.saturating_sub(self.begun.0) / 1_000_000;
         let span = if span == 0 {
             String::new()
@@ -103,11 +113,10 @@ impl FullQueue {
             format!(" in {}", Millis(span))
         };
         let title = format!(
-            "the accept queue of {owner} on {} was full ({} waiting, limit {}): {} lost{span}{}{}",
+            "the accept queue of {owner} on {} was full ({} waiting, limit {}): {lost}{span}{}{}",
             End(self.listener),
             self.queue_len,
             self.queue_max,
-            Count(lost, "connection"),
             self.paths(),
             self.acceptor_says()
         );
@@ -119,21 +128,31 @@ impl FullQueue {
         );
         let words = self.reason(owner, words);
         words
-            .fix(self.limit(owner, lost, &span))
+            .fix(self.limit(owner, &format!("{lost}{span}")))
             .fix("confirm: ss -ltn (Recv-Q above Send-Q), nstat -az TcpExtListenOverflows TcpExtListenDrops")
             .ruled_out("the network: the segments arrived here and were dropped by this host")
+    }
+
+    fn lost(&self) -> String {
+        // Where no segment named its sender, each may be of another one.
+        let clients = match self.clients.len() as u64 {
+            0 => self.by_path.iter().sum(),
+            clients => clients,
+        };
+        let more = if self.clients.len() < CLIENTS {
+            ""
+        } else {
+            "at least "
+        };
+        format!("{more}{} lost", Count(clients, "connection"))
     }
 
     fn paths(&self) -> String {
         let [syn, ack, cookie] = self.by_path;
         let mut parts = Vec::new();
-        for (count, what) in [
-            (syn, "as SYN"),
-            (ack, "as final ACK"),
-            (cookie, "as cookie ACK"),
-        ] {
+        for (count, what) in [(syn, "SYN"), (ack, "final ACK"), (cookie, "cookie ACK")] {
             if count > 0 {
-                parts.push(format!("{count} {what}"));
+                parts.push(format!("{} dropped", Count(count, what)));
             }
         }
         if self.resets > 0 {
@@ -200,8 +219,7 @@ impl FullQueue {
     }
 
     /// Where the limit comes from, and which of the two to raise.
-    fn limit(&self, owner: &str, lost: u64, span: &str) -> String {
-        let lost = format!("{} lost{span}", Count(lost, "connection"));
+    fn limit(&self, owner: &str, lost: &str) -> String {
         match (self.backlog, self.somaxconn) {
             (Some(asked), Some(somaxconn)) if asked > somaxconn => format!(
                 "listen() asked for {asked} and net.core.somaxconn is {somaxconn}: raise somaxconn and \

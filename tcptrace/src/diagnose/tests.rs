@@ -61,7 +61,7 @@ fn a_client_that_left_a_server_that_never_answers() {
 fn a_killed_process_is_one_finding() {
     assert_snapshot!(told(&killed()), @"
     process_exited pid 812 x3 high ERROR
-      envoy[812] was killed by SIGKILL and took 3 connections down: 1 reset (7 bytes unread), 2 closed with a FIN
+      envoy[812] was killed by SIGKILL, and 3 connections went down with it: 1 reset (7 bytes unread), 2 closed with a FIN
       not the network: this host sent the RST and FIN
       fix who sends SIGKILL? the OOM killer (dmesg, memory.events: oom_kill), a stop timeout (systemd TimeoutStopSec=, Kubernetes terminationGracePeriodSeconds), an operator
     ");
@@ -91,7 +91,10 @@ fn a_full_accept_queue_names_the_limit_and_what_the_acceptor_does() {
     let mut events: Vec<_> = (0..31)
         .map(|nth| {
             let kind = Kind::AcceptQueueOverflow(overflow());
-            event(nth * 80_000, Some(envoy()), Some(listener()), kind)
+            let mut socket = listener();
+            let port = 40_000 + u16::try_from(nth).expect("a port");
+            socket.flow.peer = Some(([10, 0, 0, 2], port).into());
+            event(nth * 80_000, Some(envoy()), Some(socket), kind)
         })
         .collect();
     events[0].facts = vec![Fact::Acceptor(shared(acceptor)), Fact::Somaxconn(4_096)];
@@ -99,7 +102,7 @@ fn a_full_accept_queue_names_the_limit_and_what_the_acceptor_does() {
     assert_eq!(found.len(), 2, "the first telling and the last");
     assert_snapshot!(told(&events[..1]), @"
     accept_queue_overflow pid 812 x1 high ERROR
-      the accept queue of envoy[812] on 10.0.0.1:8080 was full (129 waiting, limit 128): 1 connection lost (1 as SYN); it last accepted 4.2 s before; its process is stopped
+      the accept queue of envoy[812] on 10.0.0.1:8080 was full (129 waiting, limit 128): 1 connection lost (1 SYN dropped); it last accepted 4.2 s before; its process is stopped
       not the network: the segments arrived here and were dropped by this host
       fix process 812 is stopped (SIGSTOP, a debugger, the freezer): kill -CONT 812
       fix listen() asked for 128 and net.core.somaxconn is 4096: raise the listen argument (nginx: listen … backlog=, Go reads somaxconn, Java: the backlog of ServerSocket); 1 connection lost
@@ -156,7 +159,7 @@ fn a_full_table_of_connections_the_peer_closed_follows_from_the_leak() {
       fix most of them are connections the peer has closed and envoy[812] never did: mend that leak (tcptrace explain close_wait_leak); a higher limit only fills later
       fix meanwhile clients of 10.0.0.1:8080 wait in the accept queue: expect accept_queue_overflow next
     accept_queue_overflow pid 812 x1 high ERROR
-      the accept queue of envoy[812] on 10.0.0.1:8080 was full (129 waiting, limit 128): 1 connection lost (1 as SYN); it last accepted 4.2 s before; its accept fails with EMFILE
+      the accept queue of envoy[812] on 10.0.0.1:8080 was full (129 waiting, limit 128): 1 connection lost (1 SYN dropped); it last accepted 4.2 s before; its accept fails with EMFILE
       not the network: the segments arrived here and were dropped by this host
       fix envoy[812] cannot accept (EMFILE): close what leaks or raise its limit; no backlog helps
       fix the limit 128 is the smaller of listen()'s argument (128) and net.core.somaxconn: raise that one; 1 connection lost
