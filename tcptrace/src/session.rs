@@ -138,11 +138,10 @@ impl Session {
             owner.exe = details.and_then(|details| details.exe.clone());
         }
         // A finding is made of events that are not printed, too.
-        if let Some(question) = facts::question(&event)
-            && (self.selection.prints(&event) || self.selection.has("finding"))
-        {
+        if self.selection.prints(&event) || self.selection.has("finding") {
             let now = Duration::from_nanos(monotonic());
-            match self.facts.hold(event, question, age, now) {
+            let questions = facts::questions(&event);
+            match self.facts.hold(event, questions, age, now) {
                 Some(unheld) => event = unheld,
                 None => return Ok(()),
             }

@@ -294,7 +294,7 @@ fn columns_say_it_in_a_line_of_120() {
         let of_server: Vec<_> = trace
             .stdout
             .iter()
-            .filter(|line| line.contains(&pid))
+            .filter(|line| line.contains(&pid) && line.contains("RST sent"))
             .collect();
         ensure!(
             of_server.len() == 1,

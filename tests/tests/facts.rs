@@ -1,9 +1,10 @@
 //! What the host says of an event, on the event: who holds what, who listens where, who waits.
 
 use std::net::SocketAddr;
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use tcptrace::selftest::actor::Arg;
 use tcptrace_tests::*;
@@ -295,6 +296,190 @@ fn a_connection_never_closed_says_what_its_process_waits_for() {
             matches!(&outbound[..], [one] if one.starts_with(&expected)),
             "{outbound:?}"
         );
+        Ok(())
+    });
+}
+
+#[test]
+fn a_pool_is_looked_at_each_second_while_its_clients_leave() {
+    in_netns(|netns| {
+        let tracer = trace(netns, &[])?;
+        let mut database = actor("database")?;
+        let mut server = actor("server")?;
+        let mut client = actor("client")?;
+        let (listener, addr) = listen(&mut database, V4, 8)?;
+        for _ in 0..2 {
+            let query = Pair::new(&mut database, &mut server, (listener, addr))?;
+            server.send(query.client, b"query")?;
+            database.wait_for_unread(query.server, 5)?;
+        }
+        let front = listen(&mut server, V4, 8)?;
+        let waiting = (0..6)
+            .map(|_| {
+                let pair = Pair::new(&mut server, &mut client, front)?;
+                client.send(pair.client, b"request")?;
+                server.recv(pair.server, 7)?;
+                client.set_receive_timeout(pair.client, Duration::from_secs(1))?;
+                anyhow::Ok(pair.client)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        for &fd in &waiting[..3] {
+            client.recv(fd, 1).expect_err("EAGAIN after a second");
+            client.close(fd)?;
+        }
+        let events = Events::of(tracer)?.named("close_wait.entered");
+        assert_eq!(events.pids(), [server.pid()].repeat(3));
+        let told = events.only(|event| event.get("tcptrace.work.inbound").is_some());
+        assert_eq!(told.count(), 3, "a second lies between any two");
+        let expected = format!("2 {addr} busy 2 oldest_ms ");
+        for event in &told.0 {
+            // Those who left wait for the pool all the same.
+            assert_eq!(event.number("tcptrace.work.inbound"), Some(6));
+            let outbound = lines(event, "tcptrace.work.outbound");
+            let [pool] = &outbound[..] else {
+                panic!("{outbound:?}");
+            };
+            assert!(pool.starts_with(&expected), "{pool}");
+        }
+        Ok(())
+    });
+}
+
+fn other_end(record: &Record) -> Option<u64> {
+    record.number("tcptrace.other_end.pid")
+}
+
+/// Runs `ip` in the calling thread's namespace.
+fn ip(words: &str) -> Result<()> {
+    let ended = Command::new("ip").args(words.split(' ')).status()?;
+    ensure!(ended.success(), "ip {words}: {ended}");
+    Ok(())
+}
+
+#[test]
+fn an_exit_names_who_was_connected() {
+    in_netns(|here| {
+        std::thread::scope(|scope| {
+            let (tell, told) = std::sync::mpsc::channel();
+            let (meet, addr) = std::sync::mpsc::channel();
+            let (end, ended) = std::sync::mpsc::channel::<()>();
+            scope.spawn(move || -> Result<()> {
+                let there = Netns::enter()?;
+                let mut container = actor("container")?;
+                _ = tell.send((there.path(), container.pid()));
+                let addr = addr.recv()?;
+                ip("address add 192.0.2.2/24 dev end1")?;
+                ip("link set end1 up")?;
+                container.connected(addr)?;
+                _ = tell.send((there.path(), container.pid()));
+                // Ends with the test.
+                _ = ended.recv();
+                Ok(())
+            });
+            let (there, container) = told.recv()?;
+            let there = there.display();
+            ip(&format!(
+                "link add end0 type veth peer name end1 netns {there}"
+            ))?;
+            ip("address add 192.0.2.1/24 dev end0")?;
+            ip("link set end0 up")?;
+            let mut server = actor("server")?;
+            let mut client = actor("client")?;
+            let (listener, addr) = listen(&mut server, "0.0.0.0:0", 8)?;
+            let tracer = trace(here, &["--event", "state.changed"])?;
+            meet.send(SocketAddr::from(([192, 0, 2, 1], addr.port())))?;
+            told.recv()?;
+            server.accept(listener)?;
+            client.connected(SocketAddr::from(([127, 0, 0, 1], addr.port())))?;
+            server.accept(listener)?;
+            server.kill()?;
+            let events = Events::of(tracer)?.only(|event| other_end(event).is_some());
+            let of_exit = |event: &Record| event.number("tcptrace.exit.signal") == Some(9);
+            assert!(events.0.iter().all(of_exit), "{events:?}");
+            let mut found: Vec<_> = events.0.iter().filter_map(other_end).collect();
+            found.sort_unstable();
+            let mut expected = [container, client.pid()].map(u64::from);
+            expected.sort_unstable();
+            assert_eq!(found, expected);
+            drop(end);
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn an_exit_with_many_connections_asks_about_a_few() {
+    in_netns(|netns| {
+        let mut server = actor("server")?;
+        let mut client = actor("client")?;
+        let (listener, addr) = listen(&mut server, V4, 8)?;
+        for _ in 0..300 {
+            Pair::new(&mut server, &mut client, (listener, addr))?;
+        }
+        let tracer = trace(netns, &["--event", "state.changed"])?;
+        server.kill()?;
+        let events = Events::of(tracer)?;
+        let closed = |event: &Record| {
+            event.text("tcptrace.state.previous") == Some("established")
+                && event.number("tcptrace.exit.signal") == Some(9)
+        };
+        let closed = events.only(closed).local(addr);
+        assert_eq!(closed.count(), 300);
+        let told = closed.only(|event| other_end(event).is_some());
+        assert!((1..=10).contains(&told.count()), "{}", told.count());
+        let client = Some(client.pid().into());
+        assert!(told.0.iter().all(|event| other_end(event) == client));
+        Ok(())
+    });
+}
+
+#[test]
+fn who_does_not_read_is_named() {
+    in_netns(|netns| {
+        let tracer = trace(netns, &[])?;
+        let mut server = actor("server")?;
+        let mut client = actor("client")?;
+        let pair = connected(&mut server, &mut client, V4)?;
+        let (level, option) = (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT);
+        server.set(pair.server, level, option, &[1_000])?;
+        let (bytes, flags) = (vec![b'x'; 1 << 16], libc::MSG_DONTWAIT);
+        let (fd, len) = (pair.server.into(), bytes.len().into());
+        let args = [fd, bytes[..].into(), len, flags.into(), 0.into(), 0.into()];
+        while server.sys(libc::SYS_sendto, &args).is_ok() {}
+        let timeout = tracer.wait_for("a timeout", PATIENCE, |record| {
+            record.name() == "connection.timeout"
+        })?;
+        assert_eq!(timeout.pid(), Some(server.pid().into()));
+        assert_eq!(other_end(&timeout), Some(client.pid().into()));
+        assert_eq!(timeout.text("tcptrace.other_end.name"), Some("actor"));
+        Events::of(tracer)?;
+        Ok(())
+    });
+}
+
+#[test]
+fn who_gave_up_or_was_not_wanted_is_named() {
+    in_netns(|netns| {
+        let tracer = trace(netns, &["--event", "all", "--close-wait-after", "0"])?;
+        let mut server = actor("server")?;
+        let mut client = actor("client")?;
+        let listener = listen(&mut server, V4, 8)?;
+        let unwanted = Pair::new(&mut server, &mut client, listener)?;
+        server.close(unwanted.server)?;
+        let waited = Pair::new(&mut server, &mut client, listener)?;
+        client.send(waited.client, b"request")?;
+        server.wait_for_unread(waited.server, 7)?;
+        client.shutdown(waited.client, libc::SHUT_WR)?;
+        server.wait_for(waited.server, libc::POLLRDHUP)?;
+        let events = Events::of(tracer)?;
+        let closed = events.named("state.changed").at_server(&unwanted);
+        let closed = closed.only(|event| other_end(event).is_some());
+        let client = Some(client.pid().into());
+        assert_eq!(other_end(closed.one()?), client);
+        let entered = events.named("close_wait.entered").at_server(&waited);
+        let entered = entered.one()?;
+        assert_eq!(other_end(entered), client, "{entered:?}");
+        assert_eq!(entered.number("tcptrace.work.inbound"), Some(1));
         Ok(())
     });
 }

@@ -153,7 +153,7 @@ impl Case {
         }
         if self.peer.is_none() {
             let holder = || view.this.port_holder()?.owner.clone();
-            self.peer = view.other.process().or_else(holder);
+            self.peer = view.peer().or_else(holder);
         }
         if self.socket.is_none() {
             self.socket = view.this.socket().cloned();

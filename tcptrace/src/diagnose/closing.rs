@@ -1,7 +1,7 @@
 //! An end that reset the other: it closed in a way that makes a RST, or was made to.
 
 use super::connection::View;
-use super::verdict::{Verdict, Words, connection, fd, then_got, who};
+use super::verdict::{Verdict, Words, connection, fd, peer, then_got, who};
 use super::waiting;
 use crate::event::{
     Cause, Certainty, Count, Exit, Micros, ResetSent, Severity, Socket, State, Timestamp,
@@ -172,7 +172,7 @@ pub(super) fn tell(view: View<'_>, verdict: &Verdict) -> Option<Words> {
         .fix("nstat -az TcpExtTCPAbortOnMemory; cat /proc/net/sockstat: orphan and mem against their limits")
         .fix("raise net.ipv4.tcp_max_orphans or net.ipv4.tcp_mem, or find what closes so many connections with data unsent"),
         Cause::StaleConnection => {
-            let peer = who(view.other, "the peer");
+            let peer = peer(view, "the peer");
             Words::new(
                 format!(
                     "{peer} sent data on {}, a connection this host does not know",

@@ -105,6 +105,12 @@ pub(super) struct View<'a> {
 }
 
 impl View<'_> {
+    /// The process at the other end: seen there, or found by the host.
+    pub(super) fn peer(self) -> Option<Process> {
+        let found = || self.this.other_end().cloned();
+        self.other.process().or_else(found)
+    }
+
     /// The same connection from its other end.
     pub(super) fn turned(self) -> Self {
         Self {
@@ -181,6 +187,15 @@ impl End {
         let mut facts = self.seen.iter().flat_map(|seen| &seen.first.facts);
         facts.find_map(|fact| match fact {
             Fact::PortHolder(holder) => Some(&**holder),
+            _ => None,
+        })
+    }
+
+    /// Who holds the other end, where the host said.
+    fn other_end(&self) -> Option<&Process> {
+        let mut facts = self.seen.iter().flat_map(|seen| &seen.first.facts);
+        facts.find_map(|fact| match fact {
+            Fact::OtherEnd(process) => Some(&**process),
             _ => None,
         })
     }

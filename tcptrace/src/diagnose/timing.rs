@@ -1,7 +1,7 @@
 //! Connections the kernel gave up.
 
 use super::connection::View;
-use super::verdict::{Verdict, Words, connection, who};
+use super::verdict::{Verdict, Words, connection, peer, who};
 use crate::event::{Cause, Certainty, Count, Millis, Severity, Socket, Timeout};
 
 /// What a timeout comes to.
@@ -87,7 +87,7 @@ pub(super) fn tell(view: View<'_>, cause: Cause) -> Option<Words> {
         .fix("if the peer is well: send keepalives more often than the firewall's or NAT's idle limit (TCP_KEEPIDLE)")
         .ruled_out("data in flight: keepalive probes only silent connections"),
         Cause::PeerNotReading => {
-            let reader = who(view.other, "the peer's program");
+            let reader = peer(view, "the peer's program");
             Words::new(
                 format!(
                     "{} of {process} ended: {reader} stopped reading, its window stayed 0 over {}{heard}",

@@ -117,6 +117,12 @@ pub(super) fn who<'a>(end: &'a End, or: &'a str) -> impl fmt::Display + 'a {
     fmt::from_fn(move |f| named(process.as_ref(), or).fmt(f))
 }
 
+/// The other end's process, or what stands in.
+pub(super) fn peer<'a>(view: View<'_>, or: &'a str) -> impl fmt::Display + use<'a> {
+    let process = view.peer();
+    fmt::from_fn(move |f| named(process.as_ref(), or).fmt(f))
+}
+
 /// A process, or what stands in.
 pub(super) fn named<'a>(process: Option<&'a Process>, or: &'a str) -> impl fmt::Display + 'a {
     fmt::from_fn(move |f| match process {

@@ -2,7 +2,7 @@
 //! deadline away.
 
 use super::connection::View;
-use super::verdict::{Verdict, Words, connection, fd, time, who};
+use super::verdict::{Verdict, Words, connection, fd, peer, time, who};
 use crate::event::{Cause, Certainty, Event, Kind, Micros, Millis, Severity, Side, Socket, State};
 use std::fmt::Write as _;
 
@@ -163,7 +163,7 @@ pub(super) fn tell_peer_gave_up(view: View<'_>, verdict: &Verdict) -> Words {
     let socket = waited_for(view).map(|(socket, _)| socket);
     let fin = socket.and_then(|socket| socket.fin);
     let waited = time(verdict.interval_ms);
-    let peer = who(view.other, "the peer");
+    let peer = peer(view, "the peer");
     let server = who(view.this, "this process");
     let answered = socket.map_or(0, |it| {
         it.bytes_sent
@@ -213,7 +213,7 @@ pub(super) fn tell_gave_up_waiting(view: View<'_>, verdict: &Verdict) -> Words {
     let socket = closed.and_then(|(seen, _)| seen.socket());
     let waited = time(verdict.interval_ms);
     let client = who(view.this, "a process");
-    let server = who(view.other, "the server");
+    let server = peer(view, "the server");
     let mut title = format!(
         "{client} closed{} to {} after it had waited {waited} for an answer",
         fd(socket),

@@ -2,7 +2,7 @@
 
 use super::connection::View;
 use super::idle::{answered_our_write, silence_before_reset, stale_pooled};
-use super::verdict::{Verdict, Words, connection, fd, named, who};
+use super::verdict::{Verdict, Words, connection, fd, named, peer, who};
 use super::waiting;
 use crate::event::{
     CallError, Cause, Certainty, Count, Micros, Millis, Severity, Side, Socket, State,
@@ -127,7 +127,7 @@ fn write_after_peer_close(view: View<'_>, verdict: &Verdict) -> Words {
         .and_then(|(seen, _)| seen.socket())
         .or(view.this.socket());
     let writer = who(view.this, "a process");
-    let closer = who(view.other, "the peer");
+    let closer = peer(view, "the peer");
     let fin = view.this.sockets().find_map(|socket| socket.fin);
     let when = fin.map_or("before".to_owned(), |fin| {
         format!("{} before", Micros(fin.ago_us))

@@ -101,7 +101,7 @@ pub struct PortHolder {
 /// What a process was waiting for, and who waited for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Workload {
-    /// Connections accepted whose last bytes are unanswered.
+    /// Connections accepted whose last bytes are unanswered, also those the peer has closed since.
     pub inbound: u32,
     /// How long the oldest of them has waited, ms.
     pub inbound_oldest_ms: u64,
@@ -144,4 +144,6 @@ pub enum Fact {
     Somaxconn(u32),
     /// What the process waits for.
     Workload(Arc<Workload>),
+    /// Who holds the other end of the connection, on this host.
+    OtherEnd(Arc<Process>),
 }

@@ -1,4 +1,5 @@
-//! Listeners that could have been meant when a connection was refused.
+//! Who else on this host a connection is about: the listeners that could have been meant when it was
+//! refused, and the process at its other end.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -8,12 +9,12 @@ use nix::ifaddrs::getifaddrs;
 use super::netns::{self, Namespace};
 use super::sockets::{self, TcpSocket};
 use super::{holders, process};
-use crate::event::{Nearby, State};
+use crate::event::{Nearby, Process, State};
 
 /// Listeners told of.
 const ROWS: usize = 16;
 
-/// Other namespaces than the client's are visited until this much time has passed.
+/// Other namespaces than the connection's are visited until this much time has passed.
 pub const BUDGET: Duration = Duration::from_millis(200);
 
 /// The listeners on a port, in every network namespace and on every address: those in the client's
@@ -51,6 +52,35 @@ pub fn listeners(client: u32, meant: SocketAddr, budget: Duration) -> Option<Vec
     found.dedup_by_key(|it| key(it));
     found.truncate(ROWS);
     Some(with_owners(&found))
+}
+
+/// The process that holds the other end of the connection `local` to `peer` of a namespace, when that
+/// end is on this host and still held: what a program has closed is nobody's.
+#[must_use]
+pub fn other_end(
+    namespace: &Namespace,
+    (local, peer): (SocketAddr, SocketAddr),
+    budget: Duration,
+) -> Option<Process> {
+    let begun = Instant::now();
+    let look = |namespace: &Namespace| {
+        let found = netns::enter(namespace, || sockets::connection(peer, local));
+        found.ok().flatten()
+    };
+    let mut found = look(namespace);
+    // A loopback address is another one in every namespace.
+    if found.is_none() && !peer.ip().is_loopback() {
+        let others = netns::list().ok()?.list.into_iter();
+        found = others
+            .filter(|other| other.inode != namespace.inode)
+            .take_while(|_| begun.elapsed() < budget)
+            .find_map(|other| look(&other));
+    }
+    let inode = found
+        .map(|socket| socket.inode)
+        .filter(|&inode| inode != 0)?;
+    let (holders, _) = holders::find(inode);
+    process::describe(holders.first()?.pid, None)
 }
 
 /// Whether a namespace has the address, and who listens there on the port.
@@ -99,7 +129,7 @@ fn with_owners(listeners: &[TcpSocket]) -> Vec<Nearby> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::net::{TcpListener, TcpStream};
 
     use super::*;
 
@@ -115,6 +145,28 @@ mod tests {
         assert_eq!((first.address, first.netns), (addr, own));
         let owner = first.owner.as_ref().map(|owner| owner.pid);
         assert_eq!(owner, Some(std::process::id()));
+    }
+
+    #[test]
+    fn the_other_end_is_found_until_it_is_closed() {
+        let _alone = crate::host::ALONE.lock();
+        let own = netns::of(std::process::id()).expect("our own");
+        for any in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(any).expect("a free port");
+            let addr = listener.local_addr().expect("bound");
+            let client = TcpStream::connect(addr).expect("listening");
+            let port = client.local_addr().expect("connected");
+            let holder = |local, peer| other_end(&own, (local, peer), BUDGET).map(|it| it.pid);
+            let us = Some(std::process::id());
+            assert_eq!(holder(addr, port), us, "the client");
+            assert_eq!(holder(port, addr), None, "nobody accepted it yet");
+            let (server, _) = listener.accept().expect("one waits");
+            assert_eq!(holder(port, addr), us, "the server");
+            drop(client);
+            assert_eq!(holder(addr, port), None, "closed");
+            drop(server);
+            assert_eq!(holder(port, addr), None, "only the listener is left");
+        }
     }
 
     #[test]

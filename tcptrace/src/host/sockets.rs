@@ -45,6 +45,10 @@ const BUFFER: usize = 64 * 1024;
 /// Length of `struct inet_diag_msg`; attributes follow.
 const DIAG_MSG: usize = 72;
 
+/// Whatever cookie the socket has.
+/// <https://github.com/torvalds/linux/blob/v6.18/include/uapi/linux/inet_diag.h> (`INET_DIAG_NOCOOKIE`)
+const ANY_COOKIE: [u8; 8] = [0xff; 8];
+
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 
@@ -177,12 +181,7 @@ pub fn dump(states: &[State], mut each: impl FnMut(TcpSocket)) -> Result<Dump> {
             .send(&request(family, states, sequence), 0)
             .context("the kernel did not take the question for its TCP sockets (sock_diag)")?;
         loop {
-            buffer.clear();
-            match socket.recv(&mut buffer, 0) {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error).context("reading the kernel's TCP sockets failed"),
-            }
+            receive(&socket, &mut buffer).context("reading the kernel's TCP sockets failed")?;
             let done = walk(&buffer, sequence, &mut dump, |payload| {
                 let Some(socket) = parse(payload, netns) else {
                     return false;
@@ -198,20 +197,76 @@ pub fn dump(states: &[State], mut each: impl FnMut(TcpSocket)) -> Result<Dump> {
     Ok(dump)
 }
 
+/// The connection with exactly these ends, at one look-up instead of a list. The namespace is that
+/// of the calling thread. `None` when there is none, or the kernel does not tell.
+#[must_use]
+pub fn connection(local: SocketAddr, peer: SocketAddr) -> Option<TcpSocket> {
+    let netns = netns::current().ok()?;
+    let socket = Netlink::new(NETLINK_SOCK_DIAG).ok()?;
+    let question = InetRequest {
+        socket_id: DiagId {
+            source_port: local.port(),
+            destination_port: peer.port(),
+            source_address: local.ip(),
+            destination_address: peer.ip(),
+            interface_id: 0,
+            cookie: ANY_COOKIE,
+        },
+        ..all(if local.is_ipv4() { AF_INET } else { AF_INET6 })
+    };
+    socket.send(&message(question, NLM_F_REQUEST, 1), 0).ok()?;
+    let mut buffer = Vec::with_capacity(BUFFER);
+    receive(&socket, &mut buffer).ok()?;
+    let mut found = None;
+    let answer = walk(&buffer, 1, &mut Dump::default(), |payload| {
+        found = parse(payload, netns);
+        found.is_some()
+    });
+    // Without a connection the kernel gives the listener that would take it.
+    // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/inet_diag.c (inet_diag_find_one_icsk)
+    answer
+        .ok()
+        .and(found)
+        .filter(|it| it.flow.peer == Some(peer))
+}
+
+fn receive(socket: &Netlink, buffer: &mut Vec<u8>) -> io::Result<()> {
+    loop {
+        buffer.clear();
+        match socket.recv(buffer, 0) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            received => return received.map(drop),
+        }
+    }
+}
+
 fn request(family: u8, states: &[State], sequence: u32) -> Vec<u8> {
     let mask = states
         .iter()
         .fold(0, |mask, &state| mask | 1_u32 << state as u8);
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    header.sequence_number = sequence;
-    let question = SockDiagMessage::InetRequest(InetRequest {
+    let question = InetRequest {
+        states: StateFlags::from_bits_retain(mask),
+        ..all(family)
+    };
+    message(question, NLM_F_REQUEST | NLM_F_DUMP, sequence)
+}
+
+/// Asks for all that is used of a socket.
+fn all(family: u8) -> InetRequest {
+    InetRequest {
         family,
         protocol: IPPROTO_TCP,
         extensions: ExtensionFlags::INFO | ExtensionFlags::SKMEMINFO,
-        states: StateFlags::from_bits_retain(mask),
+        states: StateFlags::all(),
         socket_id: DiagId::new_v4(),
-    });
+    }
+}
+
+fn message(question: InetRequest, flags: u16, sequence: u32) -> Vec<u8> {
+    let mut header = NetlinkHeader::default();
+    header.flags = flags;
+    header.sequence_number = sequence;
+    let question = SockDiagMessage::InetRequest(question);
     let mut message = NetlinkMessage::new(header, NetlinkPayload::from(question));
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];

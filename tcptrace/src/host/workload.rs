@@ -10,39 +10,40 @@ use crate::event::{Pool, State, Workload};
 
 /// Of the connections a process holds.
 ///
-/// One that was accepted waits for us when data came in after we last sent, or lies unread. One of
-/// our own is busy when we sent after data last came. Both times have the resolution of a jiffy:
-/// when they are the same the answer came at once, and nobody waits.
+/// One that was accepted waits for us when data came in after we last sent, or lies unread; one whose
+/// peer has closed since waits all the same for what its request needs. One of our own is busy when
+/// we sent after data last came. Both times have the resolution of a jiffy: when they are the same
+/// the answer came at once, and nobody waits.
 #[must_use]
 pub fn workload(table: &Table) -> Workload {
     let mut workload = Workload::default();
     let mut pools: HashMap<SocketAddr, Pool> = HashMap::new();
-    let established = table
-        .tcp
-        .iter()
-        .map(|open| &open.socket)
-        .filter(|socket| socket.state == State::Established);
-    for socket in established {
+    for socket in table.tcp.iter().map(|open| &open.socket) {
         let Some(server) = socket.flow.peer else {
             continue;
         };
-        if table.listeners.serve(socket.flow.local) {
-            if let Some(waited) = waits_for_us(socket) {
-                workload.inbound += 1;
-                workload.inbound_oldest_ms = workload.inbound_oldest_ms.max(waited);
+        let accepted = table.listeners.serve(socket.flow.local);
+        match socket.state {
+            State::Established | State::CloseWait if accepted => {
+                if let Some(waited) = waits_for_us(socket) {
+                    workload.inbound += 1;
+                    workload.inbound_oldest_ms = workload.inbound_oldest_ms.max(waited);
+                }
             }
-            continue;
-        }
-        let pool = pools.entry(server).or_insert(Pool {
-            server,
-            connections: 0,
-            busy: 0,
-            oldest_ms: 0,
-        });
-        pool.connections += 1;
-        if let Some(waited) = waits_for_server(socket) {
-            pool.busy += 1;
-            pool.oldest_ms = pool.oldest_ms.max(waited);
+            State::Established => {
+                let pool = pools.entry(server).or_insert(Pool {
+                    server,
+                    connections: 0,
+                    busy: 0,
+                    oldest_ms: 0,
+                });
+                pool.connections += 1;
+                if let Some(waited) = waits_for_server(socket) {
+                    pool.busy += 1;
+                    pool.oldest_ms = pool.oldest_ms.max(waited);
+                }
+            }
+            _ => {}
         }
     }
     workload.outbound = pools.into_values().collect();
@@ -58,7 +59,7 @@ fn waits_for_us(socket: &TcpSocket) -> Option<u64> {
     let info = socket.info?;
     let received = info.data_received_ago_ms?;
     let unanswered = info.data_sent_ago_ms.is_none_or(|sent| received < sent);
-    (unanswered || socket.recv_queue > 0).then_some(received.into())
+    (unanswered || socket.unread() > 0).then_some(received.into())
 }
 
 /// Milliseconds since our last byte, when it is unanswered.
@@ -136,6 +137,30 @@ mod tests {
                 pool("10.0.0.9:3306", 2, 2, 800),
             ]
         );
+    }
+
+    #[test]
+    fn a_client_that_left_waits_all_the_same() {
+        let left = |unread, sent| {
+            let mut table = table(&[(
+                "10.0.0.1:80",
+                "10.9.9.9:1001",
+                Some(900),
+                sent,
+                // The FIN counts as one.
+                unread,
+            )]);
+            table.tcp[0].socket.state = State::CloseWait;
+            workload(&table).inbound
+        };
+        assert_eq!(left(0, None), 1, "its request was read");
+        assert_eq!(left(10, None), 1, "it was not");
+        assert_eq!(left(10, Some(5)), 1, "a second one was not");
+        assert_eq!(left(1, Some(5)), 0, "answered, the FIN not read");
+        assert_eq!(left(0, Some(5)), 0);
+        let mut upstream = table(&[("10.0.0.1:4001", "10.0.0.9:80", None, Some(5), 1)]);
+        upstream.tcp[0].socket.state = State::CloseWait;
+        assert_eq!(workload(&upstream).outbound, [], "of no use any more");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::{millis, monotonic};
-use crate::event::{Acceptor, Event, Fact, Kind};
+use crate::event::{Acceptor, Errno, Event, Fact, Kind, Side, State, StateChange};
 use crate::host::attribution::Budget;
 use crate::host::descriptors::Table;
 use crate::host::{acceptor, holders, nearby, netns, ports, process, workload};
@@ -48,6 +48,24 @@ pub(super) enum Question {
     },
     /// What a process waits for.
     Workload { pid: u32 },
+    /// Who holds the other end of a connection.
+    OtherEnd {
+        netns: u32,
+        pid: Option<u32>,
+        local: SocketAddr,
+        peer: SocketAddr,
+    },
+}
+
+impl Question {
+    /// The same is not asked again for this long: later events of the subject carry no facts.
+    fn interval(&self) -> Duration {
+        match self {
+            // Two looks show whether a pool grows.
+            Self::Workload { .. } => Duration::from_secs(1),
+            _ => Duration::from_secs(10),
+        }
+    }
 }
 
 /// Answers a question about an event that happened at this time of the monotonic clock, ns.
@@ -64,13 +82,14 @@ pub(super) struct Facts {
     /// When each question was last asked, on the monotonic clock.
     asked: HashMap<Question, Duration>,
     looks: Budget,
+    ends: Budget,
     time: Budget,
     skipped: u64,
 }
 
 struct Ask {
     ticket: u64,
-    question: Question,
+    questions: Vec<Question>,
     happened: u64,
 }
 
@@ -85,10 +104,10 @@ struct Held {
     since: Duration,
 }
 
-/// The same is not asked again for this long: later events of the subject carry no facts.
-const INTERVAL: Duration = Duration::from_secs(10);
 /// Looks per second.
 const LOOKS: u32 = 20;
+/// Of these, looks for the other ends of connections: an exiting process may leave thousands.
+const ENDS: u32 = 5;
 /// Microseconds of the thread's time per second, a tenth of a core. A look that takes longer than
 /// is left is paid off before the next.
 const TIME: u32 = 100_000;
@@ -115,25 +134,26 @@ impl Facts {
             next: 0,
             asked: HashMap::new(),
             looks: Budget::per_second(LOOKS),
+            ends: Budget::per_second(ENDS),
             time: Budget::per_second(TIME),
             skipped: 0,
         }
     }
 
-    /// Takes an event that happened `age` ago when its question is to be asked; gives it back when
-    /// it is not. `now` is the monotonic clock.
+    /// Takes an event that happened `age` ago when one of these questions is to be asked; gives it
+    /// back when none is. `now` is the monotonic clock.
     pub(super) fn hold(
         &mut self,
         event: Event,
-        question: Question,
+        mut questions: Vec<Question>,
         age: Duration,
         now: Duration,
     ) -> Option<Event> {
-        let before = self.asked.get(&question);
-        if before.is_some_and(|&before| now.saturating_sub(before) < INTERVAL) {
+        questions.retain(|question| self.is_due(question, now));
+        if questions.is_empty() {
             return Some(event);
         }
-        if !self.ask(question, now.saturating_sub(age), now) {
+        if !self.ask(questions, now.saturating_sub(age), now) {
             self.skipped += 1;
             return Some(event);
         }
@@ -141,13 +161,21 @@ impl Facts {
         None
     }
 
-    fn ask(&mut self, question: Question, happened: Duration, now: Duration) -> bool {
+    /// It was not asked a moment ago, and of the other ends of connections not too many were.
+    fn is_due(&self, question: &Question, now: Duration) -> bool {
+        let before = self.asked.get(question);
+        let is_fresh = before.is_some_and(|&it| now.saturating_sub(it) < question.interval());
+        let may = !matches!(question, Question::OtherEnd { .. }) || self.ends.allows(now);
+        !is_fresh && may
+    }
+
+    fn ask(&mut self, questions: Vec<Question>, happened: Duration, now: Duration) -> bool {
         if self.held.len() >= HELD || !self.looks.allows(now) || !self.time.allows(now) {
             return false;
         }
         if self.asked.len() >= ASKED {
             self.asked
-                .retain(|_, &mut before| now.saturating_sub(before) < INTERVAL);
+                .retain(|question, &mut at| now.saturating_sub(at) < question.interval());
         }
         if self.asked.len() >= ASKED {
             return false;
@@ -155,7 +183,7 @@ impl Facts {
         self.next += 1;
         let ask = Ask {
             ticket: self.next,
-            question: question.clone(),
+            questions: questions.clone(),
             happened: u64::try_from(happened.as_nanos()).unwrap_or(u64::MAX),
         };
         if self.asks.is_none() {
@@ -165,8 +193,13 @@ impl Facts {
         if !matches!(sent, Some(Ok(()))) {
             return false;
         }
-        self.looks.charge(1, now);
-        self.asked.insert(question, now);
+        for question in questions {
+            self.looks.charge(1, now);
+            if let Question::OtherEnd { .. } = question {
+                self.ends.charge(1, now);
+            }
+            self.asked.insert(question, now);
+        }
         true
     }
 
@@ -179,9 +212,10 @@ impl Facts {
             lower_priority();
             for ask in questions {
                 let begun = Instant::now();
+                let questions = ask.questions.iter();
                 let answer = Answer {
                     ticket: ask.ticket,
-                    facts: look(&ask.question, ask.happened),
+                    facts: questions.flat_map(|it| look(it, ask.happened)).collect(),
                     took: begun.elapsed(),
                 };
                 if tell.send(answer).is_err() {
@@ -260,51 +294,103 @@ fn lower_priority() {
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) };
 }
 
-/// What is asked about an event, if anything.
-pub(super) fn question(event: &Event) -> Option<Question> {
-    let socket = event.socket.as_ref();
-    let netns = socket.map(|socket| socket.flow.netns);
-    let pid = event.owner.process.as_ref().map(|owner| owner.pid);
-    match &event.kind {
+/// What is asked about an event: nothing about most.
+pub(super) fn questions(event: &Event) -> Vec<Question> {
+    let pid = pid(event);
+    let workload = pid.map(|pid| Question::Workload { pid });
+    let asked = match &event.kind {
         Kind::FdExhausted(exhausted) if exhausted.errno.0 == libc::EMFILE => {
-            Some(Question::Holdings { pid: pid? })
+            [pid.map(|pid| Question::Holdings { pid }), None]
         }
-        Kind::AcceptQueueOverflow(_) => Some(Question::AcceptQueue {
-            pid: pid?,
-            fd: socket?.fd,
-            inode: socket?.inode,
-            netns: netns?,
+        Kind::AcceptQueueOverflow(_) => [accept_queue_of(event), workload],
+        Kind::ConnectFailed(failed) => [failed.errno.and_then(|it| unconnected(event, it)), None],
+        Kind::SocketError(call) if call.errno.0 == libc::EADDRINUSE => [unbound(event), None],
+        Kind::CloseWaitStuck(_) => [workload, None],
+        Kind::CloseWaitEntered(_) if peer_waited(event) => [workload, other_end(event)],
+        // It stopped reading.
+        Kind::ConnectionTimeout(timeout) if timeout.send_window == 0 => [other_end(event), None],
+        Kind::StateChanged(change) if closes(change) && (exits(event) || is_unused(event)) => {
+            [other_end(event), None]
+        }
+        _ => [None, None],
+    };
+    asked.into_iter().flatten().collect()
+}
+
+fn pid(event: &Event) -> Option<u32> {
+    event.owner.process.as_ref().map(|owner| owner.pid)
+}
+
+fn accept_queue_of(event: &Event) -> Option<Question> {
+    let socket = event.socket.as_ref()?;
+    Some(Question::AcceptQueue {
+        pid: pid(event)?,
+        fd: socket.fd,
+        inode: socket.inode,
+        netns: socket.flow.netns,
+    })
+}
+
+fn unconnected(event: &Event, errno: Errno) -> Option<Question> {
+    let flow = event.socket.as_ref()?.flow;
+    match errno.0 {
+        libc::ECONNREFUSED => Some(Question::Nearby {
+            netns: flow.netns,
+            meant: flow.peer?,
         }),
-        Kind::ConnectFailed(failed) => match failed.errno?.0 {
-            libc::ECONNREFUSED => Some(Question::Nearby {
-                netns: netns?,
-                meant: socket?.flow.peer?,
-            }),
-            libc::EADDRNOTAVAIL => Some(Question::Ports {
-                netns: netns?,
-                pid,
-                peer: socket?.flow.peer,
-            }),
-            _ => None,
-        },
-        Kind::SocketError(call) if call.errno.0 == libc::EADDRINUSE => {
-            let (netns, wanted) = (netns?, socket?.flow.local);
-            Some(if wanted.port() == 0 {
-                // Any port would have done, and none was left.
-                let peer = None;
-                Question::Ports { netns, pid, peer }
-            } else {
-                Question::PortHolder { netns, pid, wanted }
-            })
-        }
-        Kind::CloseWaitStuck(_) => Some(Question::Workload { pid: pid? }),
-        // The peer gave up while this process worked.
-        Kind::CloseWaitEntered(_) => {
-            socket?.fin?.waited_ms?;
-            Some(Question::Workload { pid: pid? })
-        }
+        libc::EADDRNOTAVAIL => Some(Question::Ports {
+            netns: flow.netns,
+            pid: pid(event),
+            peer: flow.peer,
+        }),
         _ => None,
     }
+}
+
+fn unbound(event: &Event) -> Option<Question> {
+    let flow = event.socket.as_ref()?.flow;
+    let (netns, pid, wanted) = (flow.netns, pid(event), flow.local);
+    Some(if wanted.port() == 0 {
+        // Any port would have done, and none was left.
+        let peer = None;
+        Question::Ports { netns, pid, peer }
+    } else {
+        Question::PortHolder { netns, pid, wanted }
+    })
+}
+
+fn other_end(event: &Event) -> Option<Question> {
+    let flow = event.socket.as_ref()?.flow;
+    Some(Question::OtherEnd {
+        netns: flow.netns,
+        pid: pid(event),
+        local: flow.local,
+        peer: flow.peer?,
+    })
+}
+
+/// The peer waited for an answer, and closed.
+fn peer_waited(event: &Event) -> bool {
+    let fin = event.socket.as_ref().and_then(|socket| socket.fin);
+    fin.is_some_and(|fin| fin.waited_ms.is_some())
+}
+
+/// This end goes first.
+fn closes(change: &StateChange) -> bool {
+    change.from == State::Established && change.to != State::CloseWait
+}
+
+fn exits(event: &Event) -> bool {
+    let owner = event.owner.process.as_ref();
+    owner.is_some_and(|owner| owner.exit.is_some())
+}
+
+/// A server closes what it accepted a moment ago, without a word.
+fn is_unused(event: &Event) -> bool {
+    event.socket.as_ref().is_some_and(|socket| {
+        let soon = socket.accepted_ago_us.is_some_and(|us| us < 1_000_000);
+        socket.side == Some(Side::Server) && socket.bytes_sent == 0 && soon
+    })
 }
 
 /// Asks this host.
@@ -342,6 +428,17 @@ fn look(question: &Question, happened: u64) -> Vec<Fact> {
             let workload = table.map(|it| Fact::Workload(Arc::new(workload::workload(&it))));
             workload.into_iter().collect()
         }
+        Question::OtherEnd {
+            netns,
+            pid,
+            local,
+            peer,
+        } => {
+            let namespace = netns::numbered(netns, pid);
+            let found = nearby::other_end(&namespace, (local, peer), nearby::BUDGET);
+            let found = found.map(|process| Fact::OtherEnd(Arc::new(process)));
+            found.into_iter().collect()
+        }
     }
 }
 
@@ -354,14 +451,12 @@ fn accept_queue(
 ) -> Vec<Fact> {
     let mut facts = Vec::new();
     facts.extend(acceptor(pid, fd, inode, happened).map(|it| Fact::Acceptor(Arc::new(it))));
-    let table = Table::read(pid).ok();
     let namespace = netns::numbered(netns, Some(pid));
     facts.extend(acceptor::somaxconn(&namespace).map(Fact::Somaxconn));
-    if let Some(table) = table {
-        facts.push(Fact::Workload(Arc::new(workload::workload(&table))));
-        if is_short_of_descriptors(pid) {
-            facts.push(Fact::Holdings(Arc::new(table.holdings())));
-        }
+    if is_short_of_descriptors(pid)
+        && let Ok(table) = Table::read(pid)
+    {
+        facts.push(Fact::Holdings(Arc::new(table.holdings())));
     }
     facts
 }
@@ -410,13 +505,15 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::event::{CloseWait, Errno, Owner, PeerFin, Process, Socket};
+    use crate::event::{
+        CloseWait, Exit, Flow, Owner, PeerFin, Process, Socket, StateChange, Timeout,
+    };
     use crate::sink::samples;
 
-    /// Holds back what [`question`] says.
+    /// Holds back what [`questions`] say.
     fn hold(facts: &mut Facts, event: Event, now: Duration) -> Option<Event> {
-        let question = question(&event).expect("something is asked");
-        facts.hold(event, question, Duration::ZERO, now)
+        let questions = questions(&event);
+        facts.hold(event, questions, Duration::ZERO, now)
     }
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -460,13 +557,13 @@ mod tests {
         let host = Host::default();
         let mut facts = host.facts();
         assert_eq!(hold(&mut facts, stuck(1), SECOND), None);
-        let again = hold(&mut facts, stuck(1), INTERVAL);
+        let again = hold(&mut facts, stuck(1), Duration::from_millis(1_999));
         assert!(again.is_some(), "it waits for nothing");
         assert_eq!(hold(&mut facts, stuck(2), SECOND), None);
         let ready = facts.finish(SECOND);
         let told: Vec<_> = ready.iter().map(|event| event.facts.clone()).collect();
         assert_eq!(told, [[Fact::Somaxconn(1)], [Fact::Somaxconn(2)]]);
-        assert_eq!(hold(&mut facts, stuck(1), SECOND + INTERVAL), None);
+        assert_eq!(hold(&mut facts, stuck(1), 2 * SECOND), None);
         assert_eq!(facts.finish(SECOND).len(), 1);
         assert_eq!((host.asked(), facts.skipped()), (3, 0));
     }
@@ -521,46 +618,68 @@ mod tests {
 
     #[test]
     fn each_kind_asks_its_own() {
-        let asks = |event: &Event| question(event);
         let mut exhausted = samples::all();
         exhausted.retain(|event| matches!(event.kind, Kind::FdExhausted(_)));
         let mut exhausted = exhausted.pop().expect("a sample of each kind");
-        assert_eq!(asks(&exhausted), Some(Question::Holdings { pid: 1_234 }));
+        assert_eq!(questions(&exhausted), [Question::Holdings { pid: 1_234 }]);
         if let Kind::FdExhausted(fds) = &mut exhausted.kind {
             fds.errno = Errno(libc::ENFILE);
         }
         assert_eq!(
-            asks(&exhausted),
-            None,
+            questions(&exhausted),
+            [],
             "the host's limit, not the process's"
         );
 
         let queue = samples::queue_full();
-        let expected = Question::AcceptQueue {
+        let accepts = Question::AcceptQueue {
             pid: 1_234,
             fd: Some(17),
             inode: Some(81_234),
             netns: 4_026_531_840,
         };
-        assert_eq!(asks(&queue), Some(expected));
+        assert_eq!(questions(&queue), [accepts, WORKLOAD]);
         let nobody = Event {
             owner: Owner::default(),
             ..queue
         };
-        assert_eq!(asks(&nobody), None);
-        assert_eq!(asks(&samples::reset_sent()), None);
+        assert_eq!(questions(&nobody), []);
+        assert_eq!(questions(&samples::reset_sent()), []);
+    }
+
+    const WORKLOAD: Question = Question::Workload { pid: 1_234 };
+
+    fn other_end() -> Question {
+        Question::OtherEnd {
+            netns: 7,
+            pid: Some(1_234),
+            local: "10.0.0.1:8080".parse().expect("an address"),
+            peer: "10.0.0.9:40000".parse().expect("an address"),
+        }
+    }
+
+    /// On the connection of [`other_end`].
+    fn connected(kind: Kind) -> Event {
+        let socket = Socket {
+            flow: Flow {
+                netns: 7,
+                ..samples::flow("10.0.0.1:8080", Some("10.0.0.9:40000"))
+            },
+            ..Socket::default()
+        };
+        samples::event(Some(socket), kind)
     }
 
     #[test]
-    fn the_workload_is_asked_for_when_the_peer_gave_up() {
+    fn the_workload_and_the_peer_are_asked_for_when_the_peer_gave_up() {
         let wait = CloseWait {
             age_ms: 0,
             at_least: false,
             count: 1,
             at_start: false,
         };
-        let mut event = samples::event(Some(Socket::default()), Kind::CloseWaitEntered(wait));
-        assert_eq!(question(&event), None, "a FIN that nobody waited before");
+        let mut event = connected(Kind::CloseWaitEntered(wait));
+        assert_eq!(questions(&event), [], "a FIN that nobody waited before");
         if let Some(socket) = &mut event.socket {
             socket.fin = Some(PeerFin {
                 ago_us: 10,
@@ -569,7 +688,100 @@ mod tests {
                 idle_ms: 5_000,
             });
         }
-        assert_eq!(question(&event), Some(Question::Workload { pid: 1_234 }));
+        assert_eq!(questions(&event), [WORKLOAD, other_end()]);
+    }
+
+    #[test]
+    fn a_closed_window_asks_who_does_not_read() {
+        let mut timeout = Timeout {
+            errno: Errno(libc::ETIMEDOUT),
+            retransmits: 0,
+            probes: 15,
+            send_window: 0,
+            user_timeout_ms: None,
+            keepalive: false,
+        };
+        let silent = connected(Kind::ConnectionTimeout(timeout.clone()));
+        assert_eq!(questions(&silent), [other_end()]);
+        timeout.send_window = 1;
+        assert_eq!(questions(&connected(Kind::ConnectionTimeout(timeout))), []);
+    }
+
+    fn changed(from: State, to: State) -> Event {
+        connected(Kind::StateChanged(StateChange {
+            from,
+            to,
+            duration_us: None,
+            errno: None,
+        }))
+    }
+
+    #[test]
+    fn an_exit_asks_for_the_other_ends_of_a_few_open_connections() {
+        let open = || changed(State::Established, State::FinWait1);
+        let exits = |mut event: Event| {
+            if let Some(process) = &mut event.owner.process {
+                process.exit = Some(Exit::Signal(libc::SIGKILL));
+            }
+            event
+        };
+        assert_eq!(questions(&open()), []);
+        assert_eq!(questions(&exits(open())), [other_end()]);
+        let half_closed = changed(State::CloseWait, State::LastAck);
+        assert_eq!(questions(&exits(half_closed)), [], "the peer went first");
+
+        let host = Host::default();
+        let mut facts = host.facts();
+        for port in 0..1_000 {
+            let mut event = exits(open());
+            if let Some(socket) = &mut event.socket {
+                socket.flow.local.set_port(port);
+            }
+            let held = hold(&mut facts, event, SECOND).is_none();
+            assert!(held || port >= 5, "a second's worth");
+        }
+        assert!(facts.finish(SECOND).len() <= 10, "and its burst");
+        assert!(host.asked() <= 10);
+        assert_eq!(facts.skipped(), 0, "one speaks for the others");
+        assert_eq!(hold(&mut facts, stuck(1), SECOND), None, "others are asked");
+    }
+
+    #[test]
+    fn a_connection_closed_unused_asks_for_its_client() {
+        let unused = |to, side, accepted_ago_us, bytes_sent| {
+            let mut event = changed(State::Established, to);
+            if let Some(socket) = &mut event.socket {
+                socket.side = Some(side);
+                socket.accepted_ago_us = accepted_ago_us;
+                socket.bytes_sent = bytes_sent;
+            }
+            questions(&event)
+        };
+        assert_eq!(
+            unused(State::FinWait1, Side::Server, Some(999_999), 0),
+            [other_end()]
+        );
+        for (to, side, accepted_ago_us, bytes_sent) in [
+            (State::CloseWait, Side::Server, Some(10), 0),
+            (State::FinWait1, Side::Client, Some(10), 0),
+            (State::FinWait1, Side::Server, Some(1_000_000), 0),
+            (State::FinWait1, Side::Server, None, 0),
+            (State::FinWait1, Side::Server, Some(10), 1),
+        ] {
+            assert_eq!(unused(to, side, accepted_ago_us, bytes_sent), []);
+        }
+    }
+
+    #[test]
+    fn a_workload_is_asked_for_again_before_the_acceptor_is() {
+        let host = Host::default();
+        let mut facts = host.facts();
+        assert_eq!(hold(&mut facts, samples::queue_full(), SECOND), None);
+        assert_eq!(facts.finish(SECOND)[0].facts.len(), 2);
+        assert_eq!(hold(&mut facts, samples::queue_full(), 3 * SECOND), None);
+        assert_eq!(facts.finish(3 * SECOND)[0].facts.len(), 1);
+        let asked = host.0.lock().expect("nobody panics");
+        assert_eq!(asked.last(), Some(&WORKLOAD));
     }
 
     #[test]
@@ -584,7 +796,7 @@ mod tests {
             pid: Some(1_234),
             wanted: local,
         };
-        assert_eq!(question(&event), Some(expected));
+        assert_eq!(questions(&event), [expected]);
         if let Some(socket) = &mut event.socket {
             socket.flow.local.set_port(0);
         }
@@ -593,6 +805,6 @@ mod tests {
             pid: Some(1_234),
             peer: None,
         };
-        assert_eq!(question(&event), Some(expected));
+        assert_eq!(questions(&event), [expected]);
     }
 }

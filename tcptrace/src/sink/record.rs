@@ -210,6 +210,8 @@ names! {
     WORK_INBOUND = "tcptrace.work.inbound"
     WORK_OLDEST = "tcptrace.work.inbound_oldest_ms"
     WORK_OUTBOUND = "tcptrace.work.outbound"
+    OTHER_END_PID = "tcptrace.other_end.pid"
+    OTHER_END_NAME = "tcptrace.other_end.name"
     PEER_PID = "tcptrace.peer.pid"
     PEER_NAME = "tcptrace.peer.name"
     LOST_COUNT = "tcptrace.lost.count"
@@ -585,6 +587,10 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
                 let outbound: Vec<_> = workload.outbound.iter().map(pool).collect();
                 (self.0)(name::WORK_OUTBOUND, Value::Strs(&outbound))
             }
+            Fact::OtherEnd(process) => {
+                self.int(name::OTHER_END_PID, process.pid)?;
+                self.text(name::OTHER_END_NAME, &process.name())
+            }
         }
     }
 
@@ -803,6 +809,8 @@ mod tests {
                 name::WORK_OUTBOUND,
                 "10 10.0.0.9:3306 busy 10 oldest_ms 900",
             ),
+            (name::OTHER_END_PID, "1234"),
+            (name::OTHER_END_NAME, "nginx"),
         ] {
             assert_eq!(
                 facts.get(name).map(String::as_str),

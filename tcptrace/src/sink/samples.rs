@@ -294,6 +294,13 @@ fn ports() -> Fact {
     })
 }
 
+/// Given up by the kernel, and who held the other end.
+fn unread(timeout: Timeout) -> Event {
+    let kind = Kind::ConnectionTimeout(timeout);
+    let event = event(Some(socket(State::Established)), kind);
+    with(event, &[Fact::OtherEnd(nginx().into())])
+}
+
 fn port_holder() -> Fact {
     let holder = PortHolder {
         address: end("[::]:8080"),
@@ -432,7 +439,7 @@ pub(crate) fn all() -> Vec<Event> {
             on(State::SynSent, Kind::ConnectFailed(connect)),
             &[nearby(), ports()],
         ),
-        on(State::Established, Kind::ConnectionTimeout(timeout)),
+        unread(timeout),
         with(event(None, Kind::FdExhausted(exhausted)), &[holdings()]),
         event(None, Kind::FdInvalid(invalid)),
         on(State::Established, Kind::StateChanged(change)),
