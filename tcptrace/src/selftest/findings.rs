@@ -81,14 +81,19 @@ pub(super) struct Told {
 }
 
 impl Told {
-    pub(super) fn new(named: &Named, outcome: &Outcome, findings: &[Finding<'_>]) -> Self {
+    /// `grown`: by how much a counter of the kernel grew meanwhile.
+    pub(super) fn new(
+        named: &Named,
+        grown: impl Fn(&str) -> Option<u64>,
+        findings: &[Finding<'_>],
+    ) -> Self {
         let told: Vec<_> = findings
             .iter()
             .filter(|finding| finding.is_meant_by(named))
             .collect();
         let provoked = named.count.map(|count| match count {
             Count::Exactly(count) => count,
-            Count::Counter(name) => outcome.after.since(&outcome.before, name).unwrap_or(0),
+            Count::Counter(name) => grown(name).unwrap_or(0),
         });
         let last = told.first().map(|finding| finding.last);
         let text = |name| {
@@ -130,7 +135,7 @@ impl Told {
         }
     }
 
-    /// Who is named, and how surely: `by a[1] with b[2], high`.
+    /// Who is named, and how surely: `[1] with [2], count 3, high, warn`.
     pub(super) fn describe(&self) -> String {
         let process = match self.process {
             Some(pid) => format!("[{pid}]"),
@@ -191,5 +196,76 @@ impl Named {
             let says = last.get(name).unwrap_or(&Value::Null);
             format!("{name} is {says}, should be {should}")
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Cause;
+
+    fn finding(id: &str, update: u32, cause: &str, count: u64) -> Record {
+        Record(json!({
+            "event_name": "tcptrace.finding",
+            "severity_text": "WARN",
+            "attributes": {
+                "process.pid": 12,
+                "tcptrace.cause": cause,
+                "tcptrace.finding.id": id,
+                "tcptrace.finding.update": update,
+                "tcptrace.finding.count": count,
+                "tcptrace.peer.pid": 34,
+                "tcptrace.caused_by": "a",
+            },
+        }))
+    }
+
+    fn named(cause: Cause) -> Named {
+        let mut named = Named::new(cause, "it");
+        named.process = Some(12);
+        named
+    }
+
+    fn remark(named: &Named, records: &[Record]) -> Option<String> {
+        let findings = all(records);
+        Told::new(named, |_| Some(7), &findings).remark()
+    }
+
+    #[test]
+    fn the_last_telling_counts_and_the_first_names() {
+        let records = [
+            finding("a", 0, "linger_zero", 1),
+            finding("b", 0, "reset_by_peer", 2),
+            finding("a", 1, "linger_zero", 3),
+        ];
+        assert_eq!(all(&records).len(), 2);
+        assert_eq!(remark(&named(Cause::LingerZero).times(3), &records), None);
+    }
+
+    #[test]
+    fn whatever_is_not_as_it_should_be_is_remarked() {
+        let once = [finding("a", 0, "linger_zero", 7)];
+        let twice = [&once[..], &[finding("b", 0, "linger_zero", 7)]].concat();
+        let should = || named(Cause::LingerZero).times_counted("a counter");
+        assert_eq!(remark(&should(), &once), None);
+        let wrong = [
+            (should(), &[][..]),
+            (should(), &twice[..]),
+            (should().times(6), &once[..]),
+            (should().hint(Cause::IdleTimeout), &once[..]),
+            (should().follows(Cause::FdExhausted), &once[..]),
+            (should().says("tcptrace.peer.pid", 35), &once[..]),
+            (named(Cause::ResetByPeer), &once[..]),
+        ];
+        for (named, records) in wrong {
+            assert!(remark(&named, records).is_some(), "{:?}", named.says);
+        }
+        let mut nobody = should();
+        nobody.process = None;
+        assert!(remark(&nobody, &once).is_some());
+        let mut peer = should();
+        peer.peer = Some(34);
+        assert_eq!(remark(&peer, &once), None);
+        assert_eq!(remark(&should().follows(Cause::LingerZero), &once), None);
     }
 }

@@ -231,10 +231,11 @@ impl Judged {
                     .iter()
                     .any(|named| finding.is_meant_by(named))
             });
+        let grown = |counter: &str| outcome.after.since(&outcome.before, counter);
         let told = shown
             .findings
             .iter()
-            .map(|named| Told::new(named, outcome, &here));
+            .map(|named| Told::new(named, grown, &here));
         judged.findings = told.collect();
         others.sort_by_key(Finding::summary);
         judged.unexpected = others.iter().map(Finding::summary).collect();

@@ -2,6 +2,7 @@
 
 use super::{Expect, FAMILIES, Failure, Named, Shown};
 use crate::event::Cause;
+use crate::selftest::tracer::Record;
 
 pub(super) const FAILURE: Failure = Failure {
     name: "address_in_use",
@@ -21,17 +22,26 @@ pub(super) const FAILURE: Failure = Failure {
                 },
                 0,
             )?;
-            late.bind(fd, addr).expect_err("the port is taken");
+            let pid = Some(late.pid().into());
+            let looked_at = |record: &Record| {
+                record.pid() == pid && record.get("tcptrace.port.holder.pid").is_some()
+            };
+            let (_, failed) = stage.repeat_until("who holds the port", looked_at, || {
+                late.bind(fd, addr).expect_err("the port is taken");
+                Ok(())
+            })?;
             shown.events.push(
                 Expect::new("socket.error", format!("{}: bind", family.name))
                     .through("address in use")
                     .with("tcptrace.syscall.name", "bind")
+                    .times(failed)
                     .only_of(&late)
                     .says("error.type", "EADDRINUSE"),
             );
             shown.findings.push(
                 Named::new(Cause::AddressInUse, family.name)
                     .of(&late)
+                    .times(failed)
                     .with(&holder),
             );
         }

@@ -1,9 +1,5 @@
 //! Too many open files: no descriptor is left for a new socket or a waiting connection.
 
-use std::time::Duration;
-
-use anyhow::ensure;
-
 use super::{Expect, FAMILIES, Failure, Named, Shown};
 use crate::event::Cause;
 use crate::selftest::actor::{Fd, Pair};
@@ -13,10 +9,6 @@ use crate::selftest::tracer::Record;
 const LEAKED: u64 = 12;
 /// Connections that find its accept queue full.
 const LATE: u64 = 5;
-/// Between two calls that fail.
-const TRY_AGAIN: Duration = Duration::from_millis(500);
-/// Calls that fail.
-const TRIES: u64 = 20;
 
 pub(super) const FAILURE: Failure = Failure {
     name: "fd_exhausted",
@@ -82,19 +74,13 @@ pub(super) const LEAK: Failure = Failure {
             client.connected(addr)?;
         }
         server.wait_for_queue(listener, 2)?;
-        // What the process holds is looked at within a budget, and others may have used it up.
         let pid = Some(server.pid().into());
         let looked_at =
             |record: &Record| record.pid() == pid && record.get("tcptrace.fd.held").is_some();
-        let mut failed = 0;
-        loop {
+        let (_, failed) = stage.repeat_until("what the full table holds", looked_at, || {
             server.accept(listener).expect_err("no descriptor is left");
-            failed += 1;
-            if stage.tells(TRY_AGAIN, looked_at).is_some() {
-                break;
-            }
-            ensure!(failed < TRIES, "nobody says what the full table holds");
-        }
+            Ok(())
+        })?;
         let late: Vec<Fd> = (0..LATE)
             .map(|_| client.connecting(addr))
             .collect::<Result<_, _>>()?;

@@ -27,7 +27,7 @@ pub(in crate::selftest) struct Named {
 
 impl Named {
     /// A finding that counts one failure.
-    pub(super) fn new(cause: Cause, what: impl Into<String>) -> Self {
+    pub(in crate::selftest) fn new(cause: Cause, what: impl Into<String>) -> Self {
         Self {
             what: what.into(),
             cause,
@@ -41,46 +41,51 @@ impl Named {
     }
 
     /// Whose finding it is.
-    pub(super) fn of(mut self, actor: &Actor) -> Self {
+    pub(in crate::selftest) fn of(mut self, actor: &Actor) -> Self {
         self.process = Some(actor.pid());
         self
     }
 
     /// Who is at the other end.
-    pub(super) fn with(mut self, peer: &Actor) -> Self {
+    pub(in crate::selftest) fn with(mut self, peer: &Actor) -> Self {
         self.peer = Some(peer.pid());
         self
     }
 
-    pub(super) fn times(mut self, count: u64) -> Self {
+    pub(in crate::selftest) fn times(mut self, count: u64) -> Self {
         self.count = Some(Count::Exactly(count));
         self
     }
 
     /// As often as the kernel counted.
-    pub(super) fn times_counted(mut self, counter: &'static str) -> Self {
+    pub(in crate::selftest) fn times_counted(mut self, counter: &'static str) -> Self {
         self.count = Some(Count::Counter(counter));
         self
     }
 
-    pub(super) fn times_unknown(mut self) -> Self {
+    /// Its count says nothing of the failure.
+    pub(in crate::selftest) fn times_unknown(mut self) -> Self {
         self.count = None;
         self
     }
 
-    pub(super) fn hint(mut self, hint: Cause) -> Self {
+    pub(in crate::selftest) fn hint(mut self, hint: Cause) -> Self {
         self.hint = Some(hint);
         self
     }
 
     /// It says that it follows from the finding of this cause.
-    pub(super) fn follows(mut self, cause: Cause) -> Self {
+    pub(in crate::selftest) fn follows(mut self, cause: Cause) -> Self {
         self.follows = Some(cause);
         self
     }
 
     /// What it must say.
-    pub(super) fn says(mut self, attribute: &'static str, value: impl Into<Value>) -> Self {
+    pub(in crate::selftest) fn says(
+        mut self,
+        attribute: &'static str,
+        value: impl Into<Value>,
+    ) -> Self {
         self.says.push((attribute, value.into()));
         self
     }

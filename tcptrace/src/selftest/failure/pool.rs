@@ -14,9 +14,7 @@ use crate::selftest::tracer::Record;
 /// Connections in the pool.
 const POOL: usize = 2;
 /// Clients that wait for the process with the pool: more than leave.
-const CLIENTS: usize = 20;
-/// Between two of them that leave.
-const TRY_AGAIN: Duration = Duration::from_millis(500);
+const CLIENTS: usize = 80;
 /// The same is not looked at again sooner.
 const APART: Duration = Duration::from_millis(10_500);
 /// The deadline of those that give up.
@@ -47,22 +45,19 @@ pub(super) const FAILURE: Failure = Failure {
             waiting.push(pair.client);
         }
         sleep(DEADLINE);
-        // The process is looked at as a client leaves, within a budget that others may have used up.
-        // The pool is flat when it is so twice.
-        let mut left = 0;
-        let mut seen = None;
-        for apart in [Duration::ZERO, APART] {
-            sleep(apart);
-            seen = loop {
-                let fd = waiting.pop().context("nobody looked at the pool")?;
-                client.close(fd)?;
-                left += 1;
-                let look = |record: &Record| is_look(record, server.pid(), seen.as_ref());
-                if let Some(look) = stage.tells(TRY_AGAIN, look) {
-                    break Some(look);
-                }
-            };
-        }
+        // The process is looked at as a client leaves. The pool is flat when it is so twice.
+        let pid = Some(server.pid().into());
+        let is_look =
+            |record: &Record| record.pid() == pid && record.get("tcptrace.work.inbound").is_some();
+        let mut leave = || {
+            let fd = waiting.pop().context("no client is left")?;
+            Ok(client.close(fd)?)
+        };
+        let (first, before) = stage.repeat_until("the pool", is_look, &mut leave)?;
+        sleep(APART);
+        let is_next = |record: &Record| is_look(record) && record != &first;
+        let (_, after) = stage.repeat_until("the pool later on", is_next, &mut leave)?;
+        let left = before + after;
         Ok(Shown {
             events: vec![
                 Expect::new("state.changed", "clients that left")
@@ -83,10 +78,3 @@ pub(super) const FAILURE: Failure = Failure {
         })
     },
 };
-
-/// A look at what the process waits for, another than this one.
-fn is_look(record: &Record, pid: u32, seen: Option<&Record>) -> bool {
-    record.pid() == Some(pid.into())
-        && record.get("tcptrace.work.inbound").is_some()
-        && Some(record) != seen
-}

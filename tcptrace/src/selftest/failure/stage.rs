@@ -6,7 +6,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::Expect;
 use crate::selftest::actor::Actor;
@@ -16,6 +16,11 @@ use crate::selftest::tracer::{Record, Tracer};
 
 /// What is told of latest comes 10 s after its cause.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Between two tries.
+const TRY_AGAIN: Duration = Duration::from_millis(500);
+/// Tries.
+const TRIES: u64 = 60;
 
 /// One failure's stage.
 pub(in crate::selftest) struct Stage {
@@ -76,13 +81,22 @@ impl Stage {
         told.map(drop)
     }
 
-    /// What the tracer tells within this time, if it does.
-    pub(super) fn tells(
+    /// Does something until the tracer tells what it found out about it. Gives that record, and how
+    /// often it was done: what the host is asked about events has a budget, and other failures may
+    /// have used it up.
+    pub(super) fn repeat_until(
         &self,
-        within: Duration,
-        wanted: impl Fn(&Record) -> bool,
-    ) -> Option<Record> {
-        self.tracer.wait_for("it", within, wanted).ok()
+        what: &str,
+        told: impl Fn(&Record) -> bool,
+        mut act: impl FnMut() -> Result<()>,
+    ) -> Result<(Record, u64)> {
+        for times in 1..=TRIES {
+            act()?;
+            if let Ok(record) = self.tracer.wait_for(what, TRY_AGAIN, &told) {
+                return Ok((record, times));
+            }
+        }
+        bail!("tried {TRIES} times, and nothing told {what}")
     }
 
     pub(in crate::selftest) fn leave(self) -> Left {

@@ -33,7 +33,7 @@ pub(super) const FAILURE: Failure = Failure {
         let counter = "TcpExtTCPReqQFullDrop";
         let counted = stage.netns.counters()?.since(&before, counter);
         let full = Expect::new("syn_queue.overflow", "SYNs dropped")
-            .through("SYN queue")
+            .through("syn_queue.overflow")
             .local(addr)
             .owner(&server)
             .says("tcptrace.syn_queue.count", counted)

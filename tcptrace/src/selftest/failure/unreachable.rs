@@ -16,16 +16,19 @@ pub(super) const FAILURE: Failure = Failure {
         let _neighbour = stage.netns.neighbour()?;
         let far: SocketAddr = "198.51.100.1:80".parse()?;
         let far6: SocketAddr = "[2001:db8::1]:80".parse()?;
+        let nobody = (NOBODY, 80).into();
         let mut shown = Shown::default();
-        for (what, error, addr) in [
-            ("IPv4: no route", "ENETUNREACH", far),
-            ("IPv6: no route", "ENETUNREACH", far6),
-            ("IPv4: no neighbour", "EHOSTUNREACH", (NOBODY, 80).into()),
+        let (route, neighbour) = ("connect without a route", "state changes");
+        for (what, error, addr, signal) in [
+            ("IPv4: no route", "ENETUNREACH", far, route),
+            ("IPv6: no route", "ENETUNREACH", far6, route),
+            ("IPv4: no neighbour", "EHOSTUNREACH", nobody, neighbour),
         ] {
             let mut client = stage.actor("is-lost")?;
             client.connected(addr).expect_err("there is no way");
             shown.events.push(
                 Expect::new("connect.failed", what)
+                    .through(signal)
                     .peer(addr)
                     .only_of(&client)
                     .says("error.type", error),
