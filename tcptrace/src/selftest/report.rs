@@ -41,6 +41,8 @@ pub(super) struct Report {
     failures: Vec<Judged>,
     /// Findings that belong to no failure.
     stray: Vec<String>,
+    /// What the tracer says it lost, which may be what is missing above.
+    lost: Vec<String>,
 }
 
 impl Outcome {
@@ -310,6 +312,7 @@ impl Report {
         Self {
             failures,
             stray: stray.map(Finding::summary).collect(),
+            lost: records.iter().filter_map(loss).collect(),
         }
     }
 
@@ -377,6 +380,9 @@ impl Report {
         for stray in &self.stray {
             writeln!(out, "FAILED: a finding of no failure came: {stray}")?;
         }
+        for lost in &self.lost {
+            writeln!(out, "The tracer lost {lost}.")?;
+        }
         self.print_sum(out)
     }
 
@@ -442,6 +448,7 @@ impl Report {
                 "failures": failures,
                 "causes": causes.collect::<Vec<_>>(),
                 "stray": self.stray,
+                "lost": self.lost,
             }),
         )?;
         writeln!(out)
@@ -528,6 +535,14 @@ fn findings_of(text: &[String]) -> impl Iterator<Item = &[String]> {
         let inside = text[at + 1..].iter().take_while(|line| is_inside(line));
         &text[at..=at + inside.count()]
     })
+}
+
+/// What a record says was lost: `3 of inet_sock_set_state (recursion)`.
+fn loss(record: &Record) -> Option<String> {
+    let count = record.number("tcptrace.lost.count")?;
+    let hook = record.text("tcptrace.lost.hook").unwrap_or("events");
+    let reason = record.text("error.type").unwrap_or("no reason given");
+    (record.name() == "events.lost").then(|| format!("{count} of {hook} ({reason})"))
 }
 
 /// Why this kernel does not show what comes through these signals; `None` when it does.

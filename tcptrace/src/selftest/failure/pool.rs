@@ -16,7 +16,7 @@ const POOL: usize = 2;
 /// Clients that wait for the process with the pool: more than leave.
 const CLIENTS: usize = 80;
 /// The same is not looked at again sooner.
-const APART: Duration = Duration::from_millis(10_500);
+const APART: Duration = Duration::from_millis(1_200);
 /// The deadline of those that give up.
 const DEADLINE: Duration = Duration::from_millis(700);
 

@@ -4,9 +4,9 @@
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use super::Expect;
 use crate::selftest::actor::Actor;
@@ -14,13 +14,11 @@ use crate::selftest::myself;
 use crate::selftest::netns::{Neighbour, Netns};
 use crate::selftest::tracer::{Record, Tracer};
 
-/// What is told of latest comes 10 s after its cause.
+/// Longer than what is told of latest takes, short enough for a finding to stay one.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Between two tries.
 const TRY_AGAIN: Duration = Duration::from_millis(500);
-/// Tries.
-const TRIES: u64 = 60;
 
 /// One failure's stage.
 pub(in crate::selftest) struct Stage {
@@ -90,13 +88,17 @@ impl Stage {
         told: impl Fn(&Record) -> bool,
         mut act: impl FnMut() -> Result<()>,
     ) -> Result<(Record, u64)> {
-        for times in 1..=TRIES {
+        let deadline = Instant::now() + PATIENCE;
+        let mut times = 0;
+        loop {
             act()?;
-            if let Ok(record) = self.tracer.wait_for(what, TRY_AGAIN, &told) {
-                return Ok((record, times));
+            times += 1;
+            match self.tracer.wait_for(what, TRY_AGAIN, &told) {
+                Ok(record) => return Ok((record, times)),
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => {}
             }
         }
-        bail!("tried {TRIES} times, and nothing told {what}")
     }
 
     pub(in crate::selftest) fn leave(self) -> Left {
