@@ -1,7 +1,6 @@
 //! A case: failures of one cause, process and peer, told as one finding.
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::connection::View;
@@ -10,27 +9,13 @@ use super::exiting::Exited;
 use super::leaking::Leak;
 use super::pooling::Pool;
 use super::queueing::{FullQueue, FullSynQueue};
+use super::subject::{Subject, service};
 use super::verdict::{Verdict, Words};
 use super::waiting;
 use crate::event::{
-    Cause, Certainty, Comm, End, Errno, Event, EventId, Finding, Kind, Millis, Owner, Process,
-    Severity, Socket, Timestamp,
+    Cause, Certainty, End, Errno, Event, EventId, Finding, Kind, Millis, Owner, Process, Severity,
+    Socket, Timestamp,
 };
-
-/// What makes two failures one finding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Subject {
-    pub(super) cause: Cause,
-    /// The process; 0 where none is known, or where its name stands for many.
-    pub(super) pid: u32,
-    /// The name of clients that did no harm: they come and go, each with another number.
-    pub(super) name: Option<Comm>,
-    /// The serving end's port, or the listener's.
-    pub(super) port: u16,
-    /// The other end's address; `None` where the failure has none, or many have it.
-    pub(super) peer: Option<IpAddr>,
-    pub(super) netns: u32,
-}
 
 /// The failures of one subject.
 #[derive(Debug)]
@@ -437,18 +422,6 @@ impl std::fmt::Display for Seconds {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let hundredths = (self.0 + 5) / 10;
         write!(f, "{}.{:02} s", hundredths / 100, hundredths % 100)
-    }
-}
-
-/// The serving end of a connection: the listener's, or the one with the lower port where its side is
-/// not known.
-pub(super) fn service(socket: &Socket) -> SocketAddr {
-    use crate::event::Side;
-    let local = socket.flow.local;
-    match (socket.flow.peer, socket.side) {
-        (Some(peer), Some(Side::Client)) => peer,
-        (Some(peer), None) if peer.port() < local.port() => peer,
-        _ => local,
     }
 }
 

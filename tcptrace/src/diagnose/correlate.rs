@@ -6,26 +6,23 @@
 //! joins the case of its cause, process and peer, which is told as one finding. What comes later of a
 //! connection that was judged joins the same case.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
 
-use super::case::{Case, Story, Subject, after, service};
+use super::Map;
+use super::case::{Case, Story, after};
 use super::connection::{Connection, Key, View};
 use super::descriptors::Exhausted;
 use super::exiting::Exited;
+use super::judged::Judged;
 use super::pooling::Pool;
 use super::queueing::{self, FullQueue, FullSynQueue};
+use super::subject::Subject;
 use super::verdict::Verdict;
 use super::{closing, connecting, timing, waiting, writing};
-use crate::event::{
-    Cause, Certainty, Event, EventId, Fact, Kind, Severity, Side, Socket, SocketId, Timestamp,
-};
-
-/// Hashed in a tenth of the library's time, and with a seed of its own: whoever chooses the ports of
-/// many connections cannot choose where they go.
-type Map<K, V> = HashMap<K, V, RandomState>;
+use crate::event::{Cause, Certainty, Event, EventId, Fact, Kind, Severity, Timestamp};
 
 /// A connection is judged this long after its first event.
 const SETTLE: Duration = Duration::from_millis(500);
@@ -252,16 +249,7 @@ impl Analysis {
 
     /// Something more of a failure that was told or will be told already.
     fn is_late(&mut self, key: Option<(Key, usize)>, event: &Event) -> bool {
-        let by_cause = event.caused_by.and_then(|id| self.judged.by_event.get(&id));
-        let by_key = key.and_then(|(key, end)| {
-            let judged = self.judged.by_key.get(&key)?;
-            let id = event
-                .socket
-                .as_ref()
-                .map_or(SocketId::default(), |it| it.id);
-            judged.is_of(end, id).then_some(&judged.subject)
-        });
-        let Some(&subject) = by_cause.or(by_key) else {
+        let Some(subject) = self.judged.subject_of(key, event) else {
             return false;
         };
         if let Some(case) = self.cases.get_mut(&subject) {
@@ -631,134 +619,4 @@ fn story(view: View<'_>, told_of: View<'_>, verdict: &Verdict) -> Story {
         .or_else(|| timing::tell(view, verdict.cause))
         .or_else(|| writing::tell(view, verdict));
     Story::First(words.unwrap_or_default())
-}
-
-impl Subject {
-    fn of(verdict: &Verdict, view: View<'_>) -> Self {
-        let socket = view.this.socket().or(view.other.socket());
-        let mut subject = Self::new(
-            verdict.cause,
-            view.this.process().map_or(0, |process| process.pid),
-            socket,
-        );
-        if verdict.severity == Severity::Info && view.this.side() == Some(Side::Client) {
-            subject.pid = 0;
-            subject.name = view.this.process().map(|process| process.comm);
-        }
-        if verdict.cause == Cause::ProcessExited {
-            subject = subject.anywhere();
-        } else if verdict.cause == Cause::NoListener && subject.pid == 0 {
-            // A scan of many ports is one client's doing.
-            subject.port = 0;
-        }
-        subject
-    }
-
-    fn of_socket(cause: Cause, event: &Event) -> Self {
-        let pid = event
-            .owner
-            .process
-            .as_ref()
-            .map_or(0, |process| process.pid);
-        Self::new(cause, pid, event.socket.as_ref())
-    }
-
-    /// Of a listener or a process: with no peer.
-    fn of_process(cause: Cause, event: &Event) -> Self {
-        Self {
-            peer: None,
-            ..Self::of_socket(cause, event)
-        }
-    }
-
-    /// Of the process as a whole, whichever of its sockets showed it.
-    fn anywhere(self) -> Self {
-        Self {
-            port: 0,
-            peer: None,
-            netns: 0,
-            ..self
-        }
-    }
-
-    fn new(cause: Cause, pid: u32, socket: Option<&Socket>) -> Self {
-        Self {
-            cause,
-            pid,
-            name: None,
-            port: socket.map_or(0, |socket| service(socket).port()),
-            peer: socket
-                .and_then(|socket| socket.flow.peer)
-                .map(|peer| peer.ip()),
-            netns: socket.map_or(0, |socket| socket.flow.netns),
-        }
-    }
-}
-
-/// Connections that have been judged, the latest of them.
-#[derive(Debug)]
-struct Judged {
-    by_key: Map<Key, Known>,
-    by_event: Map<EventId, Subject>,
-    order: VecDeque<(Option<Key>, [Option<EventId>; 2])>,
-    limit: usize,
-}
-
-#[derive(Debug)]
-struct Known {
-    sockets: [Option<SocketId>; 2],
-    subject: Subject,
-}
-
-impl Known {
-    /// Something of the same connection, as far as its socket says.
-    fn is_of(&self, end: usize, id: SocketId) -> bool {
-        match self.sockets[end] {
-            Some(known) if id.sk != 0 => known == id,
-            _ => true,
-        }
-    }
-}
-
-impl Judged {
-    fn new(limit: usize) -> Self {
-        Self {
-            by_key: Map::with_capacity_and_hasher(limit, RandomState::default()),
-            by_event: Map::with_capacity_and_hasher(2 * limit, RandomState::default()),
-            order: VecDeque::with_capacity(limit),
-            limit,
-        }
-    }
-
-    fn remember(&mut self, key: Option<Key>, connection: &Connection, subject: Subject) {
-        if self.order.len() >= self.limit
-            && let Some((key, events)) = self.order.pop_front()
-        {
-            if let Some(key) = key {
-                self.by_key.remove(&key);
-            }
-            for event in events.into_iter().flatten() {
-                self.by_event.remove(&event);
-            }
-        }
-        // What later errors name as their cause.
-        let mut roots = connection.seen().filter(|seen| {
-            matches!(
-                seen.first.kind,
-                Kind::ResetReceived(_)
-                    | Kind::ResetSent(_)
-                    | Kind::ConnectionTimeout(_)
-                    | Kind::ConnectFailed(_)
-            )
-        });
-        let roots = [roots.next(), roots.next()].map(|seen| seen.map(|it| it.first.id));
-        for root in roots.into_iter().flatten() {
-            self.by_event.insert(root, subject);
-        }
-        if let Some(key) = key {
-            let sockets = connection.sockets();
-            self.by_key.insert(key, Known { sockets, subject });
-        }
-        self.order.push_back((key, roots));
-    }
 }

@@ -9,6 +9,7 @@ mod correlate;
 mod descriptors;
 mod exiting;
 mod idle;
+mod judged;
 mod leaking;
 mod pooling;
 mod queueing;
@@ -18,17 +19,25 @@ pub mod reset;
 mod scene_tests;
 #[cfg(test)]
 mod scenes;
+mod subject;
 mod timing;
 mod verdict;
 mod waiting;
 mod writing;
 
 use std::borrow::Cow;
+use std::collections::HashMap;
+
+use foldhash::fast::RandomState;
 
 pub use correlate::{Analysis, Counts, Limits};
 
 pub use crate::event::Cause;
 use crate::event::{ConnectFailed, Errno, Event, Kind, Timeout};
+
+/// Hashed in a tenth of the library's time, and with a seed of its own: whoever chooses the ports of
+/// many connections cannot choose where they go.
+type Map<K, V> = HashMap<K, V, RandomState>;
 
 /// The cause, as far as the event alone tells; `None` where it takes other events to say.
 #[must_use]

@@ -173,13 +173,13 @@ mod tests {
     fn nothing_is_said_of_other_hosts_addresses() {
         let own = netns::current().expect("/proc is mounted");
         // Of a block kept for documentation: nobody has it.
-        let other = "192.0.2.1:80".parse().expect("an address");
+        let other = "198.51.100.77:80".parse().expect("an address");
         assert_eq!(listeners(own, other, BUDGET), None);
     }
 
     #[test]
     fn addresses_of_interfaces_are_our_own() {
         assert!(has([127, 0, 0, 1].into()));
-        assert!(!has([192, 0, 2, 1].into()));
+        assert!(!has([198, 51, 100, 77].into()));
     }
 }
