@@ -131,12 +131,14 @@ fn each_end_knows_its_side_and_its_age_and_what_was_accepted_when() {
             let ages = [born, accepted].map(|since| since.elapsed().as_millis());
             client.wait_for(fd, libc::POLLRDHUP)?;
             client.close(fd)?;
+            let left = born.elapsed().as_millis();
             server.wait_for(at_server, libc::POLLHUP)?;
-            pairs.push((addr, client_addr, queued + waited, waited, ages));
+            pairs.push((addr, client_addr, queued + waited, waited, ages, left));
             server.close(at_server)?;
         }
         let events = Events::of(tracer)?;
-        for (server_addr, client_addr, age, accepted, [at_most_age, at_most]) in pairs {
+        for (server_addr, client_addr, age, accepted, [at_most_age, at_most], at_most_left) in pairs
+        {
             let at_server = events.local(server_addr).peer(client_addr);
             let shut = change(&at_server, "established", "fin_wait_1");
             let shut = shut.one()?;
@@ -154,7 +156,7 @@ fn each_end_knows_its_side_and_its_age_and_what_was_accepted_when() {
                 left.text("tcptrace.socket.side") == Some("client"),
                 "{left:?}"
             );
-            about_us(left, "tcptrace.socket.age_us", age, at_most_age)?;
+            about_us(left, "tcptrace.socket.age_us", age, at_most_left)?;
             ensure!(left.number("tcptrace.socket.accepted_ago_us").is_none());
             let gone = change(&at_server, "fin_wait_2", "closed");
             let gone = gone.one()?;

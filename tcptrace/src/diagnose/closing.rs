@@ -163,6 +163,7 @@ pub(super) fn tell(view: View<'_>, verdict: &Verdict) -> Option<Words> {
                  with net.ipv4.tcp_migrate_req=1, nginx's own upgrade) instead of closing it",
             )
             .fix("or stop new clients first (take it out of the load balancer), accept what is queued, then close")
+            .ruled_out("a full accept queue: these connections had their place in it")
         }
         Cause::TcpMemoryPressure => Words::new(
             format!("the kernel reset {} of {closer} for want of memory{got}", connection(socket)),
@@ -170,7 +171,8 @@ pub(super) fn tell(view: View<'_>, verdict: &Verdict) -> Option<Words> {
              net.ipv4.tcp_mem allows: the kernel resets connections that are being closed.",
         )
         .fix("nstat -az TcpExtTCPAbortOnMemory; cat /proc/net/sockstat: orphan and mem against their limits")
-        .fix("raise net.ipv4.tcp_max_orphans or net.ipv4.tcp_mem, or find what closes so many connections with data unsent"),
+        .fix("raise net.ipv4.tcp_max_orphans or net.ipv4.tcp_mem, or find what closes so many connections with data unsent")
+        .ruled_out("the programs at both ends: the kernel decided"),
         Cause::StaleConnection => {
             let peer = peer(view, "the peer");
             Words::new(
@@ -209,6 +211,7 @@ fn closer_of_a_writer(view: View<'_>, socket: Option<&Socket>, at: Timestamp) ->
         "if the peer reports broken pipes: let {closer} read to the end of the stream before it closes, or \
          say beforehand that it will (HTTP: Connection: close)"
     ))
+    .ruled_out("a lost connection: this end was closed on purpose")
 }
 
 fn unread_fix(reset: &ResetSent, socket: Option<&Socket>) -> String {

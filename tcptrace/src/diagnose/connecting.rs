@@ -108,7 +108,8 @@ pub(super) fn tell(view: View<'_>, cause: Cause) -> Option<Words> {
              prohibits it.",
         )
         .fix("ip route get ADDRESS, ip neigh: in the network namespace of this process (nsenter -t PID -n)")
-        .fix("for an IPv6 address on a host without IPv6: prefer IPv4 or let the client try both"),
+        .fix("for an IPv6 address on a host without IPv6: prefer IPv4 or let the client try both")
+        .ruled_out("the server's program: nothing reached it"),
         Cause::ConnectTimeout => Words::new(
             format!(
                 "{client} sent {} to {server} and never got an answer{}",
@@ -139,7 +140,8 @@ pub(super) fn tell(view: View<'_>, cause: Cause) -> Option<Words> {
             "The program chose its local port itself, and a connection with these very ends exists or is \
              in TIME_WAIT.",
         )
-        .fix("do not bind before connect, or let the kernel choose the port"),
+        .fix("do not bind before connect, or let the kernel choose the port")
+        .ruled_out("the network and the server: no SYN was sent"),
         _ => return None,
     };
     Some(words)
@@ -159,6 +161,7 @@ fn tell_refusing(view: View<'_>) -> Words {
     )
     .fix("if it should be served: is the service down, on another port, or bound to another address (ss -ltn)?")
     .fix("many ports of one client are a port scan")
+    .ruled_out("a firewall of this host: TCP itself refused")
 }
 
 fn no_listener(seen: &Seen, begin: &str) -> Words {
@@ -229,6 +232,7 @@ fn ports(seen: &Seen, title: &str) -> Words {
         .fix("use connections again (keep-alive, a pool) instead of one for each request")
         .fix("widen net.ipv4.ip_local_port_range, or use more addresses at either end")
         .fix("net.ipv4.tcp_tw_reuse=1 lets outgoing connections take ports in TIME_WAIT")
+        .ruled_out("the network and the server: no SYN was sent")
 }
 
 fn server(socket: Option<&Socket>) -> String {

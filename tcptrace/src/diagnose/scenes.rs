@@ -154,8 +154,12 @@ pub(super) fn failed(errno: i32, send: bool) -> Kind {
 }
 
 pub(super) fn refused() -> Kind {
+    refused_with(Some(libc::ECONNREFUSED))
+}
+
+pub(super) fn refused_with(errno: Option<i32>) -> Kind {
     Kind::ConnectFailed(ConnectFailed {
-        errno: Some(Errno(libc::ECONNREFUSED)),
+        errno: errno.map(Errno),
         attempts: 1,
         duration_us: Some(120),
     })

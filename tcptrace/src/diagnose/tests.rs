@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use super::scenes::*;
 use super::{Analysis, Limits};
 use crate::event::{
-    Acceptor, Cause, Event, EventId, Fact, Held, Holding, Holdings, Kind, Nearby, Pool, ResetSent,
-    Side, Socket, SocketId, State, Timestamp, Workload,
+    Acceptor, Cause, Errno, Event, EventId, Exit, Fact, Held, Holding, Holdings, Kind, Nearby,
+    PeerFin, Pool, ResetSent, Side, Socket, SocketId, State, Timeout, Timestamp, Workload,
 };
 
 #[test]
@@ -73,7 +73,7 @@ fn an_ordinary_exit_is_none() {
     events.retain(|event| matches!(event.kind, Kind::StateChanged(_)));
     for event in &mut events {
         let process = event.owner.process.take();
-        event.owner.process = process.map(|it| ended(it, crate::event::Exit::Code(0)));
+        event.owner.process = process.map(|it| ended(it, Exit::Code(0)));
     }
     assert_eq!(told(&events), "");
 }
@@ -221,7 +221,7 @@ fn a_refusal_names_the_listener_that_may_be_meant() {
     assert_snapshot!(told(&events[..1]), @"
     no_listener pid 0 x1 high INFO
       10.0.0.2 was refused: nothing listens on 10.0.0.1:8080
-      not 
+      not a firewall of this host: TCP itself refused
       fix if it should be served: is the service down, on another port, or bound to another address (ss -ltn)?
       fix many ports of one client are a port scan
     ");
@@ -474,5 +474,115 @@ proptest! {
         }
         let found: Vec<_> = gathered(&shuffled).iter().map(essence).collect();
         prop_assert_eq!(found, expected);
+    }
+}
+
+/// Any event of a connection, sensible or not.
+fn any_event() -> impl Strategy<Value = Event> {
+    let state = prop::sample::select(vec![
+        State::Established,
+        State::SynSent,
+        State::FinWait1,
+        State::TimeWait,
+        State::Closed,
+        State::CloseWait,
+        State::LastAck,
+        State::Listen,
+    ]);
+    let errno = prop::sample::select(vec![
+        libc::EPIPE,
+        libc::ECONNRESET,
+        libc::ETIMEDOUT,
+        libc::ECONNREFUSED,
+        libc::ENOTCONN,
+        libc::EADDRINUSE,
+        libc::EADDRNOTAVAIL,
+        libc::EHOSTUNREACH,
+        libc::EMFILE,
+        libc::EBADF,
+        libc::EACCES,
+        libc::EAGAIN,
+    ]);
+    let times = (
+        any::<[Option<u16>; 4]>(),
+        any::<Option<(u32, u16)>>(),
+        any::<[u16; 3]>(),
+    );
+    (
+        0..12_u8,
+        state,
+        errno,
+        any::<[bool; 12]>(),
+        times,
+        0..1_000_000_u64,
+    )
+        .prop_map(|(kind, state, errno, flag, (ago, fin, bytes), us)| {
+            let mut socket = if flag[0] {
+                at_server(state)
+            } else {
+                at_client(state)
+            };
+            socket.side = socket.side.filter(|_| flag[1]);
+            [
+                socket.received_ago_ms,
+                socket.sent_ago_ms,
+                socket.heard_ago_ms,
+            ] = [ago[0], ago[1], ago[2]].map(|ago| ago.map(u64::from));
+            socket.accepted_ago_us = ago[3].map(u64::from);
+            socket.shutdown_ago_us = flag[2].then_some(7);
+            [socket.bytes_received, socket.bytes_sent] = [bytes[0], bytes[1]].map(u64::from);
+            socket.unread = bytes[2].into();
+            socket.fin = fin.map(|(ago, waited)| PeerFin {
+                written: flag[3].then_some(waited.into()),
+                ..super::scenes::fin(ago.into(), flag[4].then_some(waited.into()))
+            });
+            if flag[5] {
+                socket.flow.peer = None;
+            }
+            let reset = ResetSent {
+                reason: None,
+                unread: socket.unread,
+                linger_zero: flag[6],
+                answers_segment: flag[7],
+                answers_syn: flag[8],
+                no_socket: flag[9],
+                unaccepted: flag[10],
+                aborted: flag[11],
+                syscall: None,
+            };
+            let process = flag[6].then(|| ended(envoy(), Exit::Signal(libc::SIGTERM)));
+            let kind = match kind {
+                0..=2 => Kind::ResetSent(reset),
+                3 => received(errno),
+                4 | 5 => failed(errno, flag[6]),
+                6 => refused_with(flag[7].then_some(errno)),
+                7 => change(State::Established, State::FinWait1),
+                8 => change(State::CloseWait, State::LastAck),
+                9 => Kind::ConnectionTimeout(Timeout {
+                    errno: Errno(errno),
+                    retransmits: bytes[0].into(),
+                    probes: bytes[1].into(),
+                    send_window: u32::from(flag[8]),
+                    user_timeout_ms: flag[9].then_some(800),
+                    keepalive: flag[10],
+                }),
+                10 => Kind::CloseWaitEntered(wait(0)),
+                _ => Kind::CloseWaitStuck(wait(u64::from(bytes[0]))),
+            };
+            event(us, process.or(flag[1].then(curl)), Some(socket), kind)
+        })
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_found_has_words(events in prop::collection::vec(any_event(), 1..12)) {
+        for event in gathered(&events) {
+            let finding = finding(&event);
+            prop_assert!(!finding.title.is_empty(), "{:?}", finding);
+            prop_assert!(!finding.why.is_empty(), "{:?}", finding);
+            prop_assert!(!finding.fix.is_empty(), "{:?}", finding);
+            prop_assert!(finding.evidence.len() <= crate::event::Finding::EVIDENCE);
+            prop_assert!(finding.count > 0);
+        }
     }
 }
