@@ -1,14 +1,14 @@
 //! Where a failure is provoked: a namespace of its own, the processes in it, and the tracer that
 //! looks on.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::Expect;
+use super::{Count, Expect};
 use crate::selftest::actor::Actor;
 use crate::selftest::myself;
 use crate::selftest::netns::{Neighbour, Netns};
@@ -71,11 +71,19 @@ impl Stage {
         neighbour.within(|| self.actor(name))
     }
 
-    /// Waits until the tracer has told of what is expected.
+    /// Waits until the tracer has told of what is expected, as often as it must.
     pub(super) fn wait_for(&self, expect: &Expect) -> Result<()> {
         let netns = self.netns.inode();
-        let selected = |record: &Record| expect.selects(record, netns);
-        let told = self.tracer.wait_for(&expect.what, PATIENCE, selected);
+        let times = match expect.count {
+            Count::Exactly(times) => times,
+            Count::Counter(_) => 1,
+        };
+        let seen = Cell::new(0);
+        let is_last = |record: &Record| {
+            seen.update(|seen| seen + u64::from(expect.selects(record, netns)));
+            seen.get() == times
+        };
+        let told = self.tracer.wait_for(&expect.what, PATIENCE, is_last);
         told.map(drop)
     }
 
