@@ -25,7 +25,7 @@ pub(super) fn judge(view: View<'_>) -> Option<Verdict> {
         // A full queue is told of its listener, a refusal of who was refused.
         Some(Cause::AcceptQueueOverflow | Cause::NoListener | Cause::KeepaliveTimeout) => None,
         _ if reset.answers_syn => None,
-        _ if reset.answers_segment => Some(after_close(view, seen.socket())),
+        _ if reset.answers_segment => after_close(view, seen.socket()),
         _ => None,
     }
 }
@@ -37,37 +37,45 @@ pub(super) fn judge_exit(view: View<'_>) -> Option<Verdict> {
 }
 
 /// A segment came for a connection that was closed here, or that nobody knows.
-fn after_close(view: View<'_>, socket: Option<&Socket>) -> Verdict {
+fn after_close(view: View<'_>, socket: Option<&Socket>) -> Option<Verdict> {
     if view.this.exit().is_some() {
-        return exited(view);
+        return Some(exited(view));
     }
     if let Some(verdict) = waiting::closed_on_accept(view) {
-        return verdict;
+        return Some(verdict);
     }
     // Told of the end that kept working or writing, when that is here.
     if let Some(verdict) = waiting::peer_gave_up(view.turned()) {
-        return verdict.of_other();
+        return Some(verdict.of_other());
     }
     if let Some(verdict) = waiting::gave_up_waiting(view) {
-        return verdict;
+        return Some(verdict);
+    }
+    // On one host the other end shows whom it met: a last acknowledgement meets nobody.
+    if view.other.is_unseen() && socket.is_some_and(|it| it.flow.local.ip().is_loopback()) {
+        return None;
     }
     // A listener answers for connections it has never heard of.
     let is_of_connection = |it: &Socket| it.id.sk != 0 && it.state != Some(State::Listen);
     let known = socket.is_some_and(|socket| socket.shutdown_ago_us.is_some())
         || view.this.sockets().any(is_of_connection);
-    if !view.other.is_unseen() {
-        let stale = super::idle::stale_pooled(view.other);
-        if known || stale.is_some() || view.other.sockets().any(|it| it.fin.is_some()) {
-            return Verdict::new(Cause::WriteAfterPeerClose)
-                .hint(stale)
-                .of_other();
-        }
+    if view.other.is_unseen() {
+        let verdict = if known {
+            Verdict::new(Cause::WriteAfterPeerClose)
+        } else {
+            Verdict::new(Cause::StaleConnection).certainty(Certainty::Medium)
+        };
+        return Some(verdict.severity(Severity::Info));
     }
-    if known {
-        Verdict::new(Cause::WriteAfterPeerClose).severity(Severity::Info)
+    let stale = super::idle::stale_pooled(view.other);
+    let wrote_on = known || stale.is_some() || view.other.sockets().any(|it| it.fin.is_some());
+    Some(if wrote_on {
+        Verdict::new(Cause::WriteAfterPeerClose)
+            .hint(stale)
+            .of_other()
     } else {
         Verdict::new(Cause::StaleConnection).certainty(Certainty::Medium)
-    }
+    })
 }
 
 /// The process ended: a crash is worse than an end that was asked for.

@@ -324,9 +324,18 @@ impl Kernel {
         if self.gate(gate::NEARLY_FULL)? == 0 {
             return Ok(());
         }
-        // Closed first and opened again if need be, so that a listener that fills up meanwhile is
-        // not overlooked.
+        if self.any_nearly_full()? {
+            return Ok(());
+        }
         self.set_gate(gate::NEARLY_FULL, 0)?;
+        // One that filled up meanwhile had opened it in vain.
+        if self.any_nearly_full()? {
+            self.set_gate(gate::NEARLY_FULL, 1)?;
+        }
+        Ok(())
+    }
+
+    fn any_nearly_full(&self) -> Result<bool> {
         let map = self
             .ebpf
             .map("LISTENERS")
@@ -339,10 +348,10 @@ impl Kernel {
             .collect();
         for socket in sockets.into_iter().filter(|&socket| socket != 0) {
             if self.sock(socket)?.is_some_and(|known| known.full != 0) {
-                return self.set_gate(gate::NEARLY_FULL, 1);
+                return Ok(true);
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Opens the gate of first uses: nothing else tells who accepted a connection.
