@@ -178,10 +178,10 @@ fn a_server_that_drops_connections_at_once() {
         let port = listening_port(&mut server, ANY)?;
         server.done("accept_all drop")?;
         let tracer = trace(netns, &[])?;
-        for _ in 0..5 {
-            client.done(&format!("dial a 127.0.0.1:{port} 5s"))?;
-            client.fails("recv a 1", "EOF")?;
-            client.done("close a")?;
+        // Left open: who holds the other end is looked for just after.
+        for nth in 0..5 {
+            client.done(&format!("dial c{nth} 127.0.0.1:{port} 5s"))?;
+            client.fails(&format!("recv c{nth} 1"), "EOF")?;
         }
         let events = Events::of(tracer)?;
         let finding = only_finding(&events, "closed_on_accept", server.pid())?;
