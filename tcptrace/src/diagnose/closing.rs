@@ -2,7 +2,7 @@
 
 use super::connection::View;
 use super::verdict::{Verdict, Words, connection, fd, peer, then_got, who};
-use super::waiting;
+use super::{waiting, writing};
 use crate::event::{
     Cause, Certainty, Count, Exit, Micros, ResetSent, Severity, Socket, State, Timestamp,
 };
@@ -70,9 +70,7 @@ fn after_close(view: View<'_>, socket: Option<&Socket>) -> Option<Verdict> {
     let stale = super::idle::stale_pooled(view.other);
     let wrote_on = known || stale.is_some() || view.other.sockets().any(|it| it.fin.is_some());
     Some(if wrote_on {
-        Verdict::new(Cause::WriteAfterPeerClose)
-            .hint(stale)
-            .of_other()
+        writing::wrote_on(view.other).of_other()
     } else {
         Verdict::new(Cause::StaleConnection).certainty(Certainty::Medium)
     })

@@ -1,6 +1,6 @@
 //! An end that was reset, or that wrote or read where that cannot work.
 
-use super::connection::View;
+use super::connection::{End, View};
 use super::idle::{answered_our_write, silence_before_reset, stale_pooled};
 use super::verdict::{Verdict, Words, connection, fd, named, peer, who};
 use super::waiting;
@@ -27,7 +27,7 @@ pub(super) fn judge_reset(view: View<'_>, sees_all_resets: bool) -> Option<Verdi
         return Some(verdict);
     }
     if socket.state == Some(State::CloseWait) {
-        return Some(Verdict::new(Cause::WriteAfterPeerClose).hint(stale_pooled(view.this)));
+        return Some(wrote_on(view.this));
     }
     let silent = silence_before_reset(socket).map(|_| Cause::IdleTimeout);
     let verdict = Verdict::new(Cause::ResetByPeer)
@@ -39,6 +39,16 @@ pub(super) fn judge_reset(view: View<'_>, sees_all_resets: bool) -> Option<Verdi
         Some(Side::Server) if silent.is_none() => verdict.severity(Severity::Info),
         _ => verdict,
     })
+}
+
+/// An end wrote after the other had closed. A client may leave in the middle of an answer; a server
+/// that closes on its client is worth a look.
+pub(super) fn wrote_on(writer: &End) -> Verdict {
+    let verdict = Verdict::new(Cause::WriteAfterPeerClose).hint(stale_pooled(writer));
+    match writer.side() {
+        Some(Side::Server) => verdict.severity(Severity::Info),
+        _ => verdict,
+    }
 }
 
 /// A call failed, and no event on the wire is behind it.
