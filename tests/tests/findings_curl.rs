@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 
 use anyhow::ensure;
 use nix::sys::signal::Signal;
-use tcptrace_tests::findings::only_finding;
+use tcptrace_tests::findings::{findings, only_finding};
 use tcptrace_tests::hosts::OtherHost;
 use tcptrace_tests::program::Go;
 use tcptrace_tests::servers::{Nginx, curl, shell, start_curl};
