@@ -11,8 +11,8 @@ use tcptrace_common::layout::OFFSETS;
 use super::facts::Facts;
 use super::symbols::SymbolError;
 use crate::event::Signal;
-use signals::{Asked, NEVER_SEEN, POLLED, SIGNALS};
 pub(super) use signals::functions;
+use signals::{Asked, NEVER_SEEN, POLLED, SIGNALS};
 pub use signals::{Polled, Program, Rung, Way};
 
 /// What is to be seen.
