@@ -326,8 +326,20 @@ pub mod hook {
     pub const SYS_EXIT: u8 = 14;
     /// `sys_exit_shutdown`
     pub const SHUTDOWN_EXIT: u8 = 15;
+    /// The end of `tcp_sendmsg` and `tcp_sendpage`
+    pub const SENDMSG: u8 = 16;
+    /// The end of `tcp_recvmsg`
+    pub const RECVMSG: u8 = 17;
+    /// `sys_exit`, for calls that send or receive
+    pub const IO_EXIT: u8 = 18;
+    /// `tcp_v4_send_reset` and `tcp_v6_send_reset`
+    pub const ANSWER_RESET: u8 = 19;
+    /// `tcp_conn_request`
+    pub const CONN_REQUEST: u8 = 20;
+    /// `tcp_v4_syn_recv_sock` and `tcp_v6_syn_recv_sock`
+    pub const SYN_RECV_SOCK: u8 = 21;
     /// One more than the last hook.
-    pub const COUNT: u8 = 16;
+    pub const COUNT: u8 = 22;
 }
 
 /// How sure the owner of a socket is.

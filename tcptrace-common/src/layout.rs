@@ -115,7 +115,10 @@ layout! {
         skb_network_header: "sk_buff" "network_header",
         skb_dev: "sk_buff" "dev",
         skb_refdst: "sk_buff" "_skb_refdst",
+        skb_protocol: "sk_buff" "protocol",
         dst_dev: "dst_entry" "dev",
+        rtable_type: "rtable" "rt_type",
+        rt6_flags: "rt6_info" "rt6i_flags",
         dev_net: "net_device" "nd_net.net",
         net_inum: "net" "ns.inum",
         net_syncookies: "net" "ipv4.sysctl_tcp_syncookies",
@@ -128,6 +131,7 @@ layout! {
         task_signal: "task_struct" "signal",
         task_files: "task_struct" "files",
         task_cred: "task_struct" "cred",
+        task_stack: "task_struct" "stack",
         task_nsproxy: "task_struct" "nsproxy",
         nsproxy_net: "nsproxy" "net_ns",
         task_cgroups: "task_struct" "cgroups",
@@ -153,6 +157,7 @@ layout! {
         regs_arg0: "pt_regs" "di|regs",
         regs_arg1: "pt_regs" "si|regs+8",
         regs_arg2: "pt_regs" "dx|regs+16",
+        regs_arg3: "pt_regs" "r10|regs+24",
     }
     values {
         /// First byte of `tcp_rcv_state_process`.
@@ -177,9 +182,46 @@ layout! {
         file_refs_one: u32,
         /// 1 where `bpf_task_pt_regs` exists.
         has_task_pt_regs: u32,
+        /// Where a task's stack holds the registers it entered the kernel with, bytes; only where
+        /// `bpf_task_pt_regs` does not exist.
+        saved_regs: u32,
         /// Number of `close` in this architecture's system calls.
         nr_close: u32,
+        /// Number of `accept`.
+        nr_accept: u32,
+        /// Number of `accept4`.
+        nr_accept4: u32,
+        /// Number of `bind`.
+        nr_bind: u32,
+        /// Number of `connect`.
+        nr_connect: u32,
         /// Number of `listen`.
         nr_listen: u32,
+        /// Number of `read`.
+        nr_read: u32,
+        /// Number of `readv`.
+        nr_readv: u32,
+        /// Number of `recvfrom`.
+        nr_recvfrom: u32,
+        /// Number of `recvmmsg`.
+        nr_recvmmsg: u32,
+        /// Number of `recvmsg`.
+        nr_recvmsg: u32,
+        /// Number of `sendfile`.
+        nr_sendfile: u32,
+        /// Number of `sendmmsg`.
+        nr_sendmmsg: u32,
+        /// Number of `sendmsg`.
+        nr_sendmsg: u32,
+        /// Number of `sendto`.
+        nr_sendto: u32,
+        /// Number of `shutdown`.
+        nr_shutdown: u32,
+        /// Number of `socket`.
+        nr_socket: u32,
+        /// Number of `write`.
+        nr_write: u32,
+        /// Number of `writev`.
+        nr_writev: u32,
     }
 }

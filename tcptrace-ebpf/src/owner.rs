@@ -123,6 +123,17 @@ pub(crate) fn accepted(socket: Socket, fd: i32) {
     own(socket, fd, true);
 }
 
+/// As [`accepted`], where no call but the listener is known.
+#[inline(always)]
+pub(crate) fn accepted_from(listener: Socket, socket: Socket) {
+    if let Some(known) = of(socket)
+        && known.parent == 0
+    {
+        known.parent = listener.0;
+    }
+    own(socket, -1, true);
+}
+
 #[inline(never)]
 fn own(socket: Socket, fd: i32, accepted: bool) {
     let mut user = NOBODY;

@@ -8,6 +8,7 @@ use crate::{
 };
 
 const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 /// Bit of `skb->_skb_refdst` that is not part of the pointer.
 /// <https://github.com/torvalds/linux/blob/v6.18/include/linux/skbuff.h>
@@ -47,6 +48,12 @@ impl Segment {
         read::<u8>(self.transport, 13) & (SYN | ACK) == SYN
     }
 
+    /// It ends one at once.
+    #[inline(always)]
+    pub(crate) fn is_rst(self) -> bool {
+        read::<u8>(self.transport, 13) & RST != 0
+    }
+
     /// 2 or 10.
     #[inline(always)]
     pub(crate) fn family(self) -> u8 {
@@ -72,6 +79,12 @@ impl Segment {
         }
     }
 
+    /// Address of the route, a `struct dst_entry`, that was found for a segment; 0: none.
+    #[inline(always)]
+    pub(crate) fn route(skb: u64) -> u64 {
+        field!(skb, skb_refdst: u64) & !SKB_DST_NOREF
+    }
+
     /// Namespace it was received in: the device's, or where TCP has taken that away, the device of
     /// the route that was found for it.
     #[inline(always)]
@@ -80,7 +93,7 @@ impl Segment {
         if device != 0 {
             return netns(field!(device, dev_net: u64));
         }
-        let route = field!(self.skb, skb_refdst: u64) & !SKB_DST_NOREF;
+        let route = Self::route(self.skb);
         if route == 0 {
             return 0;
         }

@@ -123,7 +123,7 @@ impl Call {
     /// registers are a stranger's.
     #[inline(always)]
     pub(crate) fn current() -> Self {
-        if layout!(has_task_pt_regs) != 1 {
+        if layout!(has_task_pt_regs) != 1 && layout!(saved_regs) == ABSENT {
             return Self { regs: 0 };
         }
         let current = current();
@@ -132,6 +132,12 @@ impl Call {
         // An io_uring worker never entered the kernel through a call of its own.
         if compat || field!(current, task_flags: u32) & (PF_KTHREAD | PF_IO_WORKER) != 0 {
             return Self { regs: 0 };
+        }
+        if layout!(has_task_pt_regs) != 1 {
+            let stack = field!(current, task_stack: u64);
+            return Self {
+                regs: stack + u64::from(layout!(saved_regs)),
+            };
         }
         // SAFETY: the helper takes nothing and returns the running task.
         let task = unsafe { bpf_get_current_task_btf() };
@@ -177,6 +183,16 @@ impl Call {
             0
         } else {
             field!(self.regs, regs_arg2: u64)
+        }
+    }
+
+    /// Fourth argument.
+    #[inline(always)]
+    pub(crate) fn arg3(self) -> u64 {
+        if self.regs == 0 {
+            0
+        } else {
+            field!(self.regs, regs_arg3: u64)
         }
     }
 

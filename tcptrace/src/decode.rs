@@ -188,7 +188,14 @@ impl Decoder {
                 last_accept_ago_us: since(raw.accepted, raw.time),
             }),
             kind::SOCKET_ERROR | kind::FD_INVALID => {
-                let io = matches!(raw.hook, wire::hook::SEND_LENGTH | wire::hook::RECV_LENGTH);
+                let io = matches!(
+                    raw.hook,
+                    wire::hook::SEND_LENGTH
+                        | wire::hook::RECV_LENGTH
+                        | wire::hook::SENDMSG
+                        | wire::hook::RECVMSG
+                        | wire::hook::IO_EXIT
+                );
                 let call = CallError {
                     syscall,
                     send: io.then_some(is(flag::SEND)),

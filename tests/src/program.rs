@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::Pid;
 
 use crate::Netns;
@@ -51,9 +51,13 @@ impl Program {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        // SAFETY: prctl is async-signal-safe and touches no memory.
+        // SAFETY: prctl and sigaction are async-signal-safe and touch no memory.
         unsafe {
-            command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?));
+            command.pre_exec(|| {
+                // A shell that put the tests in the background has them ignore it.
+                signal(Signal::SIGINT, SigHandler::SigDfl)?;
+                Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)
+            });
         }
         let mut child = command.spawn().with_context(|| {
             let program = command.get_program().display();

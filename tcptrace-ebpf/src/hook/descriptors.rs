@@ -2,15 +2,15 @@
 //! program without any event on a socket.
 
 use aya_ebpf::{
-    macros::{raw_tracepoint, tracepoint},
-    programs::{RawTracePointContext, TracePointContext},
+    macros::{fexit, raw_tracepoint, tracepoint},
+    programs::{FExitContext, RawTracePointContext, TracePointContext},
 };
 use tcptrace_common::event::{Task, Tuple, confidence, hook, kind};
 
 use crate::{
     emit::{emit, is_wanted, next_id},
     fds, filter,
-    kernel::read_user,
+    kernel::{field, layout, read_user},
     listener, owner,
     sock::{Socket, mapped},
     task::{self, Call},
@@ -46,52 +46,31 @@ fn sys_exit_accept4(ctx: TracePointContext) -> i32 {
 
 #[tracepoint]
 fn sys_exit_socket(ctx: TracePointContext) -> i32 {
-    let result = result(&ctx);
-    if result == -EMFILE || result == -ENFILE {
-        exhausted(None, -result, hook::SOCKET_EXIT);
-    }
+    socket_opened(result(&ctx));
     0
 }
 
 #[tracepoint]
 fn sys_exit_connect(ctx: TracePointContext) -> i32 {
-    let result = result(&ctx);
-    if result == -ENETUNREACH || result == -EHOSTUNREACH || result == -EADDRNOTAVAIL {
-        unconnected(-result);
-    }
+    connected(result(&ctx));
     0
 }
 
 #[tracepoint]
 fn sys_exit_bind(ctx: TracePointContext) -> i32 {
-    let result = result(&ctx);
-    if result == -EADDRINUSE || result == -EADDRNOTAVAIL || result == -EACCES {
-        unbound(-result);
-    }
+    bound(result(&ctx));
     0
 }
 
 #[tracepoint]
 fn sys_exit_listen(ctx: TracePointContext) -> i32 {
-    let result = result(&ctx);
-    if result == -EADDRINUSE {
-        unbound(-result);
-    } else if result == 0 {
-        // It may have listened before, and be asking for another backlog now.
-        let call = Call::current();
-        if let Some(socket) = task::socket(call.arg0() as u32) {
-            listener::asked(socket, call.arg1() as u32);
-        }
-    }
+    listened(result(&ctx));
     0
 }
 
 #[tracepoint]
 fn sys_exit_shutdown(ctx: TracePointContext) -> i32 {
-    let result = result(&ctx);
-    if result == -ENOTCONN {
-        not_connected(-result);
-    }
+    shut(result(&ctx));
     0
 }
 
@@ -103,6 +82,55 @@ fn sys_exit(ctx: RawTracePointContext) -> i32 {
         invalid(-result);
     }
     0
+}
+
+/// All of the above in one, where the classic tracepoints cannot be attached: every call of the host.
+#[raw_tracepoint]
+fn sys_exit_of_sockets(ctx: RawTracePointContext) -> i32 {
+    socket_exit(ctx.arg(0), ctx.arg::<u64>(1) as i64);
+    0
+}
+
+/// A call with these registers ended.
+#[inline(always)]
+fn socket_exit(regs: u64, result: i64) {
+    let number = field!(regs, regs_syscall: u32);
+    if number == layout!(nr_accept) || number == layout!(nr_accept4) {
+        accepted(result);
+    } else if number == layout!(nr_socket) {
+        socket_opened(result);
+    } else if number == layout!(nr_connect) {
+        connected(result);
+    } else if number == layout!(nr_bind) {
+        bound(result);
+    } else if number == layout!(nr_listen) {
+        listened(result);
+    } else if number == layout!(nr_shutdown) {
+        shut(result);
+    }
+}
+
+/// A connection leaves an accept queue, for whatever kind of accept: `io_uring` makes no call.
+#[fexit(function = "inet_csk_accept")]
+fn fexit_inet_csk_accept_2(ctx: FExitContext) -> i32 {
+    dequeued(Socket(ctx.arg(0)), Socket(ctx.arg(2)));
+    0
+}
+
+/// Before 6.10, with two arguments more.
+#[fexit(function = "inet_csk_accept")]
+fn fexit_inet_csk_accept_4(ctx: FExitContext) -> i32 {
+    dequeued(Socket(ctx.arg(0)), Socket(ctx.arg(4)));
+    0
+}
+
+#[inline(always)]
+fn dequeued(listener: Socket, child: Socket) {
+    // NULL: none came.
+    if child.0 != 0 && child.is_tcp() {
+        owner::accepted_from(listener, child);
+        hold(listener);
+    }
 }
 
 #[inline(always)]
@@ -120,12 +148,8 @@ fn accepted(result: i64) {
         if let Some(socket) = task::socket(result as u32) {
             owner::accepted(socket, result as i32);
         }
-        if filter::has_owner_filter()
-            && let Some(listener) = task::socket(Call::current().arg0() as u32)
-        {
-            let mut holder = owner::NOBODY;
-            task::describe(&mut holder);
-            owner::hold(listener, &holder);
+        if let Some(listener) = task::socket(Call::current().arg0() as u32) {
+            hold(listener);
         }
     } else if result == -EMFILE || result == -ENFILE {
         exhausted(
@@ -133,6 +157,57 @@ fn accepted(result: i64) {
             -result,
             hook::ACCEPT_EXIT,
         );
+    }
+}
+
+/// The running task accepts from this listener.
+#[inline(always)]
+fn hold(listener: Socket) {
+    if filter::has_owner_filter() {
+        let mut holder = owner::NOBODY;
+        task::describe(&mut holder);
+        owner::hold(listener, &holder);
+    }
+}
+
+#[inline(always)]
+fn socket_opened(result: i64) {
+    if result == -EMFILE || result == -ENFILE {
+        exhausted(None, -result, hook::SOCKET_EXIT);
+    }
+}
+
+#[inline(always)]
+fn connected(result: i64) {
+    if result == -ENETUNREACH || result == -EHOSTUNREACH || result == -EADDRNOTAVAIL {
+        unconnected(-result);
+    }
+}
+
+#[inline(always)]
+fn bound(result: i64) {
+    if result == -EADDRINUSE || result == -EADDRNOTAVAIL || result == -EACCES {
+        unbound(-result);
+    }
+}
+
+#[inline(always)]
+fn listened(result: i64) {
+    if result == -EADDRINUSE {
+        unbound(-result);
+    } else if result == 0 {
+        // It may have listened before, and be asking for another backlog now.
+        let call = Call::current();
+        if let Some(socket) = task::socket(call.arg0() as u32) {
+            listener::asked(socket, call.arg1() as u32);
+        }
+    }
+}
+
+#[inline(always)]
+fn shut(result: i64) {
+    if result == -ENOTCONN {
+        not_connected(-result);
     }
 }
 

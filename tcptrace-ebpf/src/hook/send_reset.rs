@@ -1,13 +1,16 @@
 //! `tcp_send_reset`: this host sent a RST.
 //!
 //! Since 6.10 it fires for every RST, with a socket that may be NULL, TIME_WAIT or LISTEN; before,
-//! only for full sockets. An active reset (no segment to answer) fires after the transmission, so
+//! only for full sockets, and programs at the entry of `tcp_v4_send_reset` and `tcp_v6_send_reset` see
+//! the others. An active reset (no segment to answer) fires after the transmission, so
 //! on loopback the other end's `tcp_receive_reset` comes first.
 //! <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_output.c> (`tcp_send_active_reset`)
 
 use aya_ebpf::{
-    bindings::BPF_ANY, helpers::bpf_ktime_get_ns, macros::raw_tracepoint,
-    programs::RawTracePointContext,
+    bindings::BPF_ANY,
+    helpers::bpf_ktime_get_ns,
+    macros::{fentry, kprobe, raw_tracepoint},
+    programs::{FEntryContext, ProbeContext, RawTracePointContext},
 };
 use tcptrace_common::event::{NO_REASON, Sock, Tuple, flag, hook, kind};
 
@@ -15,7 +18,7 @@ use crate::{
     closed,
     emit::{emit, is_wanted, next_id},
     filter,
-    kernel::layout,
+    kernel::{field, layout},
     listener,
     maps::{CLOSING, REFUSALS, Refusal},
     owner,
@@ -36,6 +39,34 @@ fn tcp_send_reset(ctx: RawTracePointContext) -> i32 {
     0
 }
 
+#[fentry(function = "tcp_v4_send_reset")]
+fn fentry_tcp_v4_send_reset(ctx: FEntryContext) -> i32 {
+    answered(Socket(ctx.arg(0)), ctx.arg(1), is_to_this_host_v4);
+    0
+}
+
+#[fentry(function = "tcp_v6_send_reset")]
+fn fentry_tcp_v6_send_reset(ctx: FEntryContext) -> i32 {
+    answered(Socket(ctx.arg(0)), ctx.arg(1), is_to_this_host_v6);
+    0
+}
+
+#[kprobe]
+fn kprobe_tcp_v4_send_reset(ctx: ProbeContext) -> u32 {
+    if let (Some(socket), Some(skb)) = (ctx.arg(0), ctx.arg(1)) {
+        answered(Socket(socket), skb, is_to_this_host_v4);
+    }
+    0
+}
+
+#[kprobe]
+fn kprobe_tcp_v6_send_reset(ctx: ProbeContext) -> u32 {
+    if let (Some(socket), Some(skb)) = (ctx.arg(0), ctx.arg(1)) {
+        answered(Socket(socket), skb, is_to_this_host_v6);
+    }
+    0
+}
+
 #[inline(always)]
 fn sent(socket: Socket, skb: u64, reason: u32) {
     if !is_wanted(kind::RESET_SENT) {
@@ -45,8 +76,36 @@ fn sent(socket: Socket, skb: u64, reason: u32) {
     if socket.is_full() && state != LISTEN {
         connected(socket, skb, reason, state);
     } else {
-        unconnected(socket, state, skb, reason);
+        unconnected(socket, state, skb, reason, hook::SEND_RESET);
     }
+}
+
+/// A segment is about to be answered with a RST, unless it has one itself or was not for this host.
+/// What belongs to a full socket the tracepoint shows.
+/// <https://github.com/torvalds/linux/blob/v5.10/net/ipv4/tcp_ipv4.c> (`tcp_v4_send_reset`)
+#[inline(always)]
+fn answered(socket: Socket, skb: u64, is_to_this_host: impl FnOnce(u64) -> bool) {
+    if socket.is_full()
+        || socket.0 == 0 && !is_to_this_host(skb)
+        || Segment::of(skb).is_none_or(Segment::is_rst)
+    {
+        return;
+    }
+    let state = if socket.0 == 0 { 0 } else { socket.state() };
+    unconnected(socket, state, skb, NO_REASON, hook::ANSWER_RESET);
+}
+
+#[inline(always)]
+fn is_to_this_host_v4(skb: u64) -> bool {
+    const RTN_LOCAL: u16 = 2;
+    field!(Segment::route(skb), rtable_type: u16) == RTN_LOCAL
+}
+
+/// <https://github.com/torvalds/linux/blob/v5.10/include/net/ip6_route.h> (`ipv6_unicast_destination`)
+#[inline(always)]
+fn is_to_this_host_v6(skb: u64) -> bool {
+    const RTF_LOCAL: u32 = 0x8000_0000;
+    field!(Segment::route(skb), rt6_flags: u32) & RTF_LOCAL != 0
 }
 
 /// From a connection, or what was one until a moment ago.
@@ -109,7 +168,7 @@ fn connected(socket: Socket, skb: u64, reason: u32, state: u8) {
 /// From no socket, a TIME_WAIT one or a listener: the ends are the segment's. When a connection
 /// between them was closed here, it is its former owner's.
 #[inline(always)]
-fn unconnected(socket: Socket, state: u8, skb: u64, reason: u32) {
+fn unconnected(socket: Socket, state: u8, skb: u64, reason: u32, hook: u8) {
     let segment = Segment::of(skb);
     let mut tuple = owner::NOWHERE;
     let mut family = 0;
@@ -140,7 +199,7 @@ fn unconnected(socket: Socket, state: u8, skb: u64, reason: u32) {
         Some(closed) => filter::user(&tuple, family, closed.owner()),
         None => filter::socket(&tuple, family, known),
     };
-    let id = next_id(hook::SEND_RESET);
+    let id = next_id(hook);
     if !asked_for {
         if socket.0 == 0
             && filter::has_owner_filter()
@@ -151,7 +210,7 @@ fn unconnected(socket: Socket, state: u8, skb: u64, reason: u32) {
         }
         return;
     }
-    emit(id, kind::RESET_SENT, hook::SEND_RESET, |event| {
+    emit(id, kind::RESET_SENT, hook, |event| {
         if let Some(closed) = closed {
             closed.record(event);
         } else if state == LISTEN {

@@ -1,9 +1,10 @@
 //! A reader of BTF, the kernel's own description of its types.
 //!
-//! Reads only what the layout asks for: member offsets, enum values and tracepoint prototypes. The
-//! bytes stay as the kernel gave them; an index of 4 bytes a type is all that is built.
+//! Reads only what the layout and the plan ask for: member offsets, sizes, enum values, prototypes of
+//! tracepoints and functions. The bytes stay as the kernel gave them; an index of 4 bytes a type is all that is built.
 //! <https://github.com/torvalds/linux/blob/v6.18/Documentation/bpf/btf.rst>
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::iter;
@@ -189,6 +190,27 @@ impl Btf {
             .into_iter()
             .flat_map(|ty| self.enumerators(ty))
             .filter_map(|(name, value)| Some((value, self.name(name)?)))
+    }
+
+    /// Size of a struct or union, bytes.
+    #[must_use]
+    pub fn size(&self, name: &str) -> Option<u32> {
+        self.named(name)
+            .find(Type::is_composite)
+            .map(|ty| ty.target)
+    }
+
+    /// How many arguments each of these functions takes, of those there are.
+    #[must_use]
+    pub fn functions<'a>(&self, wanted: &BTreeSet<&'a str>) -> BTreeMap<&'a str, usize> {
+        let all = (1..=self.types.len()).filter_map(|id| self.get(u32::try_from(id).ok()?));
+        all.filter(|ty| ty.kind == kind::FUNC)
+            .filter_map(|ty| {
+                let name = wanted.get(self.name(ty.name)?)?;
+                let proto = self.get(ty.target)?;
+                (proto.kind == kind::FUNC_PROTO).then_some((*name, proto.count))
+            })
+            .collect()
     }
 
     /// Names of the kernel's tracepoints.

@@ -419,10 +419,10 @@ mod tests {
         let mut attempts = Vec::new();
         for planned in &plan.signals {
             for candidate in planned.candidates.iter().take(1) {
-                attempts.extend(candidate.rung.programs.iter().map(|&program| Attempt {
+                attempts.extend(candidate.rung.programs.iter().map(|program| Attempt {
                     signal: planned.signal,
                     way: candidate.rung.to_string(),
-                    program,
+                    program: program.name,
                     outcome: Ok(()),
                 }));
             }
@@ -470,10 +470,10 @@ mod tests {
             }
         }
         let second = find(&report.plan, owners).candidates[1].rung;
-        attempts.extend(second.programs.iter().map(|&program| Attempt {
+        attempts.extend(second.programs.iter().map(|program| Attempt {
             signal: Signal(owners),
             way: second.to_string(),
-            program,
+            program: program.name,
             outcome: Ok(()),
         }));
         report.attempts = Some(attempts);

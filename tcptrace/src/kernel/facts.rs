@@ -1,6 +1,6 @@
 //! What this host offers, gathered once at start into plain data: everything after is pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,12 @@ use std::path::{Path, PathBuf};
 use caps::{CapSet, Capability};
 
 use super::btf::{Btf, BtfError};
+use super::plan;
 use super::symbols::{self, SymbolError};
+
+/// How programs are attached to kprobes.
+/// <https://github.com/torvalds/linux/blob/v6.18/kernel/events/core.c> (`perf_kprobe`)
+const KPROBES: &str = "/sys/bus/event_source/devices/kprobe";
 
 /// The initial user and PID namespace have fixed inode numbers.
 /// <https://github.com/torvalds/linux/blob/v6.12/include/linux/proc_ns.h>
@@ -24,6 +29,10 @@ pub struct Facts {
     pub btf: Result<(), String>,
     /// Names of the kernel's tracepoints.
     pub raw_tracepoints: BTreeSet<String>,
+    /// How many arguments each function takes that a program may be attached to.
+    pub functions: BTreeMap<&'static str, usize>,
+    /// The kernel has kprobes.
+    pub kprobes: bool,
     /// Where `tcp_rcv_state_process` lies.
     pub rcv_state_process: Result<Range<u64>, SymbolError>,
     /// Effective capabilities.
@@ -58,6 +67,10 @@ impl Facts {
             raw_tracepoints: btf
                 .map(|btf| btf.tracepoints().map(str::to_owned).collect())
                 .unwrap_or_default(),
+            functions: btf
+                .map(|btf| btf.functions(&plan::functions()))
+                .unwrap_or_default(),
+            kprobes: Path::new(KPROBES).exists(),
             rcv_state_process: symbols::function("tcp_rcv_state_process"),
             capabilities: caps::read(None, CapSet::Effective)
                 .map(|set| set.into_iter().collect())

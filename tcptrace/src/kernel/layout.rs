@@ -67,8 +67,10 @@ pub fn resolve(btf: &Btf, rcv_state_process: Option<Range<u64>>) -> Resolved {
     // https://github.com/torvalds/linux/blob/v6.12/include/linux/fs.h
     // https://github.com/torvalds/linux/blob/v6.18/include/linux/file_ref.h
     layout.file_refs_one = btf.offset("file", "f_count").is_some().into();
-    layout.nr_close = u32::try_from(libc::SYS_close).unwrap_or(ABSENT);
-    layout.nr_listen = u32::try_from(libc::SYS_listen).unwrap_or(ABSENT);
+    if layout.has_task_pt_regs == 0 {
+        layout.saved_regs = saved_regs(btf).unwrap_or(ABSENT);
+    }
+    number_calls(&mut layout);
 
     let reset_reasons = btf
         .enum_variants("sk_rst_reason")
@@ -84,6 +86,38 @@ pub fn resolve(btf: &Btf, rcv_state_process: Option<Range<u64>>) -> Resolved {
         missing: missing(&layout),
         reset_reasons,
     }
+}
+
+/// Where the registers of a call lie in the stack of the task that made it: at its end. Newer kernels,
+/// where something may lie behind them, have `bpf_task_pt_regs`.
+/// <https://github.com/torvalds/linux/blob/v5.10/arch/x86/include/asm/processor.h> (`task_pt_regs`)
+/// <https://github.com/torvalds/linux/blob/v5.10/arch/arm64/include/asm/processor.h> (`task_pt_regs`)
+fn saved_regs(btf: &Btf) -> Option<u32> {
+    btf.size("thread_union")?.checked_sub(btf.size("pt_regs")?)
+}
+
+/// The numbers of system calls, which every architecture gives its own.
+fn number_calls(layout: &mut Layout) {
+    let number = |number: libc::c_long| u32::try_from(number).unwrap_or(ABSENT);
+    layout.nr_accept = number(libc::SYS_accept);
+    layout.nr_accept4 = number(libc::SYS_accept4);
+    layout.nr_bind = number(libc::SYS_bind);
+    layout.nr_close = number(libc::SYS_close);
+    layout.nr_connect = number(libc::SYS_connect);
+    layout.nr_listen = number(libc::SYS_listen);
+    layout.nr_read = number(libc::SYS_read);
+    layout.nr_readv = number(libc::SYS_readv);
+    layout.nr_recvfrom = number(libc::SYS_recvfrom);
+    layout.nr_recvmmsg = number(libc::SYS_recvmmsg);
+    layout.nr_recvmsg = number(libc::SYS_recvmsg);
+    layout.nr_sendfile = number(libc::SYS_sendfile);
+    layout.nr_sendmmsg = number(libc::SYS_sendmmsg);
+    layout.nr_sendmsg = number(libc::SYS_sendmsg);
+    layout.nr_sendto = number(libc::SYS_sendto);
+    layout.nr_shutdown = number(libc::SYS_shutdown);
+    layout.nr_socket = number(libc::SYS_socket);
+    layout.nr_write = number(libc::SYS_write);
+    layout.nr_writev = number(libc::SYS_writev);
 }
 
 /// Names of the fields that hold nothing.
@@ -110,7 +144,10 @@ fn missing(layout: &Layout) -> Vec<&'static str> {
             "rcv_state_process_start",
             layout.rcv_state_process_start == u64::MAX,
         ),
-        ("has_task_pt_regs", layout.has_task_pt_regs != 1),
+        (
+            "call_registers",
+            layout.has_task_pt_regs != 1 && layout.saved_regs == ABSENT,
+        ),
     ];
     let values = values
         .into_iter()
@@ -182,7 +219,7 @@ mod tests {
             "sk_err",
             "kfree_skb_reason",
             "drop_no_socket",
-            "has_task_pt_regs",
+            "call_registers",
         ] {
             assert!(!missing.contains(&name), "{name} is in {missing:?}");
         }
@@ -224,7 +261,7 @@ mod tests {
             (layout.retransmit_err, layout.drop_listen_overflow),
             (2, 40)
         );
-        assert!(missing.contains(&"has_task_pt_regs"));
+        assert!(missing.contains(&"call_registers"));
         assert!(missing.contains(&"drop_no_socket"));
         assert_eq!(reset_reasons, [(1, "NO_SOCKET".to_owned())]);
     }
@@ -237,7 +274,7 @@ mod tests {
         assert_eq!(layout.sk_err, ABSENT);
         assert!(OFFSETS.iter().all(|offset| missing.contains(&offset.name)));
         assert!(missing.contains(&"rcv_state_process_start"));
-        assert!(missing.contains(&"has_task_pt_regs"));
+        assert!(missing.contains(&"call_registers"));
     }
 
     /// The first members of `sock_common` have kept their places since 5.10; everything else has to

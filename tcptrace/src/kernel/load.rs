@@ -11,21 +11,25 @@ use std::thread;
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf};
+use aya::programs::fentry::FEntryLink;
+use aya::programs::fexit::FExitLink;
+use aya::programs::kprobe::KProbeLink;
 use aya::programs::raw_trace_point::RawTracePointLink;
 use aya::programs::trace_point::TracePointLink;
-use aya::programs::{Iter, RawTracePoint, TracePoint};
+use aya::programs::{FEntry, FExit, Iter, KProbe, ProgramError, RawTracePoint, TracePoint};
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
 use aya_log::EbpfLogger;
 use bytemuck::{AnyBitPattern, bytes_of, pod_read_unaligned};
 use ipnet::IpNet;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use tcptrace_common::event::{self as wire, gate, hook, kind, stat};
 use tcptrace_common::filter::{Config, NetworkKey, PortKey};
 use tcptrace_common::layout::Layout;
 
 use super::doctor::Attempt;
-use super::plan::{Plan, Way};
+use super::plan::{Plan, Program, Way};
 
 /// The kernel half as the build script compiled it; empty in a build that cannot trace.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcptrace-ebpf"));
@@ -77,8 +81,8 @@ pub struct FilterValues {
 #[derive(Debug)]
 pub struct Kernel {
     ebpf: Ebpf,
-    /// What keeps the programs attached.
-    links: Vec<Link>,
+    /// What keeps the programs attached, by their names.
+    links: BTreeMap<&'static str, Link>,
 }
 
 /// An attached program; dropping it detaches.
@@ -86,6 +90,9 @@ pub struct Kernel {
 #[expect(dead_code, reason = "held for their drop alone")]
 enum Link {
     RawTracepoint(RawTracePointLink),
+    Fentry(FEntryLink),
+    Fexit(FExitLink),
+    Kprobe(KProbeLink),
     Tracepoint(TracePointLink),
 }
 
@@ -107,6 +114,7 @@ impl Kernel {
             cgroup,
             ..
         } = setup.config;
+        raise_memory_limit();
         let by_owner = [pid, comm, uid, cgroup] != [0; 4];
         let wants = |kind: u8| kinds & 1 << kind != 0;
         let ebpf = EbpfLoader::new()
@@ -131,7 +139,7 @@ impl Kernel {
             .context("cannot create the maps of the kernel half")?;
         Ok(Self {
             ebpf,
-            links: Vec::new(),
+            links: BTreeMap::new(),
         })
     }
 
@@ -176,61 +184,122 @@ impl Kernel {
     /// Tries to see what the plan asks for: for each signal the first way whose programs all attach.
     /// A program that serves several signals is attached once and reported for each.
     pub fn attach(&mut self, plan: &Plan) -> Vec<Attempt> {
-        let mut outcomes: BTreeMap<&'static str, Result<(), String>> = BTreeMap::new();
+        let mut btf = None;
+        let mut failures: BTreeMap<&'static str, String> = BTreeMap::new();
         let mut attempts = Vec::new();
         for planned in &plan.signals {
             for candidate in &planned.candidates {
                 let rung = candidate.rung;
-                let mut all = true;
-                for &program in rung.programs {
-                    let outcome = outcomes.entry(program).or_insert_with(|| {
-                        self.attach_program(rung.way, program)
-                            .map_err(|error| reason(&error))
-                    });
-                    all &= outcome.is_ok();
+                let mut attached = Vec::new();
+                let mut failed = false;
+                for &Program { name, target, .. } in rung.programs {
+                    let outcome = if self.links.contains_key(name) {
+                        Ok(())
+                    } else if let Some(failure) = failures.get(name) {
+                        Err(failure.clone())
+                    } else {
+                        let outcome = self.attach_program(rung.way, name, target, &mut btf);
+                        outcome.map_err(|error| reason(&error))
+                    };
+                    match &outcome {
+                        Ok(()) => attached.push(name),
+                        Err(failure) => {
+                            failed = true;
+                            failures.insert(name, failure.clone());
+                        }
+                    }
                     attempts.push(Attempt {
                         signal: planned.signal,
                         way: rung.to_string(),
-                        program,
-                        outcome: outcome.clone(),
+                        program: name,
+                        outcome,
                     });
                 }
-                if all {
+                if rung.way == Way::Poll {
+                    attempts.push(Attempt {
+                        signal: planned.signal,
+                        way: rung.to_string(),
+                        program: "agent",
+                        outcome: Ok(()),
+                    });
+                }
+                if !failed {
                     break;
+                }
+                // Half a way beside the next one would tell some things twice.
+                for name in attached {
+                    if !in_use(&attempts, name) {
+                        self.links.remove(name);
+                    }
                 }
             }
         }
         attempts
     }
 
-    fn attach_program(&mut self, way: Way, program: &'static str) -> Result<()> {
-        let object = self.ebpf.program_mut(program);
-        let object = object.with_context(|| format!("the object has no program {program}"))?;
-        match way {
+    fn attach_program(
+        &mut self,
+        way: Way,
+        name: &'static str,
+        target: &'static str,
+        btf: &mut Option<Btf>,
+    ) -> Result<()> {
+        let object = self.ebpf.program_mut(name);
+        let object = object.with_context(|| format!("the object has no program {name}"))?;
+        let link = match way {
             Way::RawTracepoint => {
                 let object: &mut RawTracePoint = object.try_into()?;
-                object.load()?;
-                let link = object.attach(program)?;
-                self.links
-                    .push(Link::RawTracepoint(object.take_link(link)?));
+                load_once(object, RawTracePoint::load)?;
+                let link = object.attach(target)?;
+                Link::RawTracepoint(object.take_link(link)?)
+            }
+            Way::Fentry => {
+                let object: &mut FEntry = object.try_into()?;
+                let btf = types(btf)?;
+                load_once(object, |object| object.load(target, btf))?;
+                let link = object.attach()?;
+                Link::Fentry(object.take_link(link)?)
+            }
+            Way::Fexit => {
+                let object: &mut FExit = object.try_into()?;
+                let btf = types(btf)?;
+                load_once(object, |object| object.load(target, btf))?;
+                let link = object.attach()?;
+                Link::Fexit(object.take_link(link)?)
+            }
+            Way::Kprobe => {
+                let object: &mut KProbe = object.try_into()?;
+                load_once(object, KProbe::load)?;
+                let link = object.attach(target, 0)?;
+                Link::Kprobe(object.take_link(link)?)
             }
             Way::Tracepoint(category) => {
                 let object: &mut TracePoint = object.try_into()?;
-                object.load()?;
-                let link = with_tracefs(|| Ok(object.attach(category, program)?))?;
-                self.links.push(Link::Tracepoint(object.take_link(link)?));
+                load_once(object, TracePoint::load)?;
+                let link = with_tracefs(|| Ok(object.attach(category, target)?))?;
+                Link::Tracepoint(object.take_link(link)?)
             }
             Way::Iterator => {
                 let object: &mut Iter = object.try_into()?;
-                object.load(program, &Btf::from_sys_fs()?)?;
+                let btf = types(btf)?;
+                load_once(object, |object| object.load(target, btf))?;
                 let link = object.attach()?;
                 let mut run = object.take_link(link)?.into_file()?;
                 // It writes nothing: reading runs it over everything there is.
                 let mut nothing = [0; 64];
                 while run.read(&mut nothing)? != 0 {}
+                return Ok(());
             }
-        }
+            Way::Poll => return Ok(()),
+        };
+        self.links.insert(name, link);
         Ok(())
+    }
+
+    /// This program is attached.
+    #[must_use]
+    pub fn is_attached(&self, program: &str) -> bool {
+        self.links.contains_key(program)
     }
 
     /// The ring, once.
@@ -495,6 +564,43 @@ impl log::Log for Stderr {
     }
 
     fn flush(&self) {}
+}
+
+/// Before 5.11 maps count against the limit of locked memory. Without the privilege to raise it the
+/// maps may still fit.
+/// <https://github.com/torvalds/linux/blob/v5.10/kernel/bpf/syscall.c> (`bpf_charge_memlock`)
+fn raise_memory_limit() {
+    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+}
+
+/// Some signal is seen through a way this program belongs to.
+fn in_use(attempts: &[Attempt], name: &str) -> bool {
+    let of_way = |way: &Attempt| {
+        let mut of_way = attempts
+            .iter()
+            .filter(|it| it.signal == way.signal && it.way == way.way);
+        of_way.all(|it| it.outcome.is_ok())
+    };
+    attempts.iter().any(|it| it.program == name && of_way(it))
+}
+
+/// A program that was detached again is still loaded.
+fn load_once<P>(
+    program: &mut P,
+    load: impl FnOnce(&mut P) -> Result<(), ProgramError>,
+) -> Result<(), ProgramError> {
+    match load(program) {
+        Err(ProgramError::AlreadyLoaded) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// The kernel's types as aya wants them, read once and only where a program needs them.
+fn types(btf: &mut Option<Btf>) -> Result<&Btf> {
+    Ok(match btf {
+        Some(btf) => btf,
+        None => btf.insert(Btf::from_sys_fs()?),
+    })
 }
 
 /// An error and what lies behind it, on one line: of a verifier's log the last line says why.

@@ -12,7 +12,8 @@ use super::facts::Facts;
 use super::symbols::SymbolError;
 use crate::event::Signal;
 use signals::{Asked, NEVER_SEEN, POLLED, SIGNALS};
-pub use signals::{Polled, Rung, Way};
+pub(super) use signals::functions;
+pub use signals::{Polled, Program, Rung, Way};
 
 /// What is to be seen.
 #[derive(Clone, Debug, Default)]
@@ -139,31 +140,55 @@ fn obstacle(
     if let Err(error) = &facts.btf {
         return Some((error.clone(), None));
     }
-    let absent = rung
-        .programs
-        .iter()
-        .find(|program| !facts.raw_tracepoints.contains(**program));
-    match (rung.way, absent) {
-        (Way::RawTracepoint, Some(program)) => {
-            return Some((
-                format!("Linux {} has no tracepoint {program}", facts.release),
-                Some("Linux 6.18 has it".to_owned()),
-            ));
+    let missing = || rung.needs.iter().find(|field| missing.contains(field));
+    absent_target(rung, facts).or_else(|| missing().map(|field| absence(field, facts)))
+}
+
+/// Why what the programs of a way attach to is not there.
+fn absent_target(rung: &Rung, facts: &Facts) -> Option<(String, Option<String>)> {
+    let newer = || Some("Linux 6.18 has it".to_owned());
+    match rung.way {
+        Way::RawTracepoint => {
+            let targets = &mut rung.programs.iter().map(|program| program.target);
+            let absent = targets.find(|target| !facts.raw_tracepoints.contains(*target))?;
+            let why = format!("Linux {} has no tracepoint {absent}", facts.release);
+            Some((why, newer()))
         }
-        (Way::Tracepoint(_), _)
-            if facts.tracefs.is_none() && !facts.has(Capability::CAP_SYS_ADMIN) =>
-        {
-            return Some((
-                "tracefs is not mounted, and mounting a private one needs CAP_SYS_ADMIN".to_owned(),
-                Some("sudo mount -t tracefs tracefs /sys/kernel/tracing".to_owned()),
-            ));
+        Way::Tracepoint(_) => {
+            let hidden = facts.tracefs.is_none() && !facts.has(Capability::CAP_SYS_ADMIN);
+            hidden.then(|| {
+                (
+                    "tracefs is not mounted, and mounting a private one needs CAP_SYS_ADMIN"
+                        .to_owned(),
+                    Some("sudo mount -t tracefs tracefs /sys/kernel/tracing".to_owned()),
+                )
+            })
         }
-        _ => {}
+        Way::Kprobe if !facts.kprobes => {
+            let why = "this kernel has no kprobes (CONFIG_KPROBE_EVENTS)";
+            Some((why.to_owned(), None))
+        }
+        Way::Fentry | Way::Fexit | Way::Kprobe => rung
+            .programs
+            .iter()
+            .find_map(|program| absent_function(program, facts)),
+        Way::Iterator | Way::Poll => None,
     }
-    rung.needs
-        .iter()
-        .find(|field| missing.contains(field))
-        .map(|field| absence(field, facts))
+}
+
+/// Why a program cannot be attached to its function.
+fn absent_function(program: &Program, facts: &Facts) -> Option<(String, Option<String>)> {
+    let Program {
+        target, arguments, ..
+    } = program;
+    let why = match (facts.functions.get(target), arguments) {
+        (None, _) => format!("Linux {} has no function {target}", facts.release),
+        (Some(here), Some(wanted)) if here != wanted => {
+            format!("{target} takes {here} arguments here, not {wanted}")
+        }
+        (Some(_), _) => return None,
+    };
+    Some((why, None))
 }
 
 /// Why a field of the layout has no value.
@@ -179,7 +204,11 @@ fn absence(field: &str, facts: &Facts) -> (String, Option<String>) {
     let what = match OFFSETS.iter().find(|offset| offset.name == field) {
         Some(offset) => format!("struct {} has no {}", offset.strukt, offset.path),
         None => match field {
-            "has_task_pt_regs" => "there is no helper bpf_task_pt_regs".to_owned(),
+            "call_registers" => {
+                "the registers of a call cannot be found: no helper bpf_task_pt_regs, no struct \
+                 pt_regs"
+                    .to_owned()
+            }
             "consume_skb_location" => "consume_skb does not tell its caller".to_owned(),
             "kfree_skb_reason" => "kfree_skb gives no reason".to_owned(),
             "kfree_skb_rx_sk" => "kfree_skb does not tell the socket".to_owned(),
@@ -233,6 +262,8 @@ pub(super) mod tests {
             release: "6.18.44".to_owned(),
             btf: Ok(()),
             raw_tracepoints: tracepoints.map(str::to_owned).into(),
+            functions: functions().into_iter().map(|name| (name, 2)).collect(),
+            kprobes: false,
             rcv_state_process: Ok(0x10..0x20),
             capabilities: vec![
                 Capability::CAP_SYS_ADMIN,
@@ -373,7 +404,7 @@ pub(super) mod tests {
             .signals
             .iter()
             .flat_map(|planned| planned.candidates[0].rung.programs)
-            .copied()
+            .map(|program| program.name)
             .collect();
         let expected = [
             "inet_sock_set_state",
@@ -435,7 +466,7 @@ pub(super) mod tests {
         let missing = [
             "send_reset_reason",
             "drop_listen_overflow",
-            "has_task_pt_regs",
+            "call_registers",
         ];
         let plan = plan(&everything(), &facts(), &missing);
         let lost = |signal| find(&plan, signal).candidates[0].loses.join("\n");

@@ -1,34 +1,87 @@
 //! What can be seen, and the ways to see it, best first; a new way is a new row.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use tcptrace_common::event::kind;
 
 use crate::event::Signal;
 
-/// A way to attach a program.
+/// A way to see something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// To the raw tracepoint of the program's name.
+    /// By a program at a raw tracepoint.
     RawTracepoint,
-    /// To the classic tracepoint of the program's name in this category.
+    /// At the entry of a kernel function, through a trampoline.
+    Fentry,
+    /// At its end.
+    Fexit,
+    /// At its entry, through a breakpoint or what ftrace put in its place.
+    Kprobe,
+    /// At a classic tracepoint of this category.
     Tracepoint(&'static str),
-    /// As the BPF iterator of the program's name, read once.
+    /// As a BPF iterator, read once.
     Iterator,
+    /// By no program: the agent reads it now and then.
+    Poll,
 }
 
 impl Way {
     /// Every name `--without` knows.
-    pub const NAMES: [&'static str; 3] = ["raw_tracepoint", "tracepoint", "iterator"];
+    pub const NAMES: [&'static str; 7] = [
+        "raw_tracepoint",
+        "fentry",
+        "fexit",
+        "kprobe",
+        "tracepoint",
+        "iterator",
+        "poll",
+    ];
 
     /// Its name for `--without`.
     #[must_use]
     pub fn name(self) -> &'static str {
-        match self {
-            Self::RawTracepoint => Self::NAMES[0],
-            Self::Tracepoint(_) => Self::NAMES[1],
-            Self::Iterator => Self::NAMES[2],
-        }
+        Self::NAMES[match self {
+            Self::RawTracepoint => 0,
+            Self::Fentry => 1,
+            Self::Fexit => 2,
+            Self::Kprobe => 3,
+            Self::Tracepoint(_) => 4,
+            Self::Iterator => 5,
+            Self::Poll => 6,
+        }]
+    }
+}
+
+/// A program of the eBPF object and what it is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// Function of the eBPF object.
+    pub name: &'static str,
+    /// Tracepoint or kernel function.
+    pub target: &'static str,
+    /// Arguments the kernel function has to take, where it took others on other kernels.
+    pub arguments: Option<usize>,
+}
+
+/// A program named as what it is attached to.
+const fn at(target: &'static str) -> Program {
+    program(target, target)
+}
+
+const fn program(name: &'static str, target: &'static str) -> Program {
+    Program {
+        name,
+        target,
+        arguments: None,
+    }
+}
+
+const fn taking(arguments: usize, name: &'static str, target: &'static str) -> Program {
+    Program {
+        name,
+        target,
+        arguments: Some(arguments),
     }
 }
 
@@ -37,21 +90,43 @@ impl Way {
 pub struct Rung {
     /// How the programs attach.
     pub way: Way,
-    /// Functions of the eBPF object; a program that serves several signals is attached once.
-    pub programs: &'static [&'static str],
+    /// A program that serves several signals is attached once.
+    pub programs: &'static [Program],
     /// Fields of the layout the programs cannot do without.
     pub needs: &'static [&'static str],
+    /// What it costs those who are not traced.
+    pub costs: Option<&'static str>,
     pub(super) loses: &'static [Loss],
 }
 
 impl fmt::Display for Rung {
     /// E.g. `tracepoint syscalls:sys_exit_bind, sys_exit_listen`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ", self.way.name())?;
+        f.write_str(self.way.name())?;
         if let Way::Tracepoint(category) = self.way {
-            write!(f, "{category}:")?;
+            write!(f, " {category}:")?;
+        } else if !self.programs.is_empty() {
+            f.write_str(" ")?;
         }
-        f.write_str(&self.programs.join(", "))
+        let targets: Vec<_> = self.programs.iter().map(|program| program.target).collect();
+        f.write_str(&targets.join(", "))
+    }
+}
+
+/// The kernel functions any way needs.
+pub(in crate::kernel) fn functions() -> BTreeSet<&'static str> {
+    let rungs = SIGNALS.iter().flat_map(|row| row.rungs);
+    rungs
+        .filter(|rung| rung.is_at_function())
+        .flat_map(|rung| rung.programs)
+        .map(|program| program.target)
+        .collect()
+}
+
+impl Rung {
+    /// Its programs are attached to kernel functions.
+    pub(super) fn is_at_function(&self) -> bool {
+        matches!(self.way, Way::Fentry | Way::Fexit | Way::Kprobe)
     }
 }
 
@@ -118,9 +193,81 @@ const CONNECTIONS: u32 = kinds(&[
 ]);
 
 const NO_CALL: Loss = without(
-    "has_task_pt_regs",
+    "call_registers",
     "the system call and descriptor (bpf_task_pt_regs, Linux 5.15)",
 );
+
+/// <https://github.com/torvalds/linux/blob/v6.18/kernel/entry/syscall-common.c> (`syscall_exit_work`)
+const SLOW_CALLS: Option<&str> = Some("every system call of the host takes the slower way out");
+
+const ALL_EXITS: &[Program] = &[program("sys_exit_of_sockets", "sys_exit")];
+const DEQUEUED_2: &[Program] = &[taking(2, "fexit_inet_csk_accept_2", "inet_csk_accept")];
+const DEQUEUED_4: &[Program] = &[taking(4, "fexit_inet_csk_accept_4", "inet_csk_accept")];
+
+/// What a program at the entry of `tcp_v4_send_reset` or `tcp_v6_send_reset` reads of the segment.
+const ANSWERED: &[&str] = &[
+    "skb_head",
+    "skb_transport_header",
+    "skb_network_header",
+    "skb_refdst",
+    "rtable_type",
+    "rt6_flags",
+];
+
+/// What a program at the end of every call reads of it.
+const EXITS: &[&str] = &[
+    "call_registers",
+    "regs_syscall",
+    "regs_arg0",
+    "task_files",
+    "files_fdt",
+];
+const IO_EXITS: &[Program] = &[program("sys_exit_of_io", "sys_exit")];
+
+const REFUSED_SEND: Loss = never("a send refused by a security module");
+const REFUSED_RECEIVE: Loss = never("a receive refused by a security module");
+const NO_FLAGS: Loss = never("MSG_DONTWAIT of one call, so that it can look like SO_SNDTIMEO");
+const NO_SPLICE: Loss = never("splice() from a socket");
+const NO_DESCRIPTOR: Loss = never("the descriptor, before the first use");
+
+/// The last way to learn who accepted.
+const FIRST_USE: Rung = Rung {
+    way: Way::RawTracepoint,
+    programs: &[at("sock_send_length"), at("sock_recv_length")],
+    needs: &["sk_protocol"],
+    costs: None,
+    loses: &[never(
+        "the owner before the first use: the listener's stands in",
+    )],
+};
+
+/// What a program at the entry of a function that looks at an accept queue reads.
+const QUEUE: &[&str] = &[
+    "skb_head",
+    "skb_transport_header",
+    "skb_network_header",
+    "skb_protocol",
+    "sk_ack_backlog",
+    "sk_max_ack_backlog",
+];
+
+const NO_FOREIGN_COOKIE: Loss = never("a SYN that an XDP or tc program answers with a cookie");
+
+/// The last way to learn of a full accept queue.
+const COUNTED: Rung = Rung {
+    way: Way::Poll,
+    programs: &[],
+    needs: &[],
+    costs: None,
+    loses: &[
+        never(
+            "who was lost, and whether it was a SYN or a final ACK: TcpExtListenOverflows counts",
+        ),
+        never("which of several full listeners of a namespace it was"),
+    ],
+};
+
+const NO_IO_URING: Loss = never("the same by io_uring");
 
 pub(super) const SIGNALS: &[Row] = &[
     // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/af_inet.c (inet_sk_set_state)
@@ -129,7 +276,7 @@ pub(super) const SIGNALS: &[Row] = &[
         asked: Asked::Core,
         rungs: &[Rung {
             way: Way::RawTracepoint,
-            programs: &["inet_sock_set_state"],
+            programs: &[at("inet_sock_set_state")],
             needs: &[
                 "skc_state",
                 "sk_protocol",
@@ -137,6 +284,7 @@ pub(super) const SIGNALS: &[Row] = &[
                 "inet_sport",
                 "sk_err",
             ],
+            costs: None,
             loses: &[
                 never("a handshake before its final ACK: a request socket has no events"),
                 never("what happens in TIME_WAIT"),
@@ -150,8 +298,9 @@ pub(super) const SIGNALS: &[Row] = &[
         asked: Asked::Core,
         rungs: &[Rung {
             way: Way::RawTracepoint,
-            programs: &["tcp_destroy_sock"],
+            programs: &[at("tcp_destroy_sock")],
             needs: &[],
+            costs: None,
             loses: &[],
         }],
     },
@@ -161,18 +310,49 @@ pub(super) const SIGNALS: &[Row] = &[
         asked: Asked::By(kinds(&[kind::RESET_SENT])),
         rungs: &[Rung {
             way: Way::RawTracepoint,
-            programs: &["tcp_send_reset"],
+            programs: &[at("tcp_send_reset")],
             needs: &["skc_state"],
+            costs: None,
             loses: &[
                 never("a RST that netfilter's REJECT sends"),
-                without(
-                    "send_reset_reason",
-                    "a RST for a closed port or a TIME_WAIT socket, and the kernel's reason \
-                     (Linux 6.10)",
-                ),
+                without("send_reset_reason", "the kernel's reason (Linux 6.10)"),
                 NO_CALL,
             ],
         }],
+    },
+    // https://github.com/torvalds/linux/blob/v5.10/net/ipv4/tcp_ipv4.c (tcp_v4_send_reset)
+    Row {
+        signal: Signal("reset sent without a connection"),
+        asked: Asked::By(kinds(&[kind::RESET_SENT])),
+        rungs: &[
+            Rung {
+                way: Way::RawTracepoint,
+                programs: &[at("tcp_send_reset")],
+                needs: &["send_reset_reason"],
+                costs: None,
+                loses: &[],
+            },
+            Rung {
+                way: Way::Fentry,
+                programs: &[
+                    program("fentry_tcp_v4_send_reset", "tcp_v4_send_reset"),
+                    program("fentry_tcp_v6_send_reset", "tcp_v6_send_reset"),
+                ],
+                needs: ANSWERED,
+                costs: None,
+                loses: &[],
+            },
+            Rung {
+                way: Way::Kprobe,
+                programs: &[
+                    program("kprobe_tcp_v4_send_reset", "tcp_v4_send_reset"),
+                    program("kprobe_tcp_v6_send_reset", "tcp_v6_send_reset"),
+                ],
+                needs: ANSWERED,
+                costs: None,
+                loses: &[],
+            },
+        ],
     },
     // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_input.c (tcp_reset)
     Row {
@@ -180,8 +360,9 @@ pub(super) const SIGNALS: &[Row] = &[
         asked: Asked::By(kinds(&[kind::RESET_RECEIVED])),
         rungs: &[Rung {
             way: Way::RawTracepoint,
-            programs: &["tcp_receive_reset"],
+            programs: &[at("tcp_receive_reset")],
             needs: &["skc_state"],
+            costs: None,
             loses: &[never(
                 "a RST to a handshake before its final ACK, or to a TIME_WAIT socket",
             )],
@@ -191,31 +372,71 @@ pub(super) const SIGNALS: &[Row] = &[
     Row {
         signal: Signal("failed sends"),
         asked: Asked::By(kinds(&[kind::SOCKET_ERROR])),
-        rungs: &[Rung {
-            way: Way::RawTracepoint,
-            programs: &["sock_send_length"],
-            needs: &["sk_protocol"],
-            loses: &[
-                never("a send refused by a security module"),
-                never("MSG_DONTWAIT of one call, so that it can look like SO_SNDTIMEO"),
-                NO_CALL,
-            ],
-        }],
+        rungs: &[
+            Rung {
+                way: Way::RawTracepoint,
+                programs: &[at("sock_send_length")],
+                needs: &["sk_protocol"],
+                costs: None,
+                loses: &[REFUSED_SEND, NO_FLAGS, NO_CALL],
+            },
+            Rung {
+                way: Way::Fexit,
+                programs: &[
+                    program("fexit_tcp_sendmsg", "tcp_sendmsg"),
+                    program("fexit_tcp_sendpage", "tcp_sendpage"),
+                ],
+                needs: &["sk_protocol"],
+                costs: None,
+                loses: &[REFUSED_SEND, NO_FLAGS, NO_CALL],
+            },
+            Rung {
+                way: Way::RawTracepoint,
+                programs: IO_EXITS,
+                needs: EXITS,
+                costs: SLOW_CALLS,
+                loses: &[NO_FLAGS, NO_IO_URING],
+            },
+        ],
     },
     Row {
         signal: Signal("failed receives"),
         asked: Asked::By(kinds(&[kind::SOCKET_ERROR, kind::CLOSE_WAIT])),
-        rungs: &[Rung {
-            way: Way::RawTracepoint,
-            programs: &["sock_recv_length"],
-            needs: &["sk_protocol"],
-            loses: &[
-                never("splice() from a socket"),
-                never("io_uring zero-copy receive"),
-                never("a receive refused by a security module"),
-                NO_CALL,
-            ],
-        }],
+        rungs: &[
+            Rung {
+                way: Way::RawTracepoint,
+                programs: &[at("sock_recv_length")],
+                needs: &["sk_protocol"],
+                costs: None,
+                loses: &[
+                    NO_SPLICE,
+                    never("io_uring zero-copy receive"),
+                    REFUSED_RECEIVE,
+                    NO_CALL,
+                ],
+            },
+            Rung {
+                way: Way::Fexit,
+                programs: &[taking(5, "fexit_tcp_recvmsg_5", "tcp_recvmsg")],
+                needs: &["sk_protocol"],
+                costs: None,
+                loses: &[NO_SPLICE, REFUSED_RECEIVE, NO_CALL],
+            },
+            Rung {
+                way: Way::Fexit,
+                programs: &[taking(6, "fexit_tcp_recvmsg_6", "tcp_recvmsg")],
+                needs: &["sk_protocol"],
+                costs: None,
+                loses: &[NO_SPLICE, REFUSED_RECEIVE, NO_CALL],
+            },
+            Rung {
+                way: Way::RawTracepoint,
+                programs: IO_EXITS,
+                needs: EXITS,
+                costs: SLOW_CALLS,
+                loses: &[NO_SPLICE, NO_IO_URING],
+            },
+        ],
     },
     // https://github.com/torvalds/linux/blob/v6.18/net/socket.c (__sys_accept4)
     Row {
@@ -224,7 +445,7 @@ pub(super) const SIGNALS: &[Row] = &[
         rungs: &[
             Rung {
                 way: Way::Tracepoint("syscalls"),
-                programs: &["sys_exit_accept", "sys_exit_accept4"],
+                programs: &[at("sys_exit_accept"), at("sys_exit_accept4")],
                 needs: &[
                     "task_files",
                     "files_fdt",
@@ -232,65 +453,131 @@ pub(super) const SIGNALS: &[Row] = &[
                     "file_private_data",
                     "socket_sk",
                 ],
-                loses: &[never(
-                    "an accept by io_uring: until the first use the listener's owner stands in",
-                )],
+                costs: SLOW_CALLS,
+                loses: &[],
+            },
+            Rung {
+                way: Way::Fexit,
+                programs: DEQUEUED_2,
+                needs: &["sk_protocol"],
+                costs: None,
+                loses: &[NO_DESCRIPTOR],
+            },
+            Rung {
+                way: Way::Fexit,
+                programs: DEQUEUED_4,
+                needs: &["sk_protocol"],
+                costs: None,
+                loses: &[NO_DESCRIPTOR],
             },
             Rung {
                 way: Way::RawTracepoint,
-                programs: &["sock_send_length", "sock_recv_length"],
-                needs: &["sk_protocol"],
-                loses: &[never(
-                    "the owner before the first use: the listener's stands in",
-                )],
+                programs: ALL_EXITS,
+                needs: EXITS,
+                costs: SLOW_CALLS,
+                loses: &[],
             },
+            FIRST_USE,
+        ],
+    },
+    // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/inet_connection_sock.c (inet_csk_accept)
+    Row {
+        signal: Signal("owners of connections accepted by io_uring"),
+        asked: Asked::By(CONNECTIONS),
+        rungs: &[
+            Rung {
+                way: Way::Fexit,
+                programs: DEQUEUED_2,
+                needs: &["sk_protocol"],
+                costs: None,
+                loses: &[NO_DESCRIPTOR],
+            },
+            Rung {
+                way: Way::Fexit,
+                programs: DEQUEUED_4,
+                needs: &["sk_protocol"],
+                costs: None,
+                loses: &[NO_DESCRIPTOR],
+            },
+            FIRST_USE,
         ],
     },
     // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_input.c (tcp_conn_request)
     Row {
         signal: Signal("accept queue: SYN dropped"),
         asked: Asked::By(kinds(&[kind::ACCEPT_OVERFLOW])),
-        rungs: &[Rung {
-            way: Way::RawTracepoint,
-            programs: &["consume_skb"],
-            needs: &[
-                "rcv_state_process_start",
-                "consume_skb_location",
-                "skb_head",
-                "skb_transport_header",
-                "skb_network_header",
-                "sk_ack_backlog",
-                "sk_max_ack_backlog",
-            ],
-            loses: &[never(
-                "a SYN that an XDP or tc program answers with a cookie",
-            )],
-        }],
+        rungs: &[
+            Rung {
+                way: Way::Fentry,
+                programs: &[program("fentry_tcp_conn_request", "tcp_conn_request")],
+                needs: QUEUE,
+                costs: None,
+                loses: &[NO_FOREIGN_COOKIE],
+            },
+            Rung {
+                way: Way::RawTracepoint,
+                programs: &[at("consume_skb")],
+                needs: &[
+                    "rcv_state_process_start",
+                    "consume_skb_location",
+                    "skb_head",
+                    "skb_transport_header",
+                    "skb_network_header",
+                    "sk_ack_backlog",
+                    "sk_max_ack_backlog",
+                ],
+                costs: None,
+                loses: &[NO_FOREIGN_COOKIE],
+            },
+            Rung {
+                way: Way::Kprobe,
+                programs: &[program("kprobe_tcp_conn_request", "tcp_conn_request")],
+                needs: QUEUE,
+                costs: None,
+                loses: &[NO_FOREIGN_COOKIE],
+            },
+            COUNTED,
+        ],
     },
     // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_ipv4.c (tcp_v4_syn_recv_sock)
     Row {
         signal: Signal("accept queue: final ACK dropped"),
         asked: Asked::By(kinds(&[kind::ACCEPT_OVERFLOW])),
-        rungs: &[Rung {
-            way: Way::RawTracepoint,
-            programs: &["kfree_skb"],
-            needs: &[
-                "drop_listen_overflow",
-                "kfree_skb_reason",
-                "kfree_skb_rx_sk",
-            ],
-            loses: &[],
-        }],
-    },
-    Row {
-        signal: Signal("accept queue: SYN cookie dropped"),
-        asked: Asked::By(kinds(&[kind::ACCEPT_OVERFLOW])),
-        rungs: &[Rung {
-            way: Way::RawTracepoint,
-            programs: &["kfree_skb"],
-            needs: &["drop_no_socket", "kfree_skb_reason", "kfree_skb_rx_sk"],
-            loses: &[],
-        }],
+        rungs: &[
+            Rung {
+                way: Way::Fentry,
+                programs: &[
+                    program("fentry_tcp_v4_syn_recv_sock", "tcp_v4_syn_recv_sock"),
+                    program("fentry_tcp_v6_syn_recv_sock", "tcp_v6_syn_recv_sock"),
+                ],
+                needs: QUEUE,
+                costs: None,
+                loses: &[],
+            },
+            Rung {
+                way: Way::RawTracepoint,
+                programs: &[at("kfree_skb")],
+                needs: &[
+                    "drop_listen_overflow",
+                    "drop_no_socket",
+                    "kfree_skb_reason",
+                    "kfree_skb_rx_sk",
+                ],
+                costs: None,
+                loses: &[],
+            },
+            Rung {
+                way: Way::Kprobe,
+                programs: &[
+                    program("kprobe_tcp_v4_syn_recv_sock", "tcp_v4_syn_recv_sock"),
+                    program("kprobe_tcp_v6_syn_recv_sock", "tcp_v6_syn_recv_sock"),
+                ],
+                needs: QUEUE,
+                costs: None,
+                loses: &[],
+            },
+            COUNTED,
+        ],
     },
     // https://github.com/torvalds/linux/blob/v6.18/net/socket.c (__sys_listen_socket)
     Row {
@@ -299,20 +586,22 @@ pub(super) const SIGNALS: &[Row] = &[
         rungs: &[
             Rung {
                 way: Way::Tracepoint("syscalls"),
-                programs: &["sys_exit_listen"],
-                needs: &["has_task_pt_regs", "regs_arg0", "regs_arg1"],
+                programs: &[at("sys_exit_listen")],
+                needs: &["call_registers", "regs_arg0", "regs_arg1"],
+                costs: None,
                 loses: &[
-                    never("the same by io_uring"),
+                    NO_IO_URING,
                     never("the backlog of a listener older than the start"),
                 ],
             },
             Rung {
                 way: Way::RawTracepoint,
-                programs: &["inet_sock_set_state"],
-                needs: &["has_task_pt_regs", "regs_arg1"],
+                programs: &[at("inet_sock_set_state")],
+                needs: &["call_registers", "regs_arg1"],
+                costs: None,
                 loses: &[
                     never("a second listen on the same socket, which changes the backlog"),
-                    never("the same by io_uring"),
+                    NO_IO_URING,
                     never("the backlog of a listener older than the start"),
                 ],
             },
@@ -322,62 +611,114 @@ pub(super) const SIGNALS: &[Row] = &[
     Row {
         signal: Signal("descriptors exhausted in accept, accept4, socket"),
         asked: Asked::By(kinds(&[kind::FD_EXHAUSTED])),
-        rungs: &[Rung {
-            way: Way::Tracepoint("syscalls"),
-            programs: &["sys_exit_accept", "sys_exit_accept4", "sys_exit_socket"],
-            needs: &[],
-            loses: &[
-                never("the same by io_uring"),
-                never("other calls that open descriptors, such as open and pipe"),
-                without(
-                    "has_task_pt_regs",
-                    "the listener (bpf_task_pt_regs, Linux 5.15)",
-                ),
-            ],
-        }],
+        rungs: &[
+            Rung {
+                way: Way::Tracepoint("syscalls"),
+                programs: &[
+                    at("sys_exit_accept"),
+                    at("sys_exit_accept4"),
+                    at("sys_exit_socket"),
+                ],
+                needs: &[],
+                costs: SLOW_CALLS,
+                loses: &[
+                    NO_IO_URING,
+                    never("other calls that open descriptors, such as open and pipe"),
+                    without(
+                        "call_registers",
+                        "the listener (bpf_task_pt_regs, Linux 5.15)",
+                    ),
+                ],
+            },
+            Rung {
+                way: Way::RawTracepoint,
+                programs: ALL_EXITS,
+                needs: EXITS,
+                costs: SLOW_CALLS,
+                loses: &[
+                    NO_IO_URING,
+                    never("other calls that open descriptors, such as open and pipe"),
+                    without(
+                        "call_registers",
+                        "the listener (bpf_task_pt_regs, Linux 5.15)",
+                    ),
+                ],
+            },
+        ],
     },
     // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_ipv4.c (tcp_v4_connect)
     Row {
         signal: Signal("connect without a route"),
         asked: Asked::By(kinds(&[kind::CONNECT_FAILED])),
-        rungs: &[Rung {
-            way: Way::Tracepoint("syscalls"),
-            programs: &["sys_exit_connect"],
-            needs: &["has_task_pt_regs", "regs_arg0", "regs_arg1"],
-            loses: &[never("the same by io_uring")],
-        }],
+        rungs: &[
+            Rung {
+                way: Way::Tracepoint("syscalls"),
+                programs: &[at("sys_exit_connect")],
+                needs: &["call_registers", "regs_arg0", "regs_arg1"],
+                costs: SLOW_CALLS,
+                loses: &[NO_IO_URING],
+            },
+            Rung {
+                way: Way::RawTracepoint,
+                programs: ALL_EXITS,
+                needs: EXITS,
+                costs: SLOW_CALLS,
+                loses: &[NO_IO_URING],
+            },
+        ],
     },
     // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/af_inet.c (__inet_bind)
     Row {
         signal: Signal("address in use"),
         asked: Asked::By(kinds(&[kind::SOCKET_ERROR])),
-        rungs: &[Rung {
-            way: Way::Tracepoint("syscalls"),
-            programs: &["sys_exit_bind", "sys_exit_listen"],
-            needs: &["has_task_pt_regs", "regs_arg0", "regs_arg1"],
-            loses: &[never("the same by io_uring")],
-        }],
+        rungs: &[
+            Rung {
+                way: Way::Tracepoint("syscalls"),
+                programs: &[at("sys_exit_bind"), at("sys_exit_listen")],
+                needs: &["call_registers", "regs_arg0", "regs_arg1"],
+                costs: SLOW_CALLS,
+                loses: &[NO_IO_URING],
+            },
+            Rung {
+                way: Way::RawTracepoint,
+                programs: ALL_EXITS,
+                needs: EXITS,
+                costs: SLOW_CALLS,
+                loses: &[NO_IO_URING],
+            },
+        ],
     },
     // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/af_inet.c (inet_shutdown)
     Row {
         signal: Signal("shutdown without a connection"),
         asked: Asked::By(kinds(&[kind::SOCKET_ERROR])),
-        rungs: &[Rung {
-            way: Way::Tracepoint("syscalls"),
-            programs: &["sys_exit_shutdown"],
-            needs: &["has_task_pt_regs", "regs_arg0"],
-            loses: &[never("the same by io_uring")],
-        }],
+        rungs: &[
+            Rung {
+                way: Way::Tracepoint("syscalls"),
+                programs: &[at("sys_exit_shutdown")],
+                needs: &["call_registers", "regs_arg0"],
+                costs: SLOW_CALLS,
+                loses: &[NO_IO_URING],
+            },
+            Rung {
+                way: Way::RawTracepoint,
+                programs: ALL_EXITS,
+                needs: EXITS,
+                costs: SLOW_CALLS,
+                loses: &[NO_IO_URING],
+            },
+        ],
     },
     Row {
         signal: Signal("invalid descriptors"),
         asked: Asked::By(kinds(&[kind::FD_INVALID])),
         rungs: &[Rung {
             way: Way::RawTracepoint,
-            programs: &["sys_exit"],
+            programs: &[at("sys_exit")],
             needs: &[],
+            costs: SLOW_CALLS,
             loses: &[
-                never("the same by io_uring"),
+                NO_IO_URING,
                 never(
                     "what a descriptor was after its last connection: the file that had the \
                      number since, and was closed too",
@@ -393,8 +734,9 @@ pub(super) const SIGNALS: &[Row] = &[
         asked: Asked::By(kinds(&[kind::RETRANSMIT])),
         rungs: &[Rung {
             way: Way::RawTracepoint,
-            programs: &["tcp_retransmit_skb"],
+            programs: &[at("tcp_retransmit_skb")],
             needs: &[],
+            costs: None,
             loses: &[
                 never("a SYN-ACK sent again"),
                 never("how many segments one event stands for: TcpRetransSegs counts each"),
@@ -406,8 +748,9 @@ pub(super) const SIGNALS: &[Row] = &[
         asked: Asked::ByChildren,
         rungs: &[Rung {
             way: Way::RawTracepoint,
-            programs: &["sched_process_fork"],
+            programs: &[at("sched_process_fork")],
             needs: &["task_pid", "task_tgid"],
+            costs: None,
             loses: &[],
         }],
     },
@@ -417,7 +760,7 @@ pub(super) const SIGNALS: &[Row] = &[
         asked: Asked::By(CONNECTIONS),
         rungs: &[Rung {
             way: Way::Iterator,
-            programs: &["task_file"],
+            programs: &[at("task_file")],
             needs: &[
                 "file_private_data",
                 "file_inode",
@@ -425,6 +768,7 @@ pub(super) const SIGNALS: &[Row] = &[
                 "socket_file",
                 "socket_sk",
             ],
+            costs: None,
             loses: &[never(
                 "a socket no descriptor names: registered with io_uring, in flight between \
                  processes, or not yet accepted",

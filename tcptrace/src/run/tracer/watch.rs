@@ -69,6 +69,12 @@ const HOOKS: [&str; hook::COUNT as usize] = [
     "sys_exit_bind",
     "sys_exit",
     "sys_exit_shutdown",
+    "tcp_sendmsg",
+    "tcp_recvmsg",
+    "sys_exit",
+    "tcp_v4_send_reset",
+    "tcp_conn_request",
+    "tcp_v4_syn_recv_sock",
 ];
 
 /// Tables that can be full, and what is lost then.
