@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything a developer types.
 
+mod apt;
 mod build;
 mod demo;
 mod index;
@@ -8,10 +9,12 @@ mod process;
 mod setup;
 mod test;
 mod tidy;
+mod vmtest;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::builder::PossibleValuesParser;
 
 /// What a developer of tcptrace types.
 #[derive(Parser)]
@@ -38,6 +41,13 @@ enum Task {
         #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
         pairs: u32,
     },
+    /// Boot other kernels in emulated machines, run the selftest and the live tests in each, and
+    /// write docs/kernels.md.
+    Vmtest {
+        /// Only this series, like 6.12; may be given again. `newest` is the newest packaged.
+        #[arg(long, value_name = "SERIES", value_parser = PossibleValuesParser::new(vmtest::SERIES))]
+        kernel: Vec<String>,
+    },
     /// Check what no other tool checks in the source files and the index of the pages.
     Tidy {
         /// Write docs/explain.md anew first.
@@ -53,6 +63,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test { full, filter } => test::run(full, filter.as_deref()),
         Task::Overhead { pairs } => overhead::run(pairs),
+        Task::Vmtest { kernel } => vmtest::run(&kernel),
         Task::Tidy { fix } => tidy::run(fix),
     };
     match outcome {
