@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-pub(crate) use kernel::SERIES;
 use kernel::Kernel;
+pub(crate) use kernel::SERIES;
 use payload::{Payload, TESTS};
 
 use crate::process;
@@ -50,15 +50,19 @@ pub(crate) fn run(series: &[String]) -> Result<()> {
 fn test(kernel: &Kernel, payload: &Payload) -> Result<()> {
     let directory = process::workspace().join("target/vm").join(kernel.series);
     let initramfs = directory.join("initramfs.cpio");
-    let mut commands = String::from(
-        "doctor\t/bin/tcptrace\tdoctor\nselftest\t/bin/tcptrace\tselftest\n",
-    );
+    let mut commands =
+        String::from("doctor\t/bin/tcptrace\tdoctor\nselftest\t/bin/tcptrace\tselftest\n");
     for test in LIVE {
         commands += &format!("{test}\t{TESTS}/{test}\t--test-threads=1\n");
     }
     payload.write(&initramfs, kernel, &commands)?;
     let start = Instant::now();
-    let console = machine::boot(&kernel.image, &initramfs, &directory.join("console.log"), LIMIT)?;
+    let console = machine::boot(
+        &kernel.image,
+        &initramfs,
+        &directory.join("console.log"),
+        LIMIT,
+    )?;
     fs::remove_file(initramfs)?;
     println!("{} s", start.elapsed().as_secs());
     for section in &console.sections {

@@ -92,8 +92,13 @@ pub fn resolve(btf: &Btf, rcv_state_process: Option<Range<u64>>) -> Resolved {
 /// where something may lie behind them, have `bpf_task_pt_regs`.
 /// <https://github.com/torvalds/linux/blob/v5.10/arch/x86/include/asm/processor.h> (`task_pt_regs`)
 /// <https://github.com/torvalds/linux/blob/v5.10/arch/arm64/include/asm/processor.h> (`task_pt_regs`)
+///
+/// Not every kernel's types hold the union that is as large as a stack; on x86 the stack of an interrupt
+/// is as large.
+/// <https://github.com/torvalds/linux/blob/v5.10/arch/x86/include/asm/page_64_types.h>
 fn saved_regs(btf: &Btf) -> Option<u32> {
-    btf.size("thread_union")?.checked_sub(btf.size("pt_regs")?)
+    let stack = btf.size("thread_union").or_else(|| btf.size("irq_stack"))?;
+    stack.checked_sub(btf.size("pt_regs")?)
 }
 
 /// The numbers of system calls, which every architecture gives its own.

@@ -34,13 +34,7 @@ const SUITES: [&str; 7] = [
 const FLAVOUR: &str = "-cloud-amd64";
 
 /// What the tests need and these kernels have as modules. What they depend on comes with them.
-const MODULES: [&str; 5] = [
-    "tcp_diag",
-    "veth",
-    "nft_reject_inet",
-    "nft_ct",
-    "nf_tables",
-];
+const MODULES: [&str; 5] = ["tcp_diag", "veth", "nft_reject_inet", "nft_ct", "nf_tables"];
 
 /// A kernel that can be booted.
 pub(crate) struct Kernel {
@@ -108,8 +102,12 @@ impl Archive {
     fn open(directory: &Path) -> Result<Self> {
         println!("vmtest: looks what kernels Debian has");
         let apt = Apt::update(directory, &SUITES)?;
-        let available = process::answer(Command::new("apt-cache").args(apt.options()).arg("dumpavail"))
-            .context("apt-cache dumpavail failed")?;
+        let available = process::answer(
+            Command::new("apt-cache")
+                .args(apt.options())
+                .arg("dumpavail"),
+        )
+        .context("apt-cache dumpavail failed")?;
         Ok(Self {
             apt,
             scratch: directory.join("scratch"),
@@ -128,7 +126,10 @@ impl Archive {
                 Ok(()) => return Ok(()),
                 Err(error) => {
                     println!("vmtest: {} {}: {error:#}", package.name, package.version);
-                    refusals = format!("{refusals}\n    {} {}: {error:#}", package.name, package.version);
+                    refusals = format!(
+                        "{refusals}\n    {} {}: {error:#}",
+                        package.name, package.version
+                    );
                 }
             }
         }
@@ -186,7 +187,11 @@ impl Archive {
             .filter_map(|entry| Some(entry.ok()?.path()))
             .find(|path| path.extension() == Some(OsStr::new("deb")))
             .context("apt-get downloaded no package")?;
-        process::run(Command::new("dpkg-deb").arg("--extract").args([&archive, tree]))?;
+        process::run(
+            Command::new("dpkg-deb")
+                .arg("--extract")
+                .args([&archive, tree]),
+        )?;
         Ok(fs::remove_file(archive)?)
     }
 }
@@ -277,7 +282,9 @@ fn add(name: &str, files: &HashMap<String, &PathBuf>, ordered: &mut Vec<PathBuf>
 /// What a module says it depends on: `depends=a,b` between zero bytes.
 fn dependencies(module: &[u8]) -> Vec<String> {
     const FIELD: &[u8] = b"depends=";
-    let field = module.split(|byte| *byte == 0).find_map(|text| text.strip_prefix(FIELD));
+    let field = module
+        .split(|byte| *byte == 0)
+        .find_map(|text| text.strip_prefix(FIELD));
     String::from_utf8_lossy(field.unwrap_or_default())
         .split(',')
         .filter(|name| !name.is_empty())
