@@ -11,6 +11,7 @@ pub mod attribution;
 pub mod cgroup;
 pub mod counters;
 pub mod descriptors;
+pub mod door;
 pub mod holders;
 pub mod nearby;
 pub mod netns;

@@ -51,6 +51,14 @@ pub struct Planned {
     pub refused: Vec<Refused>,
 }
 
+impl Planned {
+    /// Every way to see the signal on any kernel, best first.
+    pub(super) fn ways(&self) -> impl Iterator<Item = &'static Rung> {
+        let row = SIGNALS.iter().find(|row| row.signal == self.signal);
+        row.into_iter().flat_map(|row| row.rungs)
+    }
+}
+
 /// A way to try.
 #[derive(Debug)]
 pub struct Candidate {
@@ -243,6 +251,7 @@ pub(super) mod tests {
             initial_user_namespace: true,
             initial_pid_namespace: true,
             lockdown: Some("none".to_owned()),
+            maps_need_cap_bpf: false,
             unprivileged_bpf_disabled: Some(2),
             perf_event_paranoid: Some(2),
             kptr_restrict: Some(0),
