@@ -1,6 +1,7 @@
 //! `cargo xtask`: everything a developer types.
 
 mod build;
+mod cross;
 mod demo;
 mod index;
 mod overhead;

@@ -598,13 +598,19 @@ fn terminal_width() -> Option<usize> {
 }
 
 fn ring_bytes(asked: u64) -> Result<u32, Failure> {
-    let page = 4096;
+    let page = rustix::param::page_size() as u64;
     let right = asked.is_power_of_two() && (page..=1 << 30).contains(&asked);
-    u32::try_from(asked).ok().filter(|_| right).ok_or_else(|| Failure {
-        status: status::USAGE, error: anyhow!(
-            "--ring-buffer {asked}: the kernel wants a power of two from 4KiB to 1GiB, e.g. 64MiB"
-        ),
-    })
+    u32::try_from(asked)
+        .ok()
+        .filter(|_| right)
+        .ok_or_else(|| Failure {
+            status: status::USAGE,
+            error: anyhow!(
+                "--ring-buffer {asked}: the kernel wants a power of two from {}KiB, a page of its \
+             memory, to 1GiB, e.g. 64MiB",
+                page >> 10
+            ),
+        })
 }
 
 fn random<const N: usize>() -> Result<[u8; N]> {
