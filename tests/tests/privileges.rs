@@ -11,6 +11,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use caps::{CapSet, Capability, CapsHashSet};
@@ -24,6 +25,8 @@ use tcptrace::host::{door, netns};
 use tcptrace::kernel::privileges::{keep_only, rehearse};
 use tcptrace_tests::*;
 use tempfile::TempDir;
+
+const SOON: Duration = Duration::from_secs(10);
 
 /// A user with no rights of its own.
 const NOBODY: u32 = 65_534;
@@ -349,6 +352,25 @@ fn the_output_file_is_opened_anew_without_privileges_or_with_the_one_it_takes() 
             let written = fs::read_to_string(&path)?;
             assert!(written.contains("connect.failed"), "{written}");
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn other_namespaces_are_looked_into_all_the_same() {
+    in_netns(|netns| {
+        let tracer = netns.outside(|| start(tcptrace(), netns, &[]))?;
+        let mut server = actor("server")?;
+        let mut client = actor("client")?;
+        let pair = connected(&mut server, &mut client, "127.0.0.1:0")?;
+        client.send(pair.client, b"unread!")?;
+        client.close(pair.client)?;
+        // How much is unread only the namespace itself tells, long after the start.
+        let stuck = tracer.wait_for("a socket left open", SOON, |record| {
+            record.name() == "close_wait.stuck"
+        })?;
+        assert_eq!(stuck.number("tcptrace.socket.unread"), Some(7), "{stuck:?}");
+        tracer.stop()?;
         Ok(())
     });
 }
