@@ -40,6 +40,10 @@ pub enum Command {
         /// Columns for a person, or one JSON document.
         #[arg(short, long, value_enum, default_value_t = ReportFormat::Text)]
         output: ReportFormat,
+        /// Show the host, and every way to see each signal, why it is not taken and what it leaves
+        /// out.
+        #[arg(short, long)]
+        verbose: bool,
         /// Take a way of attaching out of the plan.
         #[arg(long, value_name = "WAY", value_parser = Way::NAMES)]
         without: Vec<String>,

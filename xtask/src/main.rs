@@ -2,6 +2,7 @@
 
 mod apt;
 mod build;
+mod cross;
 mod demo;
 mod index;
 mod overhead;
