@@ -422,11 +422,16 @@ impl Tally {
         });
         match &event.kind {
             Kind::ResetSent(_) if comparable => self.resets += 1,
-            Kind::AcceptQueueOverflow(overflow) if overflow.path.is_some() => {
-                self.overflows += u64::from(comparable);
-                let listener = socket.flow.local.to_string();
+            Kind::AcceptQueueOverflow(overflow) if overflow.count > 0 => {
+                if comparable {
+                    self.overflows += overflow.count;
+                }
+                let listener = match socket.flow.local {
+                    local if local.port() != 0 => local.to_string(),
+                    _ => format!("some listener of namespace {}", socket.flow.netns),
+                };
                 if self.listeners.len() < Self::CAPACITY || self.listeners.contains_key(&listener) {
-                    *self.listeners.entry(listener).or_default() += 1;
+                    *self.listeners.entry(listener).or_default() += overflow.count;
                 }
             }
             _ => {}

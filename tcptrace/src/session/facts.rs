@@ -453,8 +453,8 @@ fn look(question: &Question, happened: u64) -> Vec<Fact> {
             holder.into_iter().collect()
         }
         Question::Workload { pid } => {
-            let table = Table::read(pid).ok();
-            let workload = table.map(|it| Fact::Workload(Arc::new(workload::workload(&it))));
+            let workload = Table::read(pid).ok().and_then(|table| workload::of(&table));
+            let workload = workload.map(|it| Fact::Workload(Arc::new(it)));
             workload.into_iter().collect()
         }
         Question::OtherEnd {
