@@ -527,7 +527,7 @@ mod tests {
     use crate::diagnose::Limits;
     use crate::event::Errno;
     use crate::host::attribution;
-    use crate::sink::{Context, Format, Sink};
+    use crate::sink::{Context, Format, Sink, samples};
 
     #[derive(Clone, Default)]
     struct Memory(Rc<RefCell<Vec<Event>>>);
@@ -624,6 +624,31 @@ mod tests {
         assert_eq!(ids(&memory), [2]);
         let summary = session.tally().summary(Duration::ZERO, 0);
         assert_eq!((summary.events, summary.kinds.len()), (1, 3));
+    }
+
+    #[test]
+    fn polled_losses_count_as_often_as_the_kernel_counted() {
+        let (mut session, _) = session(&[], &[]);
+        let polled = samples::queue_polled();
+        let netns = polled.socket.as_ref().map(|socket| socket.flow.netns);
+        session.tally.comparable = netns.map(|netns| (netns, Timestamp(0)..Timestamp(u64::MAX)));
+        for event in [polled.clone(), polled, samples::queue_full()] {
+            session
+                .publish(event, Duration::ZERO)
+                .expect("memory takes it");
+        }
+        session.finish().expect("memory takes it");
+        assert_eq!(session.tally().overflows(), 31 + 31 + 1);
+        let mut listeners = session.tally().summary(Duration::ZERO, 0).listeners;
+        listeners.sort_unstable();
+        let expected = [
+            ("0.0.0.0:8080", 1),
+            ("some listener of namespace 4026531840", 62),
+        ];
+        assert_eq!(
+            listeners,
+            expected.map(|(name, count)| (name.to_owned(), count))
+        );
     }
 
     #[test]

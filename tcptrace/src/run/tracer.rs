@@ -647,6 +647,7 @@ mod tests {
     use tcptrace_common::event as wire;
 
     use super::*;
+    use crate::event::Signal;
 
     /// Records that are all there at once, and then none for ever.
     struct Recorded(Vec<wire::Event>, Rc<Cell<usize>>);
@@ -749,6 +750,26 @@ mod tests {
             let (_send, found) = mpsc::channel(1);
             drive(source, session, &mut upkeep, found, std::future::pending()).await
         })
+    }
+
+    #[test]
+    fn accept_queues_are_polled_where_no_hook_shows_one() {
+        let shown = |ways: &[Option<&str>]| {
+            let rows = ways.iter().map(|way| ("accept queue: SYN dropped", *way));
+            let others = [("reset sent", None), ("retransmits", Some("a hook"))];
+            let coverage = rows.chain(others).map(|(signal, way)| Coverage {
+                signal: Signal(signal),
+                way: way.map(str::to_owned),
+                note: None,
+            });
+            accept_queues_shown(&coverage.collect::<Vec<_>>())
+        };
+        let hook = Some("a hook");
+        assert_eq!(shown(&[hook, hook]), Extent::All);
+        assert_eq!(shown(&[hook, None]), Extent::Some);
+        assert_eq!(shown(&[None, hook]), Extent::Some);
+        assert_eq!(shown(&[None, None]), Extent::Nothing);
+        assert_eq!(shown(&[]), Extent::All, "nobody asked");
     }
 
     #[test]

@@ -342,6 +342,26 @@ fn finding() -> Finding {
     }
 }
 
+/// Some listener of nginx's namespace lost connections, by the kernel's counter.
+pub(crate) fn queue_polled() -> Event {
+    let overflow = Overflow {
+        path: None,
+        count: 31,
+        queue_len: None,
+        queue_max: None,
+        backlog: None,
+        drops: None,
+        last_accept_ago_us: None,
+    };
+    let nobody = Socket {
+        flow: flow("0.0.0.0:0", None),
+        ..Socket::default()
+    };
+    let mut event = event(Some(nobody), Kind::AcceptQueueOverflow(overflow));
+    event.owner = Owner::default();
+    event
+}
+
 /// What the agent tells of several events together: the kinds that are not in [`all`].
 pub(crate) fn verdicts() -> Vec<Event> {
     let flood = SynQueue {
@@ -352,6 +372,7 @@ pub(crate) fn verdicts() -> Vec<Event> {
     };
     vec![
         event(Some(socket(State::Listen)), Kind::SynQueueOverflow(flood)),
+        queue_polled(),
         event(
             Some(socket(State::CloseWait)),
             Kind::Finding(finding().into()),

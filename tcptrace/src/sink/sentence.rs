@@ -636,6 +636,29 @@ mod tests {
     }
 
     #[test]
+    fn a_polled_loss_says_what_is_known() {
+        let mut polled = samples::queue_polled();
+        assert_eq!(
+            detail(&polled),
+            "31 handshake segments dropped by some listener"
+        );
+        if let Kind::AcceptQueueOverflow(overflow) = &mut polled.kind {
+            (overflow.queue_len, overflow.drops) = (Some(129), Some(31));
+        }
+        assert_eq!(
+            detail(&polled),
+            "31 handshake segments dropped, queue 129, 31 drops"
+        );
+        if let Kind::AcceptQueueOverflow(overflow) = &mut polled.kind {
+            overflow.queue_max = Some(128);
+        }
+        assert_eq!(
+            detail(&polled),
+            "31 handshake segments dropped, queue 129 > 128, 31 drops"
+        );
+    }
+
+    #[test]
     fn the_body_needs_no_columns_beside_it() {
         assert_eq!(
             Body(&samples::refused()).to_string(),
