@@ -182,10 +182,11 @@ impl Decoder {
                     path::COOKIE => Some(OverflowPath::Cookie),
                     _ => None,
                 },
-                queue_len: raw.queue_len,
-                queue_max: raw.queue_max,
+                count: 1,
+                queue_len: Some(raw.queue_len),
+                queue_max: Some(raw.queue_max),
                 backlog: (raw.backlog != 0).then_some(raw.backlog),
-                drops: raw.drops,
+                drops: Some(raw.drops),
                 last_accept_ago_us: since(raw.accepted, raw.time),
             }),
             kind::SOCKET_ERROR | kind::FD_INVALID => {
@@ -292,7 +293,7 @@ impl Decoder {
             unacked: raw
                 .unacked
                 .saturating_sub(u32::from(raw.state == State::SynSent as u8)),
-            retransmits: raw.retransmits,
+            retransmits: Some(raw.retransmits),
             // https://github.com/torvalds/linux/blob/v6.18/include/linux/tcp.h: eighths
             rtt_us: (raw.srtt != 0).then_some(raw.srtt / 8),
             received_ago_ms: self.jiffies_to_ms(raw.received_ago),

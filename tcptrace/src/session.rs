@@ -422,11 +422,16 @@ impl Tally {
         });
         match &event.kind {
             Kind::ResetSent(_) if comparable => self.resets += 1,
-            Kind::AcceptQueueOverflow(overflow) if overflow.path.is_some() => {
-                self.overflows += u64::from(comparable);
-                let listener = socket.flow.local.to_string();
+            Kind::AcceptQueueOverflow(overflow) if overflow.count > 0 => {
+                if comparable {
+                    self.overflows += overflow.count;
+                }
+                let listener = match socket.flow.local {
+                    local if local.port() != 0 => local.to_string(),
+                    _ => format!("some listener of namespace {}", socket.flow.netns),
+                };
                 if self.listeners.len() < Self::CAPACITY || self.listeners.contains_key(&listener) {
-                    *self.listeners.entry(listener).or_default() += 1;
+                    *self.listeners.entry(listener).or_default() += overflow.count;
                 }
             }
             _ => {}
@@ -522,7 +527,7 @@ mod tests {
     use crate::diagnose::Limits;
     use crate::event::Errno;
     use crate::host::attribution;
-    use crate::sink::{Context, Format, Sink};
+    use crate::sink::{Context, Format, Sink, samples};
 
     #[derive(Clone, Default)]
     struct Memory(Rc<RefCell<Vec<Event>>>);
@@ -619,6 +624,31 @@ mod tests {
         assert_eq!(ids(&memory), [2]);
         let summary = session.tally().summary(Duration::ZERO, 0);
         assert_eq!((summary.events, summary.kinds.len()), (1, 3));
+    }
+
+    #[test]
+    fn polled_losses_count_as_often_as_the_kernel_counted() {
+        let (mut session, _) = session(&[], &[]);
+        let polled = samples::queue_polled();
+        let netns = polled.socket.as_ref().map(|socket| socket.flow.netns);
+        session.tally.comparable = netns.map(|netns| (netns, Timestamp(0)..Timestamp(u64::MAX)));
+        for event in [polled.clone(), polled, samples::queue_full()] {
+            session
+                .publish(event, Duration::ZERO)
+                .expect("memory takes it");
+        }
+        session.finish().expect("memory takes it");
+        assert_eq!(session.tally().overflows(), 31 + 31 + 1);
+        let mut listeners = session.tally().summary(Duration::ZERO, 0).listeners;
+        listeners.sort_unstable();
+        let expected = [
+            ("0.0.0.0:8080", 1),
+            ("some listener of namespace 4026531840", 62),
+        ];
+        assert_eq!(
+            listeners,
+            expected.map(|(name, count)| (name.to_owned(), count))
+        );
     }
 
     #[test]

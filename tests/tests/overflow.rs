@@ -1,9 +1,13 @@
 //! Connections lost to a full accept queue: as many as the kernel counts, at the right listener.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
+use tcptrace::event::{Kind, Overflow};
+use tcptrace::host::listen_queues::{Full, ListenQueues};
+use tcptrace::host::{holders, netns};
 use tcptrace_tests::*;
 
 /// Fills the queue of a listener with backlog 1 and lets `late` more clients knock in vain.
@@ -218,6 +222,68 @@ fn of_four_workers_on_one_port_the_stopped_one_is_named() {
             events.pids(),
             vec![stopped.pid(); usize::try_from(counted)?]
         );
+        Ok(())
+    });
+}
+
+/// Polls what this kernel's hooks would tell one by one.
+fn poll(queues: &mut ListenQueues) -> Result<Vec<(Full, Overflow)>> {
+    let polled = queues.poll(Duration::ZERO).into_iter();
+    let overflow = |full: Full| match full.kind.clone() {
+        Kind::AcceptQueueOverflow(overflow) => Ok((full, overflow)),
+        other => bail!("not of an accept queue: {other:?}"),
+    };
+    polled.map(overflow).collect()
+}
+
+/// As every record tells an address.
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
+#[test]
+fn polled_overflows_equal_the_kernels_counter() {
+    in_netns(|netns| {
+        let here = netns::numbered(netns.inode(), None);
+        let mut queues = ListenQueues::new(vec![here], true, true);
+        let before = netns.counters()?;
+        let mut server = actor("server")?;
+        let mut client = actor("client")?;
+        for (addr, late) in LOOPBACKS.into_iter().zip([30, 20, 10]) {
+            let addr = overflow_by_syn(&mut server, &mut client, addr, late)?;
+            let polled = poll(&mut queues)?;
+            let [(full, overflow)] = &polled[..] else {
+                bail!("one listener lost connections: {polled:?}")
+            };
+            assert_eq!(full.socket.flow.local, canonical(addr));
+            let (owners, _) = holders::find(full.socket.inode.context("it has a file")?);
+            let pids: Vec<_> = owners.iter().map(|owner| owner.pid).collect();
+            assert_eq!(pids, [server.pid()]);
+            let lost = u32::try_from(late)?;
+            let expected = Overflow {
+                path: None,
+                count: lost.into(),
+                queue_len: Some(2),
+                queue_max: Some(1),
+                backlog: None,
+                drops: Some(lost),
+                last_accept_ago_us: None,
+            };
+            assert_eq!(*overflow, expected);
+        }
+        assert_eq!(poll(&mut queues)?, [], "nothing since");
+        // A final ACK counts twice in a listener's drops, and once here.
+        let one = overflow_by_syn(&mut server, &mut client, LOOPBACKS[0], 20)?;
+        let (other, _) = overflow_by_ack(&mut server, &mut client, LOOPBACKS[1], 10)?;
+        let polled = poll(&mut queues)?;
+        let mut listeners: Vec<_> = polled.iter().map(|it| it.0.socket.flow.local).collect();
+        listeners.sort_unstable();
+        let mut expected = [one, other].map(canonical);
+        expected.sort_unstable();
+        assert_eq!(listeners, expected);
+        let sum: u64 = polled.iter().map(|(_, overflow)| overflow.count).sum();
+        assert_eq!(60 + sum, overflows(netns, &before)?);
+        assert!(sum >= 28, "the provocation itself: {sum}");
         Ok(())
     });
 }

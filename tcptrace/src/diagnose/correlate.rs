@@ -320,7 +320,9 @@ impl Analysis {
             let Story::Queue(queue) = &case.story else {
                 return false;
             };
-            let listener = queue.listener();
+            let Some(listener) = queue.listener() else {
+                return false;
+            };
             ends.iter().flatten().any(|end| {
                 end.port() == listener.port()
                     && (end.ip() == listener.ip() || listener.ip().is_unspecified())
@@ -335,17 +337,26 @@ impl Analysis {
             return;
         };
         // Found full at the start: nothing was seen to be lost yet.
-        if overflow.path.is_none() {
+        if overflow.count == 0 {
             return;
         }
         let subject = Subject {
-            port: listener.port(),
+            port: listener.map_or(0, |listener| listener.port()),
             ..Subject::of_process(Cause::AcceptQueueOverflow, event)
         };
         let case = self.case(subject, event, Severity::Error, tell, || {
             Story::Queue(Box::new(FullQueue::new(listener, event.time)))
         });
-        case.event(event, 1);
+        if overflow.is_polled() {
+            let known = listener.is_some();
+            let certainty = if known {
+                Certainty::Medium
+            } else {
+                Certainty::Low
+            };
+            case.grade(Severity::Error, certainty);
+        }
+        case.event(event, overflow.count);
         if let Story::Queue(queue) = &mut case.story {
             queue.take(event, overflow);
             let acceptor = queue.acceptor();

@@ -324,10 +324,11 @@ mod tests {
         let full = Some("accept_queue_overflow");
         let overflow = Overflow {
             path: None,
-            queue_len: 129,
-            queue_max: 128,
+            count: 0,
+            queue_len: Some(129),
+            queue_max: Some(128),
             backlog: None,
-            drops: 0,
+            drops: Some(0),
             last_accept_ago_us: None,
         };
         check(Kind::AcceptQueueOverflow(overflow), full, full);

@@ -16,13 +16,16 @@ const CLIENTS: usize = 1_024;
 /// One episode of a full accept queue.
 #[derive(Debug)]
 pub(super) struct FullQueue {
-    listener: SocketAddr,
-    queue_len: u32,
-    queue_max: u32,
+    /// `None` where the kernel's counters do not say which.
+    listener: Option<SocketAddr>,
+    queue_len: Option<u32>,
+    queue_max: Option<u32>,
     backlog: Option<u32>,
     somaxconn: Option<u32>,
     /// Dropped SYNs, final ACKs, ACKs of a SYN cookie: of one connection mostly several.
     by_path: [u64; 3],
+    /// Whichever of these, by the kernel's counter.
+    polled: u64,
     clients: HashSet<SocketAddr>,
     last_accept_ago_us: Option<u64>,
     acceptor: Option<Arc<Acceptor>>,
@@ -37,14 +40,15 @@ pub(super) struct FullQueue {
 
 impl FullQueue {
     /// Its episode begins with this loss.
-    pub(super) fn new(listener: SocketAddr, time: Timestamp) -> Self {
+    pub(super) fn new(listener: Option<SocketAddr>, time: Timestamp) -> Self {
         Self {
             listener,
-            queue_len: 0,
-            queue_max: 0,
+            queue_len: None,
+            queue_max: None,
             backlog: None,
             somaxconn: None,
             by_path: [0; 3],
+            polled: 0,
             clients: HashSet::new(),
             last_accept_ago_us: None,
             acceptor: None,
@@ -61,25 +65,24 @@ impl FullQueue {
         self.acceptor.as_ref().map(|it| it.process.clone())
     }
 
-    /// Where it listens.
-    pub(super) fn listener(&self) -> SocketAddr {
+    /// Where it listens, if that is known.
+    pub(super) fn listener(&self) -> Option<SocketAddr> {
         self.listener
     }
 
     pub(super) fn take(&mut self, event: &Event, overflow: &Overflow) {
-        let path = match overflow.path {
-            Some(OverflowPath::Syn) => 0,
-            Some(OverflowPath::Ack) => 1,
-            Some(OverflowPath::Cookie) => 2,
-            None => return,
-        };
-        self.by_path[path] += 1;
+        *match overflow.path {
+            Some(OverflowPath::Syn) => &mut self.by_path[0],
+            Some(OverflowPath::Ack) => &mut self.by_path[1],
+            Some(OverflowPath::Cookie) => &mut self.by_path[2],
+            None => &mut self.polled,
+        } += overflow.count;
         let peer = event.socket.as_ref().and_then(|socket| socket.flow.peer);
         if self.clients.len() < CLIENTS {
             self.clients.extend(peer);
         }
         self.queue_len = self.queue_len.max(overflow.queue_len);
-        self.queue_max = overflow.queue_max;
+        self.queue_max = overflow.queue_max.or(self.queue_max);
         self.backlog = overflow.backlog.or(self.backlog);
         self.last_accept_ago_us = self.last_accept_ago_us.max(overflow.last_accept_ago_us);
         self.holders = self.holders.max(event.owner.holders.len());
@@ -113,10 +116,9 @@ impl FullQueue {
             format!(" in {}", Millis(span))
         };
         let title = format!(
-            "the accept queue of {owner} on {} was full ({} waiting, limit {}): {lost}{span}{}{}",
-            End(self.listener),
-            self.queue_len,
-            self.queue_max,
+            "{} was full{}: {lost}{span}{}{}",
+            self.whose(owner),
+            self.fill(),
             self.paths(),
             self.acceptor_says()
         );
@@ -133,24 +135,45 @@ impl FullQueue {
             .ruled_out("the network: the segments arrived here and were dropped by this host")
     }
 
+    fn whose(&self, owner: &str) -> String {
+        match self.listener {
+            Some(listener) => format!("the accept queue of {owner} on {}", End(listener)),
+            None => "the accept queue of some listener of this network namespace".to_owned(),
+        }
+    }
+
+    fn fill(&self) -> String {
+        match (self.queue_len, self.queue_max) {
+            (Some(len), Some(max)) => format!(" ({len} waiting, limit {max})"),
+            (Some(len), None) => format!(" ({len} waiting)"),
+            _ => String::new(),
+        }
+    }
+
     fn lost(&self) -> String {
         // Where no segment named its sender, each may be of another one.
         let clients = match self.clients.len() as u64 {
-            0 => self.by_path.iter().sum(),
+            0 => self.by_path.iter().sum::<u64>() + self.polled,
             clients => clients,
         };
-        let more = if self.clients.len() < CLIENTS {
-            ""
-        } else {
-            "at least "
+        let bound = match (self.clients.len(), self.polled) {
+            (CLIENTS.., _) => "at least ",
+            (_, 0) => "",
+            // A client that waits sends again, and each time counts.
+            _ => "at most ",
         };
-        format!("{more}{} lost", Count(clients, "connection"))
+        format!("{bound}{} lost", Count(clients, "connection"))
     }
 
     fn paths(&self) -> String {
         let [syn, ack, cookie] = self.by_path;
         let mut parts = Vec::new();
-        for (count, what) in [(syn, "SYN"), (ack, "final ACK"), (cookie, "cookie ACK")] {
+        for (count, what) in [
+            (syn, "SYN"),
+            (ack, "final ACK"),
+            (cookie, "cookie ACK"),
+            (self.polled, "handshake segment"),
+        ] {
             if count > 0 {
                 parts.push(format!("{} dropped", Count(count, what)));
             }
@@ -206,6 +229,9 @@ impl FullQueue {
                  the event loop's longest handler",
                 acceptor.tid, acceptor.process.pid, acceptor.tid
             )),
+            (None, None) if self.listener.is_none() => words.fix(
+                "find the listener: ss -ltnp in that namespace, several times (Recv-Q above Send-Q)",
+            ),
             (None, None) => words.fix(format!("let {owner} accept faster: a thread of its own, more workers")),
         };
         if shared {
@@ -230,21 +256,27 @@ impl FullQueue {
                  argument (nginx: listen … backlog=, Go reads somaxconn, Java: the backlog of \
                  ServerSocket); {lost}"
             ),
-            (None, Some(somaxconn)) if somaxconn == self.queue_max => format!(
+            (None, Some(somaxconn)) if Some(somaxconn) == self.queue_max => format!(
                 "the limit is net.core.somaxconn's ({somaxconn}), or listen() asked for the same: raise \
                  both; {lost}"
             ),
-            (None, Some(somaxconn)) => format!(
-                "net.core.somaxconn is {somaxconn} and the limit {}: it was listen()'s argument, raise \
-                 that; {lost}",
-                self.queue_max
+            (None, Some(somaxconn)) if let Some(limit) = self.queue_max => format!(
+                "net.core.somaxconn is {somaxconn} and the limit {limit}: it was listen()'s argument, \
+                 raise that; {lost}"
             ),
-            (asked, None) => format!(
-                "the limit {} is the smaller of listen()'s argument{} and net.core.somaxconn: raise \
-                 that one; {lost}",
-                self.queue_max,
-                asked.map_or(String::new(), |asked| format!(" ({asked})"))
-            ),
+            (asked, somaxconn) => {
+                let in_brackets = |number: Option<u32>| {
+                    number.map_or(String::new(), |number| format!(" ({number})"))
+                };
+                let limit = self.queue_max;
+                format!(
+                    "the limit{} is the smaller of listen()'s argument{} and net.core.somaxconn{}: \
+                     raise that one; {lost}",
+                    limit.map_or(String::new(), |limit| format!(" {limit}")),
+                    in_brackets(asked),
+                    in_brackets(somaxconn)
+                )
+            }
         }
     }
 }
@@ -295,12 +327,13 @@ impl FullSynQueue {
     }
 }
 
-/// The listener whose queue a loss is about.
-pub(super) fn overflow(event: &Event) -> Option<(&Overflow, SocketAddr)> {
+/// A loss, and the listener whose queue it is about, where that is known.
+pub(super) fn overflow(event: &Event) -> Option<(&Overflow, Option<SocketAddr>)> {
     let Kind::AcceptQueueOverflow(overflow) = &event.kind else {
         return None;
     };
     let socket = event.socket.as_ref()?;
     debug_assert!(matches!(socket.state, None | Some(State::Listen)));
-    Some((overflow, socket.flow.local))
+    let local = socket.flow.local;
+    Some((overflow, (local.port() != 0).then_some(local)))
 }

@@ -77,6 +77,7 @@ pub(super) fn at_server(state: State) -> Socket {
         state: Some(state),
         fd: Some(17),
         side: Some(Side::Server),
+        retransmits: Some(0),
         rtt_us: Some(200),
         bytes_received: 100,
         bytes_sent: 1_000,
@@ -187,10 +188,11 @@ pub(super) fn wait(age_ms: u64) -> CloseWait {
 pub(super) fn overflow() -> Overflow {
     Overflow {
         path: Some(OverflowPath::Syn),
-        queue_len: 129,
-        queue_max: 128,
+        count: 1,
+        queue_len: Some(129),
+        queue_max: Some(128),
         backlog: Some(128),
-        drops: 1,
+        drops: Some(1),
         last_accept_ago_us: Some(4_200_000),
     }
 }

@@ -8,7 +8,8 @@ use super::scenes::*;
 use super::{Analysis, Limits};
 use crate::event::{
     Acceptor, Cause, Errno, Event, EventId, Exit, Fact, Held, Holding, Holdings, Kind, Nearby,
-    PeerFin, Pool, ResetSent, Side, Socket, SocketId, State, Timeout, Timestamp, Workload,
+    Overflow, PeerFin, Pool, ResetSent, Side, Socket, SocketId, State, Timeout, Timestamp,
+    Workload,
 };
 
 #[test]
@@ -116,6 +117,49 @@ fn a_full_accept_queue_names_the_limit_and_what_the_acceptor_does() {
             .any(|fix| fix.contains("31 connections lost in 2.4 s")),
         "{last:?}"
     );
+}
+
+#[test]
+fn a_polled_loss_is_the_same_finding_and_less_sure() {
+    let polled = |count, queue_len| Overflow {
+        path: None,
+        count,
+        queue_len,
+        queue_max: queue_len.map(|_| 128),
+        backlog: None,
+        drops: None,
+        last_accept_ago_us: None,
+    };
+    let lost = |at, count| {
+        let kind = Kind::AcceptQueueOverflow(polled(count, Some(129)));
+        event(at, Some(envoy()), Some(listener()), kind)
+    };
+    let mut first = lost(0, 31);
+    first.facts = vec![Fact::Somaxconn(4_096)];
+    assert_snapshot!(told(&[first.clone()]), @"
+    accept_queue_overflow pid 812 x31 medium ERROR
+      the accept queue of envoy[812] on 10.0.0.1:8080 was full (129 waiting, limit 128): at most 31 connections lost (31 handshake segments dropped)
+      not the network: the segments arrived here and were dropped by this host
+      fix let envoy[812] accept faster: a thread of its own, more workers
+      fix net.core.somaxconn is 4096 and the limit 128: it was listen()'s argument, raise that; at most 31 connections lost
+      fix confirm: ss -ltn (Recv-Q above Send-Q), nstat -az TcpExtListenOverflows TcpExtListenDrops
+    ");
+    let found = findings(&[first, lost(1_000_000, 11)]);
+    assert_eq!(finding(found.last().expect("one")).count, 42);
+
+    let mut nobody = listener();
+    nobody.flow.local = ([0, 0, 0, 0], 0).into();
+    let kind = Kind::AcceptQueueOverflow(polled(7, None));
+    assert_snapshot!(told(&[event(0, None, Some(nobody), kind)]), @"
+    accept_queue_overflow pid 0 x7 low ERROR
+      the accept queue of some listener of this network namespace was full: at most 7 connections lost (7 handshake segments dropped)
+      not the network: the segments arrived here and were dropped by this host
+      fix find the listener: ss -ltnp in that namespace, several times (Recv-Q above Send-Q)
+      fix the limit is the smaller of listen()'s argument and net.core.somaxconn: raise that one; at most 7 connections lost
+      fix confirm: ss -ltn (Recv-Q above Send-Q), nstat -az TcpExtListenOverflows TcpExtListenDrops
+    ");
+    let at_start = Kind::AcceptQueueOverflow(polled(0, Some(129)));
+    assert_eq!(findings(&[event(0, None, Some(listener()), at_start)]), []);
 }
 
 #[test]

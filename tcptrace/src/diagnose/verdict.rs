@@ -99,7 +99,7 @@ impl Words {
     /// Says what of the network is ruled out by the numbers of these ends.
     pub(super) fn not_the_network(self, view: View<'_>) -> Self {
         let sockets = || view.this.sockets().chain(view.other.sockets());
-        let retransmits = sockets().map(|socket| socket.retransmits).max();
+        let retransmits = sockets().filter_map(|socket| socket.retransmits).max();
         match (retransmits, sockets().find_map(|socket| socket.rtt_us)) {
             (Some(0), Some(rtt)) => self.ruled_out(format!(
                 "the network: 0 segments sent again, round trip {}",

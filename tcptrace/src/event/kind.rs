@@ -15,7 +15,7 @@ pub enum Kind {
     CloseWaitEntered(CloseWait),
     /// It stays that way.
     CloseWaitStuck(CloseWait),
-    /// A connection was lost because the accept queue was full, or the queue was found full at the
+    /// Connections were lost because the accept queue was full, or the queue was found full at the
     /// start.
     AcceptQueueOverflow(Overflow),
     /// SYNs were dropped or answered with cookies because too many handshakes were half done.
@@ -140,20 +140,24 @@ pub struct CloseWait {
     pub at_start: bool,
 }
 
-/// A connection was lost because the accept queue was full.
+/// Connections were lost because the accept queue was full.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Overflow {
-    /// Where it was lost; `None` when the queue was found full at the start.
+    /// Where it was lost; `None` when the kernel's counters told it, and when the queue was found full
+    /// at the start.
     pub path: Option<OverflowPath>,
-    /// Connections waiting for `accept`.
-    pub queue_len: u32,
-    /// The queue's limit; it holds one more.
-    pub queue_max: u32,
+    /// Times the kernel found the queue full: once where a hook saw it, as often as
+    /// `TcpExtListenOverflows` has grown where that is polled, never when found at the start.
+    pub count: u64,
+    /// Connections waiting for `accept`; `None` where the listener is not known.
+    pub queue_len: Option<u32>,
+    /// The queue's limit, where it is known; it holds one more.
+    pub queue_max: Option<u32>,
     /// The backlog the program asked `listen` for, where that was seen: the kernel limits the queue
     /// to the smaller of it and `somaxconn`.
     pub backlog: Option<u32>,
-    /// The listener's own count of drops so far.
-    pub drops: u32,
+    /// The listener's own count of drops so far, where it is known.
+    pub drops: Option<u32>,
     /// Microseconds since a connection was last accepted from it, where that was seen.
     pub last_accept_ago_us: Option<u64>,
 }
@@ -181,6 +185,14 @@ pub enum OverflowPath {
     Ack,
     /// The final ACK that carried a SYN cookie was dropped.
     Cookie,
+}
+
+impl Overflow {
+    /// The kernel's counters told it, not a hook.
+    #[must_use]
+    pub fn is_polled(&self) -> bool {
+        self.path.is_none() && self.count > 0
+    }
 }
 
 impl OverflowPath {
@@ -319,12 +331,29 @@ pub struct Summary {
     pub processes: Vec<(u32, Comm, u64)>,
     /// Overflows by listener, most first; at most 10.
     pub listeners: Vec<(String, u64)>,
-    /// RSTs seen in this network namespace and what the kernel's TcpOutRsts grew by meanwhile;
-    /// `None` under a filter.
-    pub resets: Option<(u64, u64)>,
-    /// Accept-queue overflows seen in this network namespace and what the kernel's
-    /// TcpExtListenOverflows grew by meanwhile; `None` under a filter.
-    pub overflows: Option<(u64, u64)>,
+    /// RSTs sent against TcpOutRsts; `None` under a filter.
+    pub resets: Option<Reconciled>,
+    /// Accept-queue overflows against TcpExtListenOverflows; `None` under a filter.
+    pub overflows: Option<Reconciled>,
+}
+
+/// What was seen in this network namespace, held against the kernel's own counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reconciled {
+    /// Seen.
+    pub seen: u64,
+    /// What the counter grew by meanwhile.
+    pub counted: u64,
+    /// Nothing on this kernel shows all of what is counted: what is missing is a gap, not a loss.
+    pub partial: bool,
+}
+
+impl Reconciled {
+    /// What the counter says and nobody saw.
+    #[must_use]
+    pub fn unseen(self) -> u64 {
+        self.counted.saturating_sub(self.seen)
+    }
 }
 
 /// Events of one name and outcome.

@@ -18,8 +18,8 @@ pub use finding::{Certainty, Finding, Severity};
 pub use flow::{Address, End, Flow, SocketId, address};
 pub use kind::{
     CallError, CloseWait, ConnectFailed, Coverage, FdExhausted, Kind, Loss, Overflow, OverflowPath,
-    ResetReceived, ResetSent, Retransmit, Signal, StateChange, Summary, SummaryRow, SynQueue,
-    Timeout,
+    Reconciled, ResetReceived, ResetSent, Retransmit, Signal, StateChange, Summary, SummaryRow,
+    SynQueue, Timeout,
 };
 pub use names::{Errno, ResetReason, State, Syscall};
 pub use owner::{Comm, Confidence, Exit, Owner, Process};
@@ -72,8 +72,8 @@ pub struct Socket {
     pub unread: u32,
     /// Bytes written and not acknowledged.
     pub unacked: u32,
-    /// Segments sent again in its life.
-    pub retransmits: u32,
+    /// Segments sent again in its life; `None` where nobody could look.
+    pub retransmits: Option<u32>,
     /// Smoothed round trip, microseconds; `None` before the first sample.
     pub rtt_us: Option<u32>,
     /// Milliseconds since data last came from the peer.

@@ -257,9 +257,9 @@ pub(super) mod tests {
             state,
             inode: 0,
             uid: 0,
-            cookie: 0,
+            cookie: None,
             recv_queue: 0,
-            send_queue: 0,
+            send_queue: Some(0),
             drops: None,
             info: None,
         }

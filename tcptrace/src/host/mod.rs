@@ -13,13 +13,13 @@ pub mod counters;
 pub mod descriptors;
 pub mod door;
 pub mod holders;
+pub mod listen_queues;
 pub mod nearby;
 pub mod netns;
 pub mod ports;
 pub mod process;
 pub mod snapshot;
 pub mod sockets;
-pub mod syn_queue;
 pub mod workload;
 
 use std::fs;

@@ -2,9 +2,10 @@
 //! processes short of descriptors.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::cgroup::Cgroups;
@@ -64,6 +65,8 @@ pub fn take(request: &Request<'_>, next_id: &mut dyn FnMut() -> EventId) -> Snap
 struct Facts {
     /// In `CLOSE_WAIT` for long enough.
     stuck: Vec<TcpSocket>,
+    /// Those of unknown age were seen twice, this long apart.
+    seen_for: Duration,
     listeners: Vec<TcpSocket>,
     /// Sockets for which there was no room in either list.
     over: u64,
@@ -107,6 +110,7 @@ impl Facts {
                 request.budget.as_millis()
             ));
         }
+        self.look_again(&namespaces.list[..visited], request);
         if self.over > 0 {
             let over = self.over;
             self.notes.push(format!(
@@ -120,7 +124,7 @@ impl Facts {
             sockets::dump(&[State::Listen, State::CloseWait], |socket| {
                 let list = match socket.state {
                     State::Listen => &mut self.listeners,
-                    _ if age(&socket) < after => return,
+                    _ if told_age(&socket).is_some_and(|age| age < after) => return,
                     _ => &mut self.stuck,
                 };
                 if list.len() < MAX_SOCKETS {
@@ -151,6 +155,41 @@ impl Facts {
                 .push(format!("network namespace {inode}: {error:#}")),
             Err(refusal) => self.notes.push(format!("not looked into: {refusal}")),
         }
+    }
+
+    /// Where the kernel tells no age, whoever is in `CLOSE_WAIT` on the way to its close cannot be told
+    /// from a leak: what is still there a while later is one.
+    fn look_again(&mut self, namespaces: &[Namespace], request: &Request<'_>) {
+        if self.stuck.iter().all(|socket| told_age(socket).is_some()) {
+            return;
+        }
+        let apart = request.close_wait_after.min(request.budget);
+        thread::sleep(apart);
+        let mut still = HashSet::new();
+        for namespace in namespaces {
+            let looked = netns::enter(namespace, || {
+                sockets::dump(&[State::CloseWait], |socket| {
+                    still.insert((socket.flow, socket.inode));
+                })
+            });
+            // What cannot be looked at any more is not known to be there.
+            drop(looked);
+        }
+        self.keep(&still, apart);
+    }
+
+    /// Of the sockets without an age keeps those that are still there so much later.
+    fn keep(&mut self, still: &HashSet<(Flow, u64)>, apart: Duration) {
+        let is_stuck = |socket: &TcpSocket| {
+            told_age(socket).is_some() || still.contains(&(socket.flow, socket.inode))
+        };
+        self.stuck.retain(is_stuck);
+        self.seen_for = apart;
+    }
+
+    /// How long a connection has been in `CLOSE_WAIT` at least.
+    fn age(&self, socket: &TcpSocket) -> Duration {
+        told_age(socket).unwrap_or(self.seen_for)
     }
 
     fn look_at_holders(&mut self) {
@@ -250,12 +289,12 @@ impl Facts {
                 .entry(key)
                 .or_insert_with(|| (0, socket, whose.clone()));
             group.0 += 1;
-            if age(socket) > age(group.1) {
+            if self.age(socket) > self.age(group.1) {
                 (group.1, group.2) = (socket, whose);
             }
         }
         let found = groups.into_values().map(|(count, oldest, whose)| {
-            let age_ms = u64::try_from(age(oldest).as_millis()).unwrap_or(u64::MAX);
+            let age_ms = u64::try_from(self.age(oldest).as_millis()).unwrap_or(u64::MAX);
             let kind = CloseWait {
                 age_ms,
                 at_least: true,
@@ -281,11 +320,12 @@ impl Facts {
             let whose = self.whose(listener);
             let kind = Overflow {
                 path: None,
-                queue_len: listener.recv_queue,
-                queue_max: listener.send_queue,
+                count: 0,
+                queue_len: Some(listener.recv_queue),
+                queue_max: listener.accept_queue_limit(),
                 // sock_diag tells the limit, not what was asked for.
                 backlog: None,
-                drops: listener.drops.unwrap_or_default(),
+                drops: listener.drops,
                 last_accept_ago_us: None,
             };
             whose.included(&listener.flow, request).then(|| Found {
@@ -382,10 +422,10 @@ fn pids(holders: &[Holder]) -> Arc<[u32]> {
     pids.into()
 }
 
-/// How long a connection has been in `CLOSE_WAIT` at least: its FIN carried an ACK.
-fn age(socket: &TcpSocket) -> Duration {
-    let info = socket.info.unwrap_or_default();
-    Duration::from_millis(info.ack_received_ago_ms.into())
+/// How long a connection has been in `CLOSE_WAIT` at least, by what TCP says: its FIN carried an ACK.
+fn told_age(socket: &TcpSocket) -> Option<Duration> {
+    let info = socket.info?;
+    Some(Duration::from_millis(info.ack_received_ago_ms.into()))
 }
 
 /// The processes a socket belongs to.
@@ -482,9 +522,9 @@ mod tests {
             state,
             inode,
             uid: 0,
-            cookie: inode + 1000,
+            cookie: Some(inode + 1000),
             recv_queue: 1,
-            send_queue: 0,
+            send_queue: Some(0),
             drops: Some(4),
             info: None,
         }
@@ -673,10 +713,34 @@ mod tests {
     }
 
     #[test]
+    fn without_ages_only_what_stays_is_stuck() {
+        let new = |peer, inode| socket("10.0.0.1:80", Some(peer), State::CloseWait, inode);
+        let (stays, passes) = (new("10.0.0.7:1", 11), new("10.0.0.8:2", 12));
+        let mut facts = Facts {
+            stuck: vec![
+                stays.clone(),
+                passes,
+                stuck("10.0.0.1:80", "10.0.0.9:3", 13, 5),
+            ],
+            ..Facts::default()
+        };
+        facts.keep(
+            &HashSet::from([(stays.flow, 11), (stays.flow, 12)]),
+            Duration::from_millis(700),
+        );
+        let ages: Vec<_> = facts
+            .stuck
+            .iter()
+            .map(|socket| (socket.inode, facts.age(socket).as_millis()))
+            .collect();
+        assert_eq!(ages, [(11, 700), (13, 5_000)]);
+    }
+
+    #[test]
     fn full_queues_and_descriptors_are_told() {
         let full = TcpSocket {
             recv_queue: 5,
-            send_queue: 4,
+            send_queue: Some(4),
             ..socket("0.0.0.0:80", None, State::Listen, 1)
         };
         let facts = Facts {
@@ -704,10 +768,11 @@ mod tests {
         assert_eq!(pids, [Some(200), Some(400), Some(300)]);
         let overflow = Overflow {
             path: None,
-            queue_len: 5,
-            queue_max: 4,
+            count: 0,
+            queue_len: Some(5),
+            queue_max: Some(4),
             backlog: None,
-            drops: 4,
+            drops: Some(4),
             last_accept_ago_us: None,
         };
         assert_eq!(snapshot.events[0].kind, Kind::AcceptQueueOverflow(overflow));
@@ -783,7 +848,7 @@ mod tests {
         let Kind::AcceptQueueOverflow(full) = &snapshot.events[1].kind else {
             panic!("a full queue, not {:?}", snapshot.events)
         };
-        assert_eq!((full.queue_len, full.queue_max), (1, 0));
+        assert_eq!((full.queue_len, full.queue_max), (Some(1), Some(0)));
         assert_eq!(snapshot.events.len(), 2);
         drop(waiting);
     }

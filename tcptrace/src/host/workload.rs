@@ -8,14 +8,19 @@ use super::descriptors::Table;
 use super::sockets::TcpSocket;
 use crate::event::{Pool, State, Workload};
 
-/// Of the connections a process holds.
-///
+/// Of the connections a process holds; `None` where the kernel does not tell when data came and went.
+#[must_use]
+pub fn of(table: &Table) -> Option<Workload> {
+    let untold = |socket: &TcpSocket| socket.state == State::Established && socket.info.is_none();
+    let told = !table.tcp.iter().any(|open| untold(&open.socket));
+    told.then(|| workload(table))
+}
+
 /// One that was accepted waits for us when data came in after we last sent, or lies unread; one whose
 /// peer has closed since waits all the same for what its request needs. One of our own is busy when
 /// we sent after data last came. Both times have the resolution of a jiffy: when they are the same
 /// the answer came at once, and nobody waits.
-#[must_use]
-pub fn workload(table: &Table) -> Workload {
+fn workload(table: &Table) -> Workload {
     let mut workload = Workload::default();
     let mut pools: HashMap<SocketAddr, Pool> = HashMap::new();
     for socket in table.tcp.iter().map(|open| &open.socket) {
@@ -137,6 +142,17 @@ mod tests {
                 pool("10.0.0.9:3306", 2, 2, 800),
             ]
         );
+    }
+
+    #[test]
+    fn nothing_is_said_where_times_are_not_told() {
+        let mut table = table(&[
+            ("10.0.0.1:80", "10.9.9.9:1001", Some(900), None, 0),
+            ("10.0.0.1:80", "10.9.9.9:1002", Some(900), None, 0),
+        ]);
+        assert!(of(&table).is_some());
+        table.tcp[1].socket.info = None;
+        assert_eq!(of(&table), None);
     }
 
     #[test]

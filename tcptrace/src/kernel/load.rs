@@ -215,14 +215,6 @@ impl Kernel {
                         outcome,
                     });
                 }
-                if rung.way == Way::Poll {
-                    attempts.push(Attempt {
-                        signal: planned.signal,
-                        way: rung.to_string(),
-                        program: "agent",
-                        outcome: Ok(()),
-                    });
-                }
                 if !failed {
                     break;
                 }
@@ -290,7 +282,6 @@ impl Kernel {
                 while run.read(&mut nothing)? != 0 {}
                 return Ok(());
             }
-            Way::Poll => return Ok(()),
         };
         self.links.insert(name, link);
         Ok(())

@@ -180,7 +180,7 @@ fn absent_target(rung: &Rung, facts: &Facts) -> Option<(String, Option<String>)>
             .programs
             .iter()
             .find_map(|program| absent_function(program, facts)),
-        Way::Iterator | Way::Poll => None,
+        Way::Iterator => None,
     }
 }
 
@@ -532,20 +532,6 @@ pub(super) mod tests {
             first(&classic, "address in use").as_deref(),
             Some("raw_tracepoint sys_exit")
         );
-
-        let mut hookless = out("fentry");
-        hookless
-            .without
-            .extend(["raw_tracepoint", "kprobe"].map(str::to_owned));
-        let hookless = plan(&hookless, &facts(), &[]);
-        for signal in [
-            "accept queue: SYN dropped",
-            "accept queue: final ACK dropped",
-        ] {
-            assert_eq!(first(&hookless, signal).as_deref(), Some("poll"));
-        }
-
-        assert!(first(&classic, "invalid descriptors").is_some());
 
         let iterator = plan(&out("iterator"), &facts(), &[]);
         assert!(

@@ -23,10 +23,10 @@ use crate::cli::{ColorChoice, Output, Trace};
 use crate::config::{Filters, Selection};
 use crate::decode::Decoder;
 use crate::diagnose::{Analysis, Limits};
-use crate::event::{Event, EventId, Flow, Kind, Timestamp};
+use crate::event::{Coverage, Event, EventId, Flow, Kind, Reconciled, Timestamp};
 use crate::host::attribution::{self, Verifier};
 use crate::host::cgroup::Cgroups;
-use crate::host::{counters::Counters, door, netns, snapshot};
+use crate::host::{counters::Counters, door, listen_queues, netns, snapshot, sockets};
 use crate::kernel::doctor::{Attempt, Report};
 use crate::kernel::facts::Facts;
 use crate::kernel::layout::Resolved;
@@ -153,6 +153,37 @@ fn sees_all_resets(args: &Trace, report: &Report) -> bool {
     whole && args.local_port.is_empty() && args.peer_port.is_empty() && args.peer.is_empty()
 }
 
+/// How much hooks show of what the kernel counts.
+#[derive(Clone, Copy)]
+struct Shown {
+    /// Every RST.
+    resets: bool,
+    accept_queues: Extent,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    All,
+    Some,
+    Nothing,
+}
+
+/// Of the ways a connection can be lost at a full accept queue.
+fn accept_queues_shown(coverage: &[Coverage]) -> Extent {
+    let mut ways = coverage
+        .iter()
+        .filter(|it| it.signal.0.starts_with("accept queue: "))
+        .map(|it| it.way.is_some());
+    let Some(first) = ways.next() else {
+        return Extent::All;
+    };
+    match ways.find(|&other| other != first) {
+        Some(_) => Extent::Some,
+        None if first => Extent::All,
+        None => Extent::Nothing,
+    }
+}
+
 /// A storm that fills every core leaves the agent less of one than it needs to keep up. It takes the
 /// boost auditd takes for the same reason; without the privilege it goes on as it is.
 /// <https://man7.org/linux/man-pages/man5/auditd.conf.5.html> (`priority_boost`)
@@ -229,18 +260,27 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     let begun = Instant::now();
     let mut source = Ring::new(kernel.take_ring()?)?;
     let stop = stop(args)?;
-    let comparable = filters.is_open().then(Counters::read).transpose()?;
-    session.reconcile_from_now(netns::current()?);
-
     let mut coverage = report.coverage();
     // What is polled is not planned by kind.
     coverage.retain(|it| it.signal.0 != "syn_queue.overflow" || session.wants(it.signal.0));
+    coverage.push(sockets::coverage());
+    let shown = Shown {
+        resets: sees_all_resets(args, &report),
+        accept_queues: accept_queues_shown(&coverage),
+    };
+    let polls_accept_queues = shown.accept_queues == Extent::Nothing;
+    if polls_accept_queues {
+        coverage.push(listen_queues::accept_queue_coverage());
+    }
+    let (filters_open, around) = (filters.is_open(), filters.clone());
+    let mut watch = Watch::new(args, kernel, filters, &session, polls_accept_queues)?;
+    let comparable = filters_open.then(Counters::read).transpose()?;
+    session.reconcile_from_now(netns::current()?);
     if !args.quiet {
         text::banner(&coverage, &mut io::stderr())?;
     }
-    let found = look_around(args, &filters)?;
+    let found = look_around(args, &around)?;
     let released = command.map(Held::release).transpose()?;
-    let mut watch = Watch::new(args, kernel, filters, &session)?;
     let end = async {
         tokio::select! {
             stop = stop => Ok(stop),
@@ -257,16 +297,21 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
         Err(failure) => return Err(failure),
     };
 
+    // What is polled counts until here, as the kernel's counters do.
+    let polled = watch.tell_full_queues(&mut session);
     let counters = comparable.map(|before| Counters::read().map(|after| (before, after)));
     session.reconcile_until_now();
     watch.detach();
-    let account = settle(
-        &mut source,
-        &mut session,
-        &mut watch,
-        begun.elapsed(),
-        counters,
-    );
+    let duration = begun.elapsed();
+    let account = polled.map_err(Failure::from).and_then(|()| {
+        settle(
+            &mut source,
+            &mut session,
+            &mut watch,
+            duration,
+            (counters, shown),
+        )
+    });
     match account {
         // A summary that nobody reads is no failure, wherever the pipe closed.
         Err(failure) if failure.error.downcast_ref() != Some(&sink::Error::Closed) => {
@@ -385,19 +430,26 @@ fn settle(
     session: &mut Session,
     watch: &mut Watch,
     duration: Duration,
-    counters: Option<Result<(Counters, Counters)>>,
+    (counters, shown): (Option<Result<(Counters, Counters)>>, Shown),
 ) -> Result<(), Failure> {
     while take(source, session)? > 0 {}
-    watch.tell_floods(session)?;
     watch.account(session)?;
     session.finish()?;
     let tally = session.tally();
     let mut summary = tally.summary(duration, watch.close_waits());
     if let Some(counters) = counters {
         let (before, after) = counters?;
-        let grown = |name| after.since(&before, name);
-        summary.resets = grown("TcpOutRsts").map(|grown| (tally.resets(), grown));
-        summary.overflows = grown("TcpExtListenOverflows").map(|grown| (tally.overflows(), grown));
+        let against = |seen, name, partial| {
+            let counted = after.since(&before, name)?;
+            Some(Reconciled {
+                seen,
+                counted,
+                partial,
+            })
+        };
+        summary.resets = against(tally.resets(), "TcpOutRsts", !shown.resets);
+        let partial = shown.accept_queues == Extent::Some;
+        summary.overflows = against(tally.overflows(), "TcpExtListenOverflows", partial);
     }
     watch.summary = summary.clone();
     session.note(Kind::Summary(summary))?;
@@ -630,6 +682,7 @@ mod tests {
     use tcptrace_common::event as wire;
 
     use super::*;
+    use crate::event::Signal;
 
     /// Records that are all there at once, and then none for ever.
     struct Recorded(Vec<wire::Event>, Rc<Cell<usize>>);
@@ -732,6 +785,26 @@ mod tests {
             let (_send, found) = mpsc::channel(1);
             drive(source, session, &mut upkeep, found, std::future::pending()).await
         })
+    }
+
+    #[test]
+    fn accept_queues_are_polled_where_no_hook_shows_one() {
+        let shown = |ways: &[Option<&str>]| {
+            let rows = ways.iter().map(|way| ("accept queue: SYN dropped", *way));
+            let others = [("reset sent", None), ("retransmits", Some("a hook"))];
+            let coverage = rows.chain(others).map(|(signal, way)| Coverage {
+                signal: Signal(signal),
+                way: way.map(str::to_owned),
+                note: None,
+            });
+            accept_queues_shown(&coverage.collect::<Vec<_>>())
+        };
+        let hook = Some("a hook");
+        assert_eq!(shown(&[hook, hook]), Extent::All);
+        assert_eq!(shown(&[hook, None]), Extent::Some);
+        assert_eq!(shown(&[None, hook]), Extent::Some);
+        assert_eq!(shown(&[None, None]), Extent::Nothing);
+        assert_eq!(shown(&[]), Extent::All, "nobody asked");
     }
 
     #[test]

@@ -145,6 +145,8 @@ names! {
     SYSCALL_LEN = "tcptrace.syscall.len"
     SYSCALL_DIRECTION = "tcptrace.syscall.direction"
     SYSCALL_TIMEOUT = "tcptrace.syscall.timeout"
+    QUEUE_COUNT = "tcptrace.accept_queue.count"
+    QUEUE_POLLED = "tcptrace.accept_queue.polled"
     QUEUE_LEN = "tcptrace.accept_queue.len"
     QUEUE_MAX = "tcptrace.accept_queue.max"
     QUEUE_BACKLOG = "tcptrace.accept_queue.backlog"
@@ -231,6 +233,8 @@ names! {
     SUMMARY_OVERFLOWS = "tcptrace.summary.overflows"
     KERNEL_RESETS = "tcptrace.kernel.out_rsts"
     KERNEL_OVERFLOWS = "tcptrace.kernel.listen_overflows"
+    UNSEEN_RESETS = "tcptrace.unseen.resets"
+    UNSEEN_OVERFLOWS = "tcptrace.unseen.overflows"
 }
 
 /// Gives each attribute of an event to `each`, in a stable order.
@@ -406,7 +410,7 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
         };
         self.int(name::SOCKET_UNREAD, unread)?;
         self.int(name::SOCKET_UNACKED, socket.unacked)?;
-        self.int(name::SOCKET_RETRANSMITS, socket.retransmits)?;
+        self.maybe(name::SOCKET_RETRANSMITS, socket.retransmits)?;
         self.maybe(name::SOCKET_RTT, socket.rtt_us)?;
         self.flag(name::SOCKET_EOF_READ, socket.eof_read)?;
         self.flag(name::SOCKET_NONBLOCKING, socket.nonblocking)?;
@@ -476,10 +480,14 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
             }
             Kind::AcceptQueueOverflow(overflow) => {
                 self.maybe_str(name::QUEUE_PATH, overflow.path.map(OverflowPath::as_str))?;
-                self.int(name::QUEUE_LEN, overflow.queue_len)?;
-                self.int(name::QUEUE_MAX, overflow.queue_max)?;
+                if overflow.count > 0 {
+                    self.int(name::QUEUE_COUNT, overflow.count)?;
+                }
+                self.flag(name::QUEUE_POLLED, overflow.is_polled())?;
+                self.maybe(name::QUEUE_LEN, overflow.queue_len)?;
+                self.maybe(name::QUEUE_MAX, overflow.queue_max)?;
                 self.maybe(name::QUEUE_BACKLOG, overflow.backlog)?;
-                self.int(name::QUEUE_DROPS, overflow.drops)?;
+                self.maybe(name::QUEUE_DROPS, overflow.drops)?;
                 self.maybe(name::QUEUE_LAST_ACCEPT, overflow.last_accept_ago_us)
             }
             Kind::SocketError(call) | Kind::FdInvalid(call) => {
@@ -653,13 +661,17 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
             .map(|(listener, count)| format!("{count} {listener}"))
             .collect();
         (self.0)(name::SUMMARY_LISTENERS, Value::Strs(&listeners))?;
-        if let Some((seen, kernel)) = summary.resets {
-            self.int(name::SUMMARY_RESETS, seen)?;
-            self.int(name::KERNEL_RESETS, kernel)?;
+        if let Some(resets) = summary.resets {
+            self.int(name::SUMMARY_RESETS, resets.seen)?;
+            self.int(name::KERNEL_RESETS, resets.counted)?;
+            let unseen = resets.partial.then(|| resets.unseen());
+            self.maybe(name::UNSEEN_RESETS, unseen)?;
         }
-        if let Some((seen, kernel)) = summary.overflows {
-            self.int(name::SUMMARY_OVERFLOWS, seen)?;
-            self.int(name::KERNEL_OVERFLOWS, kernel)?;
+        if let Some(overflows) = summary.overflows {
+            self.int(name::SUMMARY_OVERFLOWS, overflows.seen)?;
+            self.int(name::KERNEL_OVERFLOWS, overflows.counted)?;
+            let unseen = overflows.partial.then(|| overflows.unseen());
+            self.maybe(name::UNSEEN_OVERFLOWS, unseen)?;
         }
         Ok(())
     }

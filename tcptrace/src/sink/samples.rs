@@ -10,9 +10,9 @@ use super::text::Columns;
 use crate::event::{
     Acceptor, CallError, Cause, Certainty, CloseWait, Comm, Confidence, ConnectFailed, Coverage,
     Errno, Event, EventId, Fact, FdExhausted, Finding, Flow, Held, Holding, Holdings, Kind, Loss,
-    Nearby, Overflow, OverflowPath, Owner, PeerFin, Pool, PortHolder, Ports, Process, ResetReason,
-    ResetReceived, ResetSent, Retransmit, Severity, Side, Signal, Socket, SocketId, State,
-    StateChange, Summary, SummaryRow, SynQueue, Syscall, Timeout, Timestamp, Workload,
+    Nearby, Overflow, OverflowPath, Owner, PeerFin, Pool, PortHolder, Ports, Process, Reconciled,
+    ResetReason, ResetReceived, ResetSent, Retransmit, Severity, Side, Signal, Socket, SocketId,
+    State, StateChange, Summary, SummaryRow, SynQueue, Syscall, Timeout, Timestamp, Workload,
 };
 
 pub(crate) fn context() -> Context {
@@ -57,7 +57,7 @@ fn socket(state: State) -> Socket {
         inode: Some(81_234),
         unread: 0,
         unacked: 0,
-        retransmits: 0,
+        retransmits: Some(0),
         rtt_us: Some(230),
         received_ago_ms: Some(1_250),
         sent_ago_ms: Some(61_000),
@@ -153,10 +153,11 @@ pub(crate) fn write_failed() -> Event {
 pub(crate) fn queue_full() -> Event {
     let overflow = Overflow {
         path: Some(OverflowPath::Syn),
-        queue_len: 129,
-        queue_max: 128,
+        count: 1,
+        queue_len: Some(129),
+        queue_max: Some(128),
         backlog: Some(511),
-        drops: 31,
+        drops: Some(31),
         last_accept_ago_us: Some(4_200_000),
     };
     let listener = Socket {
@@ -208,8 +209,16 @@ pub(crate) fn summary() -> Summary {
         ],
         processes: vec![(1_234, Comm::from("nginx"), 31)],
         listeners: Vec::new(),
-        resets: Some((29, 31)),
-        overflows: Some((0, 0)),
+        resets: Some(Reconciled {
+            seen: 29,
+            counted: 31,
+            partial: false,
+        }),
+        overflows: Some(Reconciled {
+            seen: 0,
+            counted: 0,
+            partial: false,
+        }),
     }
 }
 
@@ -334,6 +343,26 @@ fn finding() -> Finding {
     }
 }
 
+/// Some listener of nginx's namespace lost connections, by the kernel's counter.
+pub(crate) fn queue_polled() -> Event {
+    let overflow = Overflow {
+        path: None,
+        count: 31,
+        queue_len: None,
+        queue_max: None,
+        backlog: None,
+        drops: None,
+        last_accept_ago_us: None,
+    };
+    let nobody = Socket {
+        flow: flow("0.0.0.0:0", None),
+        ..Socket::default()
+    };
+    let mut event = event(Some(nobody), Kind::AcceptQueueOverflow(overflow));
+    event.owner = Owner::default();
+    event
+}
+
 /// What the agent tells of several events together: the kinds that are not in [`all`].
 pub(crate) fn verdicts() -> Vec<Event> {
     let flood = SynQueue {
@@ -344,6 +373,7 @@ pub(crate) fn verdicts() -> Vec<Event> {
     };
     vec![
         event(Some(socket(State::Listen)), Kind::SynQueueOverflow(flood)),
+        queue_polled(),
         event(
             Some(socket(State::CloseWait)),
             Kind::Finding(finding().into()),

@@ -239,34 +239,31 @@ fn unread(f: &mut fmt::Formatter<'_>, socket: Option<&Socket>) -> fmt::Result {
 }
 
 fn queue_full(f: &mut fmt::Formatter<'_>, overflow: &Overflow) -> fmt::Result {
-    f.write_str(match overflow.path {
-        Some(OverflowPath::Syn) => "SYN dropped",
-        Some(OverflowPath::Ack) => "ACK dropped",
-        Some(OverflowPath::Cookie) => "cookie ACK dropped",
-        None => "found full",
-    })?;
-    // A queue of the limit's length still takes one more.
-    let sign = if overflow.queue_len > overflow.queue_max {
-        ">"
-    } else {
-        "of"
-    };
-    write!(
-        f,
-        ", queue {} {sign} {}",
-        overflow.queue_len, overflow.queue_max
-    )?;
+    match overflow.path {
+        Some(OverflowPath::Syn) => f.write_str("SYN dropped")?,
+        Some(OverflowPath::Ack) => f.write_str("ACK dropped")?,
+        Some(OverflowPath::Cookie) => f.write_str("cookie ACK dropped")?,
+        None if overflow.is_polled() => {
+            write!(f, "{} dropped", Count(overflow.count, "handshake segment"))?;
+        }
+        None => f.write_str("found full")?,
+    }
+    match (overflow.queue_len, overflow.queue_max) {
+        // A queue of the limit's length still takes one more.
+        (Some(len), Some(max)) if len > max => write!(f, ", queue {len} > {max}")?,
+        (Some(len), Some(max)) => write!(f, ", queue {len} of {max}")?,
+        (Some(len), None) => write!(f, ", queue {len}")?,
+        (None, _) => f.write_str(" by some listener")?,
+    }
     // The limit is somaxconn's then, not the program's.
-    if let Some(asked) = overflow
-        .backlog
-        .filter(|&asked| asked != overflow.queue_max)
-    {
+    let asked = overflow.backlog;
+    if let Some(asked) = asked.filter(|_| asked != overflow.queue_max) {
         write!(f, " (asked {asked})")?;
     }
-    if overflow.drops > 0 {
-        write!(f, ", {}", Count(u64::from(overflow.drops), "drop"))?;
+    match overflow.drops {
+        Some(drops) if drops > 0 => write!(f, ", {}", Count(drops.into(), "drop")),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn syn_queue_full(f: &mut fmt::Formatter<'_>, queue: &SynQueue) -> fmt::Result {
@@ -636,6 +633,29 @@ mod tests {
         };
         let told = detail(&samples::event(None, Kind::FdExhausted(fds)));
         assert_eq!(told, "EMFILE, 25 of 32 fds open at +3 ms");
+    }
+
+    #[test]
+    fn a_polled_loss_says_what_is_known() {
+        let mut polled = samples::queue_polled();
+        assert_eq!(
+            detail(&polled),
+            "31 handshake segments dropped by some listener"
+        );
+        if let Kind::AcceptQueueOverflow(overflow) = &mut polled.kind {
+            (overflow.queue_len, overflow.drops) = (Some(129), Some(31));
+        }
+        assert_eq!(
+            detail(&polled),
+            "31 handshake segments dropped, queue 129, 31 drops"
+        );
+        if let Kind::AcceptQueueOverflow(overflow) = &mut polled.kind {
+            overflow.queue_max = Some(128);
+        }
+        assert_eq!(
+            detail(&polled),
+            "31 handshake segments dropped, queue 129 > 128, 31 drops"
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod block;
 
+use std::cmp::Ordering;
 use std::ffi::OsString;
 use std::fmt::{self, Write as _};
 use std::io;
@@ -12,7 +13,9 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::sentence::{Detail, Verdict, doubt, kernel_word, label, seen};
-use crate::event::{Confidence, Count, Coverage, Event, Kind, Millis, Owner, Severity, Summary};
+use crate::event::{
+    Confidence, Count, Coverage, Event, Kind, Millis, Owner, Reconciled, Severity, Summary,
+};
 
 /// Lines are this wide where no terminal says otherwise.
 const WIDTH: usize = 120;
@@ -268,20 +271,29 @@ fn reconcile(
     to: &mut impl io::Write,
     what: &str,
     counter: &str,
-    counts: Option<(u64, u64)>,
+    counts: Option<Reconciled>,
 ) -> io::Result<()> {
-    let Some((seen, kernel)) = counts else {
+    let Some(counts) = counts else {
         return Ok(());
     };
-    let sign = if seen == kernel { "=" } else { "!=" };
+    let (seen, kernel, unseen) = (counts.seen, counts.counted, counts.unseen());
+    let sign = match seen.cmp(&kernel) {
+        Ordering::Equal => "=",
+        Ordering::Less if counts.partial => "of",
+        _ => "!=",
+    };
     write!(
         to,
         "{what} {seen} {sign} {counter} +{kernel} in this namespace"
     )?;
-    if seen < kernel {
-        write!(to, ": {} not seen", kernel - seen)?;
-    } else if seen > kernel {
-        write!(to, ": {} more than the kernel counted", seen - kernel)?;
+    match seen.cmp(&kernel) {
+        Ordering::Equal => {}
+        Ordering::Less if counts.partial => write!(
+            to,
+            "; not seen: {unseen}, as nothing on this kernel shows all of them"
+        )?,
+        Ordering::Less => write!(to, ": {unseen} not seen")?,
+        Ordering::Greater => write!(to, ": {} more than the kernel counted", seen - kernel)?,
     }
     writeln!(to)
 }
@@ -709,7 +721,11 @@ mod tests {
     fn an_empty_summary_says_so() {
         let mut text = Vec::new();
         let empty = Summary {
-            resets: Some((2, 1)),
+            resets: Some(Reconciled {
+                seen: 2,
+                counted: 1,
+                partial: true,
+            }),
             ..Summary::default()
         };
         summary(&empty, &mut text).expect("memory takes it");
@@ -724,6 +740,27 @@ mod tests {
         entries into CLOSE_WAIT 0
         resets sent 2 != TcpOutRsts +1 in this namespace: 1 more than the kernel counted
         ");
+    }
+
+    #[test]
+    fn a_gap_is_told_from_a_loss() {
+        let mut text = Vec::new();
+        let mut gap = samples::summary();
+        for counts in [&mut gap.resets, &mut gap.overflows] {
+            let counts = counts.as_mut().expect("the sample is of an open trace");
+            counts.partial = true;
+        }
+        summary(&gap, &mut text).expect("memory takes it");
+        let text = String::from_utf8_lossy(&text);
+        let last: Vec<_> = text.lines().rev().take(2).collect();
+        assert_eq!(
+            last,
+            [
+                "accept-queue overflows 0 = TcpExtListenOverflows +0 in this namespace",
+                "resets sent 29 of TcpOutRsts +31 in this namespace; not seen: 2, as nothing on this \
+                 kernel shows all of them",
+            ]
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ use tcptrace_common::event::kind;
 
 use crate::event::Signal;
 
-/// A way to see something.
+/// A way to attach a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// By a program at a raw tracepoint.
@@ -22,20 +22,17 @@ pub enum Way {
     Tracepoint(&'static str),
     /// As a BPF iterator, read once.
     Iterator,
-    /// By no program: the agent reads it now and then.
-    Poll,
 }
 
 impl Way {
     /// Every name `--without` knows.
-    pub const NAMES: [&'static str; 7] = [
+    pub const NAMES: [&'static str; 6] = [
         "raw_tracepoint",
         "fentry",
         "fexit",
         "kprobe",
         "tracepoint",
         "iterator",
-        "poll",
     ];
 
     /// Its name for `--without`.
@@ -48,7 +45,6 @@ impl Way {
             Self::Kprobe => 3,
             Self::Tracepoint(_) => 4,
             Self::Iterator => 5,
-            Self::Poll => 6,
         }]
     }
 }
@@ -105,7 +101,7 @@ impl fmt::Display for Rung {
         f.write_str(self.way.name())?;
         if let Way::Tracepoint(category) = self.way {
             write!(f, " {category}:")?;
-        } else if !self.programs.is_empty() {
+        } else {
             f.write_str(" ")?;
         }
         for (nth, program) in self.programs.iter().enumerate() {
@@ -258,20 +254,6 @@ const QUEUE: &[&str] = &[
 ];
 
 const NO_FOREIGN_COOKIE: Loss = never("a SYN that an XDP or tc program answers with a cookie");
-
-/// The last way to learn of a full accept queue.
-const COUNTED: Rung = Rung {
-    way: Way::Poll,
-    programs: &[],
-    needs: &[],
-    costs: None,
-    loses: &[
-        never(
-            "who was lost, and whether it was a SYN or a final ACK: TcpExtListenOverflows counts",
-        ),
-        never("which of several full listeners of a namespace it was"),
-    ],
-};
 
 const NO_IO_URING: Loss = never("the same by io_uring");
 
@@ -542,7 +524,6 @@ pub(super) const SIGNALS: &[Row] = &[
                 costs: None,
                 loses: &[NO_FOREIGN_COOKIE],
             },
-            COUNTED,
         ],
     },
     // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_ipv4.c (tcp_v4_syn_recv_sock)
@@ -582,7 +563,6 @@ pub(super) const SIGNALS: &[Row] = &[
                 costs: None,
                 loses: &[],
             },
-            COUNTED,
         ],
     },
     // https://github.com/torvalds/linux/blob/v6.18/net/socket.c (__sys_listen_socket)

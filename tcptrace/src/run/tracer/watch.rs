@@ -1,5 +1,5 @@
 //! What is looked after while a trace runs: losses, connections stuck in CLOSE_WAIT, processes that
-//! are gone, queues of half-done handshakes, and the kernel half's own tables.
+//! are gone, queues of listeners, and the kernel half's own tables.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -10,8 +10,8 @@ use tcptrace_common::event::{hook, stat};
 use super::Upkeep;
 use crate::cli::Trace;
 use crate::config::{self, Filters};
-use crate::event::{Event, Kind, Loss, Owner, State, Summary};
-use crate::host::syn_queue::{self, SynQueues};
+use crate::event::{Event, Loss, Owner, State, Summary};
+use crate::host::listen_queues::{self, ListenQueues};
 use crate::host::{netns, process, sockets};
 use crate::kernel::load::{FilterValues, Kernel, KernelLog};
 use crate::session::{Session, monotonic};
@@ -31,7 +31,7 @@ pub(super) struct Watch {
     stuck: HashMap<u64, Duration>,
     close_wait_after: Duration,
     /// `None` when nobody asked.
-    syn_queues: Option<SynQueues>,
+    queues: Option<ListenQueues>,
     filters: Filters,
     cgroups: Vec<String>,
     /// Processes are traced by number, so the trace ends with the last of them.
@@ -86,16 +86,18 @@ const TABLES: [(u32, &str); 4] = [
 ];
 
 impl Watch {
+    /// `polls_accept_queues` where no hook tells of lost connections.
     pub(super) fn new(
         args: &Trace,
         mut kernel: Kernel,
         filters: Filters,
         session: &Session,
+        polls_accept_queues: bool,
     ) -> Result<Self> {
         let log = args.verbose.then(|| kernel.take_log()).transpose()?;
-        let syn_queues = session
-            .wants("syn_queue.overflow")
-            .then(|| syn_queues(args, &filters))
+        let polls_accept_queues = polls_accept_queues && session.wants("accept_queue.overflow");
+        let queues = (polls_accept_queues || session.wants("syn_queue.overflow"))
+            .then(|| queues(args, &filters, polls_accept_queues))
             .transpose()?;
         Ok(Self {
             summary: Summary::default(),
@@ -107,7 +109,7 @@ impl Watch {
             malformed: 0,
             stuck: HashMap::new(),
             close_wait_after: args.close_wait_after.max(STUCK),
-            syn_queues,
+            queues,
             filters,
             cgroups: args.cgroup.clone(),
             by_pid: !args.pid.is_empty(),
@@ -200,20 +202,20 @@ impl Watch {
     }
 
     /// Handshakes that found no room since the last look.
-    pub(super) fn tell_floods(&mut self, session: &mut Session) -> Result<()> {
-        let Some(queues) = &mut self.syn_queues else {
+    pub(super) fn tell_full_queues(&mut self, session: &mut Session) -> Result<()> {
+        let Some(queues) = &mut self.queues else {
             return Ok(());
         };
-        for flood in queues.poll(syn_queue::BUDGET) {
+        for full in queues.poll(listen_queues::BUDGET) {
             let mut event = Event {
                 id: session.next_id(),
                 time: session.decoder.wall(monotonic()),
                 caused_by: None,
-                socket: Some(flood.socket),
+                socket: Some(full.socket),
                 owner: Owner::default(),
                 actor: None,
                 facts: Vec::new(),
-                kind: Kind::SynQueueOverflow(flood.queue),
+                kind: full.kind,
             };
             session.confirm(&mut event, Duration::ZERO);
             let flow = event.socket.as_ref().map(|socket| &socket.flow);
@@ -251,7 +253,7 @@ impl Upkeep for Watch {
         if self.chores.elapsed() >= CHORES {
             self.chores = Instant::now();
             self.forget_the_gone()?;
-            self.tell_floods(session)?;
+            self.tell_full_queues(session)?;
             let retention = u64::try_from(RETENTION.as_nanos())?;
             self.kernel
                 .sweep_flows(monotonic().saturating_sub(retention))?;
@@ -273,7 +275,7 @@ impl Upkeep for Watch {
 }
 
 /// The namespaces named by a filter always, others only where there is no such filter.
-fn syn_queues(args: &Trace, filters: &Filters) -> Result<SynQueues> {
+fn queues(args: &Trace, filters: &Filters, accept_queues: bool) -> Result<ListenQueues> {
     let named = args.netns.iter().map(|name| netns::named(name));
     let mut named = named.collect::<Result<Vec<_>>>()?;
     if named.is_empty() {
@@ -281,7 +283,7 @@ fn syn_queues(args: &Trace, filters: &Filters) -> Result<SynQueues> {
         named.extend(pids.filter_map(|&pid| netns::of(pid).ok()));
     }
     let only_named = !named.is_empty();
-    Ok(SynQueues::new(named, only_named))
+    Ok(ListenQueues::new(named, only_named, accept_queues))
 }
 
 fn tell(
