@@ -65,8 +65,9 @@ impl ListenQueues {
         let mut queues = Self {
             named: named
                 .map(|namespace| Watched {
-                    drops: Seen::of(&namespace)
-                        .filter(|_| accept_queues)
+                    drops: accept_queues
+                        .then(|| Seen::of(&namespace))
+                        .flatten()
                         .map(|seen| seen.drops()),
                     ..Watched::new(namespace)
                 })
@@ -83,10 +84,10 @@ impl ListenQueues {
         queues
     }
 
-    /// What overflowed since the last poll: of SYN queues at most one of each sort for a namespace. Holds the
-    /// caller up for the namespaces named (20 µs each, or 100 where no process is in it), then for
-    /// the others until the budget is spent, and for one look at the sockets of each that
-    /// overflowed.
+    /// What overflowed since the last poll: of SYN queues at most one of each sort for a namespace, of
+    /// accept queues at most one for a listener. Holds the caller up for the namespaces named (20 µs
+    /// each, or 100 where no process is in it), then for the others until the budget is spent, and
+    /// for one look at the sockets of each that overflowed.
     pub fn poll(&mut self, budget: Duration) -> Vec<Full> {
         let begun = Instant::now();
         self.tend_list();
