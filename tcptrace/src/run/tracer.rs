@@ -609,7 +609,7 @@ fn ring_bytes(asked: u64) -> Result<u32, Failure> {
             status: status::USAGE,
             error: anyhow!(
                 "--ring-buffer {asked}: the kernel wants a power of two from {}KiB, a page of its \
-             memory, to 1GiB, e.g. 64MiB",
+                 memory, to 1GiB, e.g. 64MiB",
                 page >> 10
             ),
         })
