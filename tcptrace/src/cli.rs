@@ -195,7 +195,7 @@ pub struct Trace {
     pub output: Output,
     /// Write JSON Lines to this file as well. SIGHUP opens it anew.
     ///
-    /// Root keeps CAP_DAC_OVERRIDE for that where the directory is another user's.
+    /// In another user's directory root keeps the right to do so while it traces.
     #[arg(long, value_name = "PATH", help_heading = OUTPUT)]
     pub output_file: Option<PathBuf>,
     /// Move the output file aside when it reaches this size, e.g. 100MiB.
