@@ -194,6 +194,8 @@ pub struct Trace {
     #[arg(short, long, value_enum, default_value_t = Output::Columns, help_heading = OUTPUT)]
     pub output: Output,
     /// Write JSON Lines to this file as well. SIGHUP opens it anew.
+    ///
+    /// In another user's directory root keeps the right to do so while it traces.
     #[arg(long, value_name = "PATH", help_heading = OUTPUT)]
     pub output_file: Option<PathBuf>,
     /// Move the output file aside when it reaches this size, e.g. 100MiB.

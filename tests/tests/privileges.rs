@@ -199,11 +199,15 @@ fn each_required_capability_is_missed_by_name_and_with_the_command() {
     }
 }
 
-/// The capabilities of each thread of a process, in the words of its status, by the thread's name.
+/// The first thread, which is named after the file.
+const MAIN: &str = "main";
+
+/// What the status of each thread of a process says, by the thread's name.
 fn threads(pid: u32) -> Result<BTreeMap<String, BTreeMap<String, String>>> {
     let mut threads = BTreeMap::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let Ok(status) = fs::read_to_string(thread?.path().join("status")) else {
+        let thread = thread?;
+        let Ok(status) = fs::read_to_string(thread.path().join("status")) else {
             // It has ended.
             continue;
         };
@@ -212,7 +216,8 @@ fn threads(pid: u32) -> Result<BTreeMap<String, BTreeMap<String, String>>> {
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect();
         let name = fields.remove("Name").context("a name")?;
-        threads.insert(name, fields);
+        let is_first = thread.file_name().to_str() == Some(&pid.to_string());
+        threads.insert(if is_first { MAIN.to_owned() } else { name }, fields);
     }
     Ok(threads)
 }
@@ -243,7 +248,7 @@ fn ensure_kept(pid: u32, report: &Value, bounding_is_empty: bool) -> Result<()> 
     let gone = gone.iter().fold(0, |set, it| set | it.bitmask());
     ensure!(by_all & gone == 0, "this kernel needs CAP_BPF for its maps");
     let threads = threads(pid)?;
-    ensure!(threads.contains_key("tcptrace"), "{threads:#?}");
+    ensure!(threads.contains_key(MAIN), "{threads:#?}");
     ensure!(
         threads.contains_key(door::NAME) == (by_one != 0),
         "{threads:#?}"
@@ -316,7 +321,7 @@ fn a_command_keeps_what_its_user_has_while_the_tracer_does_not() {
             Ok(waits.is_some_and(|set| set.is_ok_and(|set| set == 0)))
         })?;
         let [by_all, _] = kept(&report)?;
-        assert_eq!(set(&threads(tracer.pid())?["tcptrace"], "CapPrm")?, by_all);
+        assert_eq!(set(&threads(tracer.pid())?[MAIN], "CapPrm")?, by_all);
         drop(end);
         assert_eq!(tracer.finish()?.status.code(), Some(0));
         Ok(())
@@ -340,7 +345,7 @@ fn the_output_file_is_opened_anew_without_privileges_or_with_the_one_it_takes() 
             let moved = directory.path().join("moved.json");
             let path_text = path.to_str().context("a path of this test")?;
             let tracer = start(command, netns, &["--output-file", path_text])?;
-            let held = set(&threads(tracer.pid())?["tcptrace"], "CapEff")?;
+            let held = set(&threads(tracer.pid())?[MAIN], "CapEff")?;
             assert_eq!(held & override_all != 0, takes_it, "owner {owner}");
             fs::rename(&path, &moved)?;
             tracer.signal(Signal::SIGHUP)?;

@@ -137,7 +137,8 @@ pub fn list() -> Result<Namespaces> {
 }
 
 /// Runs `look` in a namespace: in the calling thread when it is there already, else in a thread that
-/// enters it and ends, which is behind the [`door`] once there is one.
+/// enters it and ends, which is behind the [`door`] once there is one: there `look` has no privilege
+/// over other processes.
 ///
 /// # Errors
 ///

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, anyhow};
 use caps::Capability;
 use nix::time::ClockId;
 use tcptrace_common::filter::Config;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -260,6 +260,8 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     let begun = Instant::now();
     let mut source = Ring::new(kernel.take_ring()?)?;
     let stop = stop(args)?;
+    // Who reads that it traces may ask for a new file at once.
+    let hangup = signal(SignalKind::hangup())?;
     let mut coverage = report.coverage();
     // What is polled is not planned by kind.
     coverage.retain(|it| it.signal.0 != "syn_queue.overflow" || session.wants(it.signal.0));
@@ -288,7 +290,7 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
         }
     };
     let outcome = match announce(args, &mut session, coverage) {
-        Ok(()) => drive(&mut source, &mut session, &mut watch, found, end).await,
+        Ok(()) => drive(&mut source, &mut session, &mut watch, found, hangup, end).await,
         Err(error) => Err(error.into()),
     };
     let stop = match outcome {
@@ -370,9 +372,9 @@ async fn drive(
     session: &mut Session,
     upkeep: &mut impl Upkeep,
     mut found: mpsc::Receiver<Event>,
+    mut hangup: Signal,
     stop: impl Future<Output = Result<Stop>>,
 ) -> Result<Stop, Failure> {
-    let mut hangup = signal(SignalKind::hangup())?;
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     tokio::pin!(stop);
@@ -660,7 +662,7 @@ fn ring_bytes(asked: u64) -> Result<u32, Failure> {
             status: status::USAGE,
             error: anyhow!(
                 "--ring-buffer {asked}: the kernel wants a power of two from {}KiB, a page of its \
-             memory, to 1GiB, e.g. 64MiB",
+                 memory, to 1GiB, e.g. 64MiB",
                 page >> 10
             ),
         })
@@ -783,7 +785,9 @@ mod tests {
         let mut upkeep = UntilTaken(Rc::clone(&source.1));
         runtime.expect("a runtime").block_on(async {
             let (_send, found) = mpsc::channel(1);
-            drive(source, session, &mut upkeep, found, std::future::pending()).await
+            let hangup = signal(SignalKind::hangup())?;
+            let never = std::future::pending();
+            drive(source, session, &mut upkeep, found, hangup, never).await
         })
     }
 
