@@ -51,14 +51,14 @@ impl Program {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        let prepare = || {
+            // A shell that put the tests in the background has them ignore it.
+            // SAFETY: the default needs no handler of ours, and sigaction is async-signal-safe.
+            unsafe { signal(Signal::SIGINT, SigHandler::SigDfl) }?;
+            Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)
+        };
         // SAFETY: prctl and sigaction are async-signal-safe and touch no memory.
-        unsafe {
-            command.pre_exec(|| {
-                // A shell that put the tests in the background has them ignore it.
-                signal(Signal::SIGINT, SigHandler::SigDfl)?;
-                Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)
-            });
-        }
+        unsafe { command.pre_exec(prepare) };
         let mut child = command.spawn().with_context(|| {
             let program = command.get_program().display();
             format!("cannot start {program}: `cargo xtask setup` installs what the tests start")

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::netns::{self, Namespace, Namespaces};
 use super::sockets::{self, TcpSocket};
-use crate::event::{Coverage, Flow, Kind, Overflow, Signal, Socket, State, SynQueue};
+use crate::event::{Flow, Kind, Overflow, Socket, State, SynQueue};
 
 /// Time a poll may take for the namespaces nobody named: some 50 of them.
 pub const BUDGET: Duration = Duration::from_millis(5);
@@ -35,20 +35,6 @@ pub struct Full {
     pub kind: Kind,
     /// The listener; only its namespace is known when none could be made out.
     pub socket: Socket,
-}
-
-/// How accept queues are seen by polling, and what that leaves out.
-#[must_use]
-pub fn accept_queue_coverage() -> Coverage {
-    Coverage {
-        signal: Signal("accept_queue.overflow"),
-        way: Some("polled each second: TcpExtListenOverflows".to_owned()),
-        note: Some(
-            "does not show what was dropped and whose it was; how much of it each of several \
-             listeners of a namespace lost is estimated by their counts of drops"
-                .to_owned(),
-        ),
-    }
 }
 
 impl ListenQueues {

@@ -6,7 +6,7 @@ use caps::Capability;
 use serde_json::{Value, json};
 
 use super::facts::Facts;
-use super::plan::{Plan, Planned, Refused, Rung, Way};
+use super::plan::{ACCEPT_OVERFLOW, ACCEPT_QUEUE, Plan, Planned, Polled, Refused, Rung, Way};
 use super::privileges::{PRIVILEGES, Tracing, grant_command, required_missing};
 use crate::event::{Coverage, Signal};
 
@@ -47,6 +47,7 @@ struct Tried<'a> {
     way: String,
     /// What it does not show on this kernel, where it is not ruled out.
     loses: &'a [&'static str],
+    costs: Option<&'static str>,
     verdict: Verdict,
 }
 
@@ -94,6 +95,49 @@ impl Outcome<'_> {
 }
 
 impl Report {
+    /// Whether no RST of this host's TCP goes unseen; `None` when nobody wants them.
+    #[must_use]
+    pub fn shows_resets(&self) -> Option<bool> {
+        self.shows("reset sent")
+    }
+
+    /// Whether no connection lost at a full accept queue goes uncounted; `None` when nobody wants them.
+    #[must_use]
+    pub fn shows_overflows(&self) -> Option<bool> {
+        Some(self.shows(ACCEPT_QUEUE)? || self.polls(ACCEPT_OVERFLOW))
+    }
+
+    /// This signal is counted by the agent, now and then.
+    #[must_use]
+    pub fn polls(&self, signal: Signal) -> bool {
+        self.polled().any(|polled| polled.signal == signal)
+    }
+
+    /// Whether all wanted signals that begin so are seen; `None` when none is wanted.
+    fn shows(&self, prefix: &str) -> Option<bool> {
+        let mut seen = self.seen(prefix).peekable();
+        seen.peek()?;
+        Some(seen.all(|seen| seen))
+    }
+
+    /// Of each wanted signal that begins so, whether it is seen.
+    fn seen(&self, prefix: &str) -> impl Iterator<Item = bool> {
+        let wanted = self.plan.signals.iter();
+        let wanted = wanted.filter(move |it| it.signal.0.starts_with(prefix));
+        wanted.map(|planned| self.outcome(planned).taken().is_some())
+    }
+
+    /// What is polled on this host.
+    fn polled(&self) -> impl Iterator<Item = &'static Polled> {
+        self.plan.polled.iter().filter(|polled| {
+            let Some(prefix) = polled.instead_of else {
+                return true;
+            };
+            let mut seen = self.seen(prefix).peekable();
+            seen.peek().is_some() && !seen.any(|seen| seen)
+        })
+    }
+
     /// One record for each wanted signal, each that is polled and each that is never seen.
     #[must_use]
     pub fn coverage(&self) -> Vec<Coverage> {
@@ -109,7 +153,7 @@ impl Report {
                 note: (!notes.is_empty()).then(|| notes.join("; ")),
             }
         });
-        let polled = self.plan.polled.iter().map(|polled| Coverage {
+        let polled = self.polled().map(|polled| Coverage {
             signal: polled.signal,
             way: Some(polled.way.to_owned()),
             note: Some(not_shown(polled.loses).join("; ")),
@@ -154,7 +198,7 @@ impl Report {
 
     /// How much is seen, what is not, and why.
     fn verdict(&self, w: &mut impl Write, outcomes: &[Outcome<'_>]) -> io::Result<()> {
-        let polled = self.plan.polled.len();
+        let polled = self.polled().count();
         let served = outcomes.iter().filter(|it| it.taken().is_some()).count() + polled;
         let all = outcomes.len() + polled;
         let release = &self.facts.release;
@@ -190,6 +234,9 @@ impl Report {
                 writeln!(w, "      through {}", taken.way)?;
                 for lost in taken.loses {
                     writeln!(w, "      does not show {lost}")?;
+                }
+                if let Some(costs) = taken.costs {
+                    writeln!(w, "      costs: {costs}")?;
                 }
             }
         }
@@ -284,11 +331,14 @@ impl Report {
                         for lost in tried.loses {
                             writeln!(w, "{INDENT}does not show {lost}")?;
                         }
+                        if let Some(costs) = tried.costs {
+                            writeln!(w, "{INDENT}costs: {costs}")?;
+                        }
                     }
                 }
             }
         }
-        for polled in self.plan.polled {
+        for polled in self.polled() {
             writeln!(w, "  {:<10} {}", "seen", polled.signal.0)?;
             writeln!(w, "    {:<9} {}", "taken", polled.way)?;
             for lost in polled.loses {
@@ -310,7 +360,7 @@ impl Report {
             .signals
             .iter()
             .map(|planned| self.signal_json(&self.outcome(planned)))
-            .chain(self.plan.polled.iter().map(|polled| {
+            .chain(self.polled().map(|polled| {
                 json!({
                     "signal": polled.signal.0,
                     "required": false,
@@ -385,6 +435,7 @@ impl Report {
             "seen": self.attempts.as_ref().map(|_| taken.is_some()),
             "way": taken.map(|it| &it.way),
             "does_not_show": taken.map_or(&[][..], |it| it.loses),
+            "costs": taken.and_then(|it| it.costs),
             "ways": ways,
         })
     }
@@ -479,6 +530,7 @@ impl Report {
             Tried {
                 way,
                 loses: candidate.map_or(&[], |it| &it.loses),
+                costs: rung.costs,
                 verdict,
             }
         });
@@ -554,8 +606,8 @@ fn not_shown(loses: &[&str]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::plan;
     use super::super::plan::tests::{everything, facts, find};
+    use super::super::plan::{Wanted, plan};
     use super::*;
 
     fn report(facts: Facts, attempts: Option<Vec<Attempt>>) -> Report {
@@ -677,6 +729,47 @@ mod tests {
             ways.map(|ways| ways.map(|way| way["verdict"].as_str())),
             Some([Some("refused"), Some("taken")])
         );
+    }
+
+    /// What is shown of accept queues when these of the two ways to lose a connection are seen.
+    fn accept_queues(seen: [bool; 2]) -> (Option<bool>, bool) {
+        let mut report = report(facts(), None);
+        let mut attempts = attached(&report.plan);
+        let rows = [
+            "accept queue: SYN dropped",
+            "accept queue: final ACK dropped",
+        ];
+        for (row, seen) in rows.into_iter().zip(seen) {
+            for candidate in find(&report.plan, row).candidates.iter().skip(1) {
+                attempts.extend(candidate.rung.programs.iter().map(|program| Attempt {
+                    signal: Signal(row),
+                    way: candidate.rung.to_string(),
+                    program: program.name,
+                    outcome: Ok(()),
+                }));
+            }
+            for attempt in attempts.iter_mut().filter(|it| it.signal.0 == row && !seen) {
+                attempt.outcome = Err("EPERM".to_owned());
+            }
+        }
+        report.attempts = Some(attempts);
+        (report.shows_overflows(), report.polls(ACCEPT_OVERFLOW))
+    }
+
+    #[test]
+    fn accept_queues_are_polled_where_no_hook_shows_one() {
+        assert_eq!(accept_queues([true, true]), (Some(true), false));
+        assert_eq!(accept_queues([true, false]), (Some(false), false));
+        assert_eq!(accept_queues([false, true]), (Some(false), false));
+        assert_eq!(accept_queues([false, false]), (Some(true), true));
+        let nobody = Wanted::default();
+        let report = Report {
+            plan: plan(&nobody, &facts(), &[]),
+            facts: facts(),
+            attempts: None,
+        };
+        assert_eq!(report.shows_overflows(), None);
+        assert!(!report.polls(ACCEPT_OVERFLOW));
     }
 
     #[test]

@@ -11,9 +11,10 @@ use tcptrace_common::layout::OFFSETS;
 use super::facts::Facts;
 use super::symbols::SymbolError;
 use crate::event::Signal;
+pub(super) use signals::ACCEPT_QUEUE;
 pub(super) use signals::functions;
+pub use signals::{ACCEPT_OVERFLOW, Polled, Program, Rung, Way};
 use signals::{Asked, NEVER_SEEN, POLLED, SIGNALS};
-pub use signals::{Polled, Program, Rung, Way};
 
 /// What is to be seen.
 #[derive(Clone, Debug, Default)]
@@ -393,7 +394,10 @@ pub(super) mod tests {
         ];
         assert_eq!(refused, expected.into());
         let polled = plan.polled.iter().map(|polled| polled.signal.0);
-        assert_eq!(polled.collect::<Vec<_>>(), ["syn_queue.overflow"]);
+        assert_eq!(
+            polled.collect::<Vec<_>>(),
+            ["syn_queue.overflow", "accept_queue.overflow"]
+        );
     }
 
     #[test]

@@ -23,15 +23,15 @@ use crate::cli::{ColorChoice, Output, Trace};
 use crate::config::{Filters, Selection};
 use crate::decode::Decoder;
 use crate::diagnose::{Analysis, Limits};
-use crate::event::{Coverage, Event, EventId, Flow, Kind, Reconciled, Timestamp};
+use crate::event::{Event, EventId, Flow, Kind, Reconciled, Timestamp};
 use crate::host::attribution::{self, Verifier};
 use crate::host::cgroup::Cgroups;
-use crate::host::{counters::Counters, door, listen_queues, netns, snapshot, sockets};
+use crate::host::{counters::Counters, door, netns, snapshot, sockets};
 use crate::kernel::doctor::{Attempt, Report};
 use crate::kernel::facts::Facts;
 use crate::kernel::layout::Resolved;
 use crate::kernel::load::{Kernel, Setup};
-use crate::kernel::plan::{Plan, Planned, Wanted, plan};
+use crate::kernel::plan::{ACCEPT_OVERFLOW, Plan, Planned, Wanted, plan};
 use crate::kernel::privileges::{self, grant_command, required_missing};
 use crate::session::{Session, clock, monotonic};
 use crate::sink::text::{self, Color, Columns};
@@ -147,41 +147,15 @@ pub(super) fn trace(args: &Trace) -> Result<u8, Failure> {
 /// No RST that TCP of this host sends to one of the sockets traced can go unseen. A filter that is about
 /// one end alone leaves out the RST of the other.
 fn sees_all_resets(args: &Trace, report: &Report) -> bool {
-    let whole = report.coverage().into_iter().any(|coverage| {
-        coverage.signal.0 == "reset sent without a connection" && coverage.way.is_some()
-    });
+    let whole = report.shows_resets() == Some(true);
     whole && args.local_port.is_empty() && args.peer_port.is_empty() && args.peer.is_empty()
 }
 
-/// How much hooks show of what the kernel counts.
+/// Whether hooks and polling show all of what the kernel counts; `None` when nobody wants it.
 #[derive(Clone, Copy)]
 struct Shown {
-    /// Every RST.
-    resets: bool,
-    accept_queues: Extent,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Extent {
-    All,
-    Some,
-    Nothing,
-}
-
-/// Of the ways a connection can be lost at a full accept queue.
-fn accept_queues_shown(coverage: &[Coverage]) -> Extent {
-    let mut ways = coverage
-        .iter()
-        .filter(|it| it.signal.0.starts_with("accept queue: "))
-        .map(|it| it.way.is_some());
-    let Some(first) = ways.next() else {
-        return Extent::All;
-    };
-    match ways.find(|&other| other != first) {
-        Some(_) => Extent::Some,
-        None if first => Extent::All,
-        None => Extent::Nothing,
-    }
+    resets: Option<bool>,
+    overflows: Option<bool>,
 }
 
 /// A storm that fills every core leaves the agent less of one than it needs to keep up. It takes the
@@ -267,13 +241,10 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     coverage.retain(|it| it.signal.0 != "syn_queue.overflow" || session.wants(it.signal.0));
     coverage.push(sockets::coverage());
     let shown = Shown {
-        resets: sees_all_resets(args, &report),
-        accept_queues: accept_queues_shown(&coverage),
+        resets: report.shows_resets(),
+        overflows: report.shows_overflows(),
     };
-    let polls_accept_queues = shown.accept_queues == Extent::Nothing;
-    if polls_accept_queues {
-        coverage.push(listen_queues::accept_queue_coverage());
-    }
+    let polls_accept_queues = report.polls(ACCEPT_OVERFLOW);
     let (filters_open, around) = (filters.is_open(), filters.clone());
     let mut watch = Watch::new(args, kernel, filters, &session, polls_accept_queues)?;
     let comparable = filters_open.then(Counters::read).transpose()?;
@@ -441,17 +412,15 @@ fn settle(
     let mut summary = tally.summary(duration, watch.close_waits());
     if let Some(counters) = counters {
         let (before, after) = counters?;
-        let against = |seen, name, partial| {
-            let counted = after.since(&before, name)?;
+        let against = |seen, name, all: Option<bool>| {
             Some(Reconciled {
                 seen,
-                counted,
-                partial,
+                counted: after.since(&before, name)?,
+                partial: !all?,
             })
         };
-        summary.resets = against(tally.resets(), "TcpOutRsts", !shown.resets);
-        let partial = shown.accept_queues == Extent::Some;
-        summary.overflows = against(tally.overflows(), "TcpExtListenOverflows", partial);
+        summary.resets = against(tally.resets(), "TcpOutRsts", shown.resets);
+        summary.overflows = against(tally.overflows(), "TcpExtListenOverflows", shown.overflows);
     }
     watch.summary = summary.clone();
     session.note(Kind::Summary(summary))?;
@@ -684,7 +653,6 @@ mod tests {
     use tcptrace_common::event as wire;
 
     use super::*;
-    use crate::event::Signal;
 
     /// Records that are all there at once, and then none for ever.
     struct Recorded(Vec<wire::Event>, Rc<Cell<usize>>);
@@ -789,26 +757,6 @@ mod tests {
             let never = std::future::pending();
             drive(source, session, &mut upkeep, found, hangup, never).await
         })
-    }
-
-    #[test]
-    fn accept_queues_are_polled_where_no_hook_shows_one() {
-        let shown = |ways: &[Option<&str>]| {
-            let rows = ways.iter().map(|way| ("accept queue: SYN dropped", *way));
-            let others = [("reset sent", None), ("retransmits", Some("a hook"))];
-            let coverage = rows.chain(others).map(|(signal, way)| Coverage {
-                signal: Signal(signal),
-                way: way.map(str::to_owned),
-                note: None,
-            });
-            accept_queues_shown(&coverage.collect::<Vec<_>>())
-        };
-        let hook = Some("a hook");
-        assert_eq!(shown(&[hook, hook]), Extent::All);
-        assert_eq!(shown(&[hook, None]), Extent::Some);
-        assert_eq!(shown(&[None, hook]), Extent::Some);
-        assert_eq!(shown(&[None, None]), Extent::Nothing);
-        assert_eq!(shown(&[]), Extent::All, "nobody asked");
     }
 
     #[test]

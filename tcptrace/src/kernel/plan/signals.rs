@@ -763,6 +763,12 @@ pub(super) const SIGNALS: &[Row] = &[
     },
 ];
 
+/// How the signals begin that show connections lost at a full accept queue.
+pub(in crate::kernel) const ACCEPT_QUEUE: &str = "accept queue: ";
+
+/// Connections lost at a full accept queue, where they are only counted.
+pub const ACCEPT_OVERFLOW: Signal = Signal("accept_queue.overflow");
+
 /// A signal no hook shows: the kernel only counts it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Polled {
@@ -770,6 +776,8 @@ pub struct Polled {
     pub signal: Signal,
     /// What is read, and how often.
     pub way: &'static str,
+    /// Only where nothing shows any of the signals that begin so.
+    pub instead_of: Option<&'static str>,
     /// What the counters do not say.
     pub loses: &'static [&'static str],
 }
@@ -779,11 +787,23 @@ pub(super) const POLLED: &[Polled] = &[
     Polled {
         signal: Signal("syn_queue.overflow"),
         way: "polled each second: TcpExtTCPReqQFullDrop, TcpExtTCPReqQFullDoCookies",
+        instead_of: None,
         loses: &[
             "which SYN it was and who sent it",
             "SYNs dropped near tcp_max_syn_backlog with SYN cookies off: these two do not count them",
             "a namespace nobody named in the seconds before it is found, and where no process is \
              in it nor a mount keeps it",
+        ],
+    },
+    // https://github.com/torvalds/linux/blob/v6.18/include/net/tcp.h (tcp_listendrop)
+    Polled {
+        signal: ACCEPT_OVERFLOW,
+        way: "polled each second: TcpExtListenOverflows",
+        instead_of: Some(ACCEPT_QUEUE),
+        loses: &[
+            "what was dropped and whose it was",
+            "how much of it each of several listeners of a namespace lost: their counts of drops \
+             give an estimate",
         ],
     },
 ];
