@@ -59,7 +59,6 @@ fn test(kernel: &Kernel, payload: &Payload) -> Result<()> {
     payload.write(&initramfs, kernel, &commands)?;
     let start = Instant::now();
     let console = machine::boot(&kernel.image, &initramfs, &directory.join("console.log"), LIMIT)?;
-    fs::remove_file(initramfs)?;
     println!("{} s", start.elapsed().as_secs());
     for section in &console.sections {
         println!("{} {:?} {:?}", section.name, section.status, section.took);

@@ -18,7 +18,8 @@ use super::console::Console;
 /// Emulation only: `/dev/kvm` may be there and not work, as inside another virtual machine.
 pub(crate) fn boot(kernel: &Path, initramfs: &Path, log: &Path, limit: Duration) -> Result<Console> {
     let mut child = Command::new("qemu-system-x86_64")
-        .args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"])
+        .args(["-machine", "q35", "-accel", "tcg,thread=single", "-cpu", "max"])
+        .args(["-icount", "shift=0,sleep=off", "-rtc", "clock=vm"])
         .args(["-smp", "2", "-m", "2048", "-nodefaults", "-no-user-config"])
         .args(["-display", "none", "-no-reboot", "-serial", "stdio"])
         .arg("-kernel")
