@@ -139,8 +139,8 @@ layout! {
         css_set_cgroup: "css_set" "dfl_cgrp",
         cgroup_kn: "cgroup" "kn",
         kernfs_id: "kernfs_node" "id",
-        /// x86 only: `TS_COMPAT` marks a 32-bit call.
-        task_status: "task_struct" "thread_info.status",
+        /// Where `compat` is: x86 has `status`, arm64 only `flags`.
+        task_status: "task_struct" "thread_info.status|thread_info.flags",
         signal_group_exit_code: "signal_struct" "group_exit_code",
         files_fdt: "files_struct" "fdt",
         fdt_max_fds: "fdtable" "max_fds",
@@ -154,7 +154,9 @@ layout! {
         inode_ino: "inode" "i_ino",
         inode_mode: "inode" "i_mode",
         regs_syscall: "pt_regs" "orig_ax|syscallno",
-        regs_arg0: "pt_regs" "di|regs",
+        /// On arm64 the first register has the result by the time a call returns.
+        /// <https://github.com/torvalds/linux/blob/v6.18/arch/arm64/kernel/syscall.c> (`el0_svc_common`)
+        regs_arg0: "pt_regs" "di|orig_x0",
         regs_arg1: "pt_regs" "si|regs+8",
         regs_arg2: "pt_regs" "dx|regs+16",
         regs_arg3: "pt_regs" "r10|regs+24",
@@ -185,6 +187,8 @@ layout! {
         /// Where a task's stack holds the registers it entered the kernel with, bytes; only where
         /// `bpf_task_pt_regs` does not exist.
         saved_regs: u32,
+        /// The bit of `task_status` that marks a 32-bit call, whose numbers differ.
+        compat: u32,
         /// Number of `close` in this architecture's system calls.
         nr_close: u32,
         /// Number of `accept`.

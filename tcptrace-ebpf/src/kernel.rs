@@ -57,6 +57,15 @@ pub(crate) fn read<T: Copy + Default>(base: u64, offset: u32) -> T {
     unsafe { value.assume_init() }
 }
 
+/// Copies an IPv6 address of the kernel's to where it is wanted, without a detour over the stack.
+#[inline(always)]
+pub(crate) fn read_address(base: u64, offset: u32, address: &mut [u8; 16]) {
+    let from = (base + u64::from(offset)) as *const _;
+    // A read that fails leaves zeroes.
+    // SAFETY: the helper checks where it reads, and writes all of `address` in any case.
+    unsafe { bpf_probe_read_kernel(address.as_mut_ptr().cast(), 16, from) };
+}
+
 /// What is at `address` in the program's memory, else zero.
 #[inline(always)]
 pub(crate) fn read_user<T: Copy + Default>(address: u64) -> T {

@@ -6,6 +6,8 @@
 //!
 //! A function that needs room is not inlined: the 512 bytes of stack are for one chain of calls.
 
+use core::mem::offset_of;
+
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::bpf_ktime_get_ns,
@@ -56,45 +58,51 @@ pub(crate) struct Heritage {
 pub(crate) fn birth(socket: Socket, state: u8, heritage: &Heritage) -> bool {
     // SAFETY: the helper takes nothing.
     let now = unsafe { bpf_ktime_get_ns() };
-    let known = Sock {
-        owner: heritage.owner,
-        born: now,
-        state_since: now,
-        parent: heritage.parent,
-        fd: heritage.fd,
-        state,
-        confidence: heritage.confidence,
-        held: heritage.held,
-        side: match state {
-            SYN_SENT => side::CLIENT,
-            SYN_RECV => side::SERVER,
-            _ => side::UNKNOWN,
-        },
-        answers: heritage.answers,
-        ..UNBORN
-    };
-    let room = SOCKS.insert(socket.0, known, u64::from(BPF_ANY)).is_ok();
-    if !room {
+    let Ok(known) = create(socket, BPF_ANY) else {
         count(&STATS, stat::SOCKETS_FULL);
-    }
-    room
+        return false;
+    };
+    known.owner = heritage.owner;
+    known.born = now;
+    known.state_since = now;
+    known.parent = heritage.parent;
+    known.fd = heritage.fd;
+    known.state = state;
+    known.confidence = heritage.confidence;
+    known.held = heritage.held;
+    known.side = match state {
+        SYN_SENT => side::CLIENT,
+        SYN_RECV => side::SERVER,
+        _ => side::UNKNOWN,
+    };
+    known.answers = heritage.answers;
+    true
+}
+
+/// A new entry, or -errno. It is filled in where it is: a copy would take a third of the stack.
+#[inline(always)]
+fn create(socket: Socket, flags: u32) -> Result<&'static mut Sock, i32> {
+    const E2BIG: i32 = -7;
+    SOCKS.insert(socket.0, &UNBORN, u64::from(flags))?;
+    last_of(socket).ok_or(E2BIG)
 }
 
 /// Remembers a socket older than the tracer, unless a hook already knows it.
 #[inline(never)]
 pub(crate) fn seed(socket: Socket, owner: &Task, fd: i32) {
-    let known = Sock {
-        owner: *owner,
-        born: 1,
-        fd,
-        state: socket.state(),
-        confidence: confidence::SEEDED,
-        drops: socket.drops(),
-        ..UNBORN
-    };
-    // An entry that is there means a hook, or another holder, was first. -E2BIG: no room.
-    if let Err(-7) = SOCKS.insert(socket.0, known, u64::from(BPF_NOEXIST)) {
-        count(&STATS, stat::SOCKETS_FULL);
+    match create(socket, BPF_NOEXIST) {
+        Ok(known) => {
+            known.owner = *owner;
+            known.born = 1;
+            known.fd = fd;
+            known.state = socket.state();
+            known.confidence = confidence::SEEDED;
+            known.drops = socket.drops();
+        }
+        // -E2BIG: no room.
+        Err(-7) => count(&STATS, stat::SOCKETS_FULL),
+        // A hook, or another holder, was first.
+        Err(_) => {}
     }
 }
 
@@ -245,11 +253,15 @@ pub(crate) fn publish(socket: Socket, known: &Sock) {
 
 #[inline(never)]
 fn publish_flow(socket: Socket) {
-    let key = flow_key_of(socket);
-    if key.peer_port == 0 || key.local_port == 0 {
+    let mut tuple = NOWHERE;
+    socket.tuple(&mut tuple);
+    if tuple.peer_port == 0 || tuple.local_port == 0 {
         return;
     }
-    if FLOWS.insert(key, 0, u64::from(BPF_ANY)).is_err() {
+    if FLOWS
+        .insert(flow_key(&tuple), 0, u64::from(BPF_ANY))
+        .is_err()
+    {
         count(&STATS, stat::FLOWS_FULL);
     }
 }
@@ -265,7 +277,7 @@ pub(crate) fn death(socket: Socket) {
         known.destroyed = now;
     }
     if filter::has_owner_filter()
-        && let Some(flow) = FLOWS.get_ptr_mut(flow_key_of(socket))
+        && let Some(flow) = flow_of(socket)
     {
         // SAFETY: the element stays readable, see `last_of`.
         unsafe { *flow = now };
@@ -288,7 +300,7 @@ pub(crate) fn death(socket: Socket) {
 }
 
 /// Nothing known of a socket.
-const UNBORN: Sock = Sock {
+static UNBORN: Sock = Sock {
     owner: NOBODY,
     born: 0,
     state_since: 0,
@@ -328,20 +340,20 @@ pub(crate) const NOBODY: Task = Task {
 
 /// The connection as its owner sees it.
 #[inline(always)]
-pub(crate) fn flow_key(tuple: &Tuple) -> FlowKey {
-    FlowKey {
-        local: tuple.local,
-        peer: tuple.peer,
-        local_port: tuple.local_port,
-        peer_port: tuple.peer_port,
+pub(crate) fn flow_key(tuple: &Tuple) -> &FlowKey {
+    const {
+        assert!(offset_of!(Tuple, netns) == size_of::<FlowKey>());
+        assert!(offset_of!(Tuple, local_port) == offset_of!(FlowKey, local_port));
     }
+    // SAFETY: a tuple begins with the members of the key, in the same order.
+    unsafe { &*(&raw const *tuple).cast() }
 }
 
-#[inline(always)]
-fn flow_key_of(socket: Socket) -> FlowKey {
+#[inline(never)]
+fn flow_of(socket: Socket) -> Option<*mut u64> {
     let mut tuple = NOWHERE;
     socket.tuple(&mut tuple);
-    flow_key(&tuple)
+    FLOWS.get_ptr_mut(flow_key(&tuple))
 }
 
 /// No connection.

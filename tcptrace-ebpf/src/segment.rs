@@ -3,8 +3,8 @@
 use tcptrace_common::event::Tuple;
 
 use crate::{
-    kernel::{field, read},
-    sock::{mapped, netns},
+    kernel::{field, read, read_address},
+    sock::{map, netns},
 };
 
 const SYN: u8 = 0x02;
@@ -71,11 +71,11 @@ impl Segment {
         tuple.peer_port = u16::from_be(read(self.transport, 0));
         tuple.local_port = u16::from_be(read(self.transport, 2));
         if self.family() == 2 {
-            tuple.peer = mapped(read(self.network, 12));
-            tuple.local = mapped(read(self.network, 16));
+            map(read(self.network, 12), &mut tuple.peer);
+            map(read(self.network, 16), &mut tuple.local);
         } else {
-            tuple.peer = read(self.network, 8);
-            tuple.local = read(self.network, 24);
+            read_address(self.network, 8, &mut tuple.peer);
+            read_address(self.network, 24, &mut tuple.local);
         }
     }
 

@@ -6,7 +6,7 @@ use aya_ebpf::helpers::bpf_jiffies64;
 use tcptrace_common::event::{Event, Sock, Tuple, flag, side};
 
 use crate::{
-    kernel::{config, field, layout},
+    kernel::{config, field, layout, read_address},
     owner,
 };
 
@@ -147,11 +147,11 @@ impl Socket {
         let state = self.state();
         tuple.netns = self.netns();
         if field!(self.0, skc_family: u16) == AF_INET6 {
-            tuple.local = field!(self.0, skc_v6_rcv_saddr: [u8; 16]);
-            tuple.peer = field!(self.0, skc_v6_daddr: [u8; 16]);
+            read_address(self.0, layout!(skc_v6_rcv_saddr), &mut tuple.local);
+            read_address(self.0, layout!(skc_v6_daddr), &mut tuple.peer);
         } else {
-            tuple.local = mapped(field!(self.0, skc_rcv_saddr: u32));
-            tuple.peer = mapped(field!(self.0, skc_daddr: u32));
+            map(field!(self.0, skc_rcv_saddr: u32), &mut tuple.local);
+            map(field!(self.0, skc_daddr: u32), &mut tuple.peer);
         }
         tuple.peer_port = self.peer_port();
         tuple.local_port = if state == TIME_WAIT || state == NEW_SYN_RECV {
@@ -392,20 +392,21 @@ pub(crate) fn netns(net: u64) -> u32 {
     }
 }
 
-/// An IPv4 address as the wire has it.
+/// An IPv4 address, as the kernel has it, as the wire has it. Any address stays all zeroes.
 #[inline(always)]
-pub(crate) fn mapped(address: u32) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    if address != 0 {
-        bytes[10] = 0xff;
-        bytes[11] = 0xff;
-        let [a, b, c, d] = address.to_ne_bytes();
-        bytes[12] = a;
-        bytes[13] = b;
-        bytes[14] = c;
-        bytes[15] = d;
+pub(crate) fn map(address: u32, mapped: &mut [u8; 16]) {
+    let mark = if address == 0 {
+        0
+    } else {
+        u32::from_ne_bytes([0, 0, 0xff, 0xff])
+    };
+    let words: *mut u32 = mapped.as_mut_ptr().cast();
+    for (nth, word) in [0, 0, mark, address].into_iter().enumerate() {
+        // SAFETY: the four words are the sixteen bytes, which begin at a multiple of 4 in whatever
+        // holds addresses. Volatile, because the compiler would make a
+        // call of `memset` of the zeroes.
+        unsafe { words.wrapping_add(nth).write_volatile(word) };
     }
-    bytes
 }
 
 #[inline(always)]

@@ -18,9 +18,6 @@ use crate::{
 pub(crate) const PF_EXITING: u32 = 0x4;
 pub(crate) const PF_KTHREAD: u32 = 0x0020_0000;
 const PF_IO_WORKER: u32 = 0x10;
-/// A 32-bit call, whose numbers differ.
-/// <https://github.com/torvalds/linux/blob/v6.18/arch/x86/include/asm/thread_info.h>
-const TS_COMPAT: u32 = 2;
 
 /// Thread group and thread id of the running task, as the kernel's helpers key them.
 #[inline(always)]
@@ -127,8 +124,8 @@ impl Call {
             return Self { regs: 0 };
         }
         let current = current();
-        let compat =
-            layout!(task_status) != ABSENT && field!(current, task_status: u32) & TS_COMPAT != 0;
+        let compat = layout!(task_status) != ABSENT
+            && field!(current, task_status: u32) & layout!(compat) != 0;
         // An io_uring worker never entered the kernel through a call of its own.
         if compat || field!(current, task_flags: u32) & (PF_KTHREAD | PF_IO_WORKER) != 0 {
             return Self { regs: 0 };

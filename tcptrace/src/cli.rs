@@ -40,6 +40,10 @@ pub enum Command {
         /// Columns for a person, or one JSON document.
         #[arg(short, long, value_enum, default_value_t = ReportFormat::Text)]
         output: ReportFormat,
+        /// Show the host, and every way to see each signal, why it is not taken and what it leaves
+        /// out.
+        #[arg(short, long)]
+        verbose: bool,
         /// Take a way of attaching out of the plan.
         #[arg(long, value_name = "WAY", value_parser = Way::NAMES)]
         without: Vec<String>,
@@ -82,6 +86,9 @@ pub struct Selftest {
     /// Provoke also what needs a setting of the whole host changed for a moment.
     #[arg(long)]
     pub allow_host_changes: bool,
+    /// Take a way of attaching out of the tracer's plan.
+    #[arg(long, value_name = "WAY", value_parser = Way::NAMES)]
+    pub without: Vec<String>,
     /// Play this part in a failure: for the selftest itself.
     #[arg(long, value_name = "PART", hide = true)]
     pub act: Option<String>,

@@ -160,6 +160,7 @@ impl Decoder {
                 answers_segment: is(flag::ANSWERS),
                 answers_syn: is(flag::SYN),
                 no_socket: is(flag::FROM_SEGMENT),
+                queue_full: raw.state == State::Listen as u8 && raw.queue_len > raw.queue_max,
                 unaccepted: is(flag::UNACCEPTED),
                 aborted: is(flag::ABORTED),
                 syscall,

@@ -9,10 +9,11 @@ use anyhow::{Context as _, anyhow};
 
 use crate::cli::{Cli, ColorChoice, Command, Explain, ReportFormat};
 use crate::kernel::btf::Btf;
-use crate::kernel::doctor::{Report, required_missing};
+use crate::kernel::doctor::Report;
 use crate::kernel::facts::Facts;
 use crate::kernel::layout::{self, Resolved};
 use crate::kernel::plan::{Wanted, plan};
+use crate::kernel::privileges::required_missing;
 use crate::sink::text::Color;
 use crate::{explain, selftest, sink};
 
@@ -69,7 +70,11 @@ impl From<sink::Error> for Failure {
 pub fn run(cli: Cli) -> Result<u8, Failure> {
     match cli.command {
         None => tracer::trace(&cli.trace),
-        Some(Command::Doctor { output, without }) => doctor(output, without),
+        Some(Command::Doctor {
+            output,
+            verbose,
+            without,
+        }) => doctor(output, verbose, without),
         Some(Command::Selftest(args)) => {
             if let Some(name) = &args.act {
                 selftest::act(name)?;
@@ -80,6 +85,7 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
                 only: args.only,
                 allow_host_changes: args.allow_host_changes,
                 stories: args.stories,
+                without: args.without,
             };
             Ok(match selftest::run(&options)? {
                 selftest::Verdict::Passed => 0,
@@ -110,7 +116,7 @@ impl Host {
 }
 
 /// Everything can be asked for; attached is what the privileges allow, and detached again.
-fn doctor(output: ReportFormat, without: Vec<String>) -> Result<u8, Failure> {
+fn doctor(output: ReportFormat, verbose: bool, without: Vec<String>) -> Result<u8, Failure> {
     let Host { facts, resolved } = Host::look();
     let wanted = Wanted {
         kinds: u32::MAX,
@@ -130,7 +136,7 @@ fn doctor(output: ReportFormat, without: Vec<String>) -> Result<u8, Failure> {
     match output {
         ReportFormat::Text => {
             let mut text = Vec::new();
-            report.text(&mut text)?;
+            report.text(&mut text, verbose)?;
             print(&String::from_utf8_lossy(&text))
         }
         ReportFormat::Json => {

@@ -37,11 +37,11 @@ impl Apt {
         let apt = Self {
             directory: directory.to_owned(),
         };
-        process::run(Command::new("apt-get").args(apt.options()).args([
-            "--quiet",
-            "--quiet",
-            "update",
-        ]))?;
+        process::run(
+            Command::new("apt-get")
+                .args(apt.options())
+                .args(["--quiet", "--quiet", "update"]),
+        )?;
         Ok(apt)
     }
 
@@ -86,6 +86,7 @@ fn mirrors() -> Result<(String, String)> {
              then run this again"
         );
     };
-    let security = ending("/debian-security").map_or_else(|| format!("{mirror}-security"), Into::into);
+    let security =
+        ending("/debian-security").map_or_else(|| format!("{mirror}-security"), Into::into);
     Ok((mirror.to_owned(), security))
 }

@@ -26,7 +26,7 @@ const DEBIAN_COMPILER: [&str; 4] = [
 const DEBIAN_LINTS: [&str; 2] = ["rust-web-clippy", "rustfmt-web"];
 const DEBIAN_LLVM: &str = "/usr/lib/llvm-22";
 /// The name under which the build script asks rustup for Debian's compiler.
-const DEBIAN_TOOLCHAIN: &str = "bpf-debian";
+pub(crate) const DEBIAN_TOOLCHAIN: &str = "bpf-debian";
 /// The programs live tests start, and the packages that hold them.
 const TEST_PROGRAMS: [(&str, &str); 6] = [
     ("ip", "iproute2"),
@@ -88,7 +88,7 @@ fn has_rustup() -> bool {
     find("rustup").is_some()
 }
 
-fn is_debian_12() -> bool {
+pub(crate) fn is_debian_12() -> bool {
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let says = |line| release.lines().any(|it| it == line);
     says("ID=debian") && says("VERSION_ID=\"12\"")

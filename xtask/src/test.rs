@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::process::{self, cargo};
-use crate::{build, setup, tidy};
+use crate::{build, cross, setup, tidy};
 
 /// Runs the checks, or only the unit and live tests that `filter` names. A `full` run includes the
 /// long live tests and is recorded in the documentation.
@@ -36,6 +36,7 @@ fn all_checks(record: &mut Record, full: bool) -> Result<()> {
     record.step("documentation", || check(&mut documentation()))?;
     record.step("unit tests", || unit_tests(None)?.require_some())?;
     record.step("release build", || build::release().map(Outcome::silent))?;
+    record.step("check for arm64", || cross::check().map(Outcome::silent))?;
     record.step("live tests", || live_tests(full, None)?.require_some())?;
     record.step("selftest", selftest)
 }

@@ -12,7 +12,7 @@ use crate::{
     fds, filter,
     kernel::{field, layout, read_user},
     listener, owner,
-    sock::{Socket, mapped},
+    sock::{Socket, map},
     task::{self, Call},
 };
 
@@ -214,7 +214,14 @@ fn shut(result: i64) {
 #[inline(always)]
 fn exhausted(listener: Option<Socket>, error: i64, hook: u8) {
     if is_wanted(kind::FD_EXHAUSTED) {
-        without_event(kind::FD_EXHAUSTED, hook, listener, error, None);
+        let listener = listener.unwrap_or(Socket(0));
+        failed(
+            kind::FD_EXHAUSTED,
+            hook,
+            listener,
+            error,
+            &ends_of(listener),
+        );
     }
 }
 
@@ -228,16 +235,14 @@ fn unconnected(error: i64) {
     if owner::of(socket).is_some() || !is_wanted(kind::CONNECT_FAILED) {
         return;
     }
-    let (address, port) = sockaddr(call.arg1());
-    let mut tuple = owner::NOWHERE;
-    socket.tuple(&mut tuple);
-    (tuple.peer, tuple.peer_port) = (address, port);
-    without_event(
+    let mut tuple = ends_of(socket);
+    sockaddr(call.arg1(), &mut tuple.peer, &mut tuple.peer_port);
+    failed(
         kind::CONNECT_FAILED,
         hook::CONNECT_EXIT,
-        Some(socket),
+        socket,
         error,
-        Some(tuple),
+        &tuple,
     );
 }
 
@@ -251,26 +256,27 @@ fn unbound(error: i64) {
     if !is_wanted(kind::SOCKET_ERROR) {
         return;
     }
-    let mut tuple = owner::NOWHERE;
-    socket.tuple(&mut tuple);
+    let mut tuple = ends_of(socket);
     if tuple.local_port == 0 {
-        (tuple.local, tuple.local_port) = sockaddr(call.arg1());
+        sockaddr(call.arg1(), &mut tuple.local, &mut tuple.local_port);
     }
-    without_event(
-        kind::SOCKET_ERROR,
-        hook::BIND_EXIT,
-        Some(socket),
-        error,
-        Some(tuple),
-    );
+    failed(kind::SOCKET_ERROR, hook::BIND_EXIT, socket, error, &tuple);
 }
 
 /// `shutdown` of a socket that listens, was never connected, or is not connected any more.
 #[inline(always)]
 fn not_connected(error: i64) {
-    let socket = task::socket(Call::current().arg0() as u32);
-    if socket.is_some() && is_wanted(kind::SOCKET_ERROR) {
-        without_event(kind::SOCKET_ERROR, hook::SHUTDOWN_EXIT, socket, error, None);
+    if is_wanted(kind::SOCKET_ERROR)
+        && let Some(socket) = task::socket(Call::current().arg0() as u32)
+    {
+        let tuple = ends_of(socket);
+        failed(
+            kind::SOCKET_ERROR,
+            hook::SHUTDOWN_EXIT,
+            socket,
+            error,
+            &tuple,
+        );
     }
 }
 
@@ -306,37 +312,38 @@ fn invalid(error: i64) {
     });
 }
 
-/// Reports the running task's failed call on `socket`, with the ends it named if the socket has
-/// none of its own.
+/// The ends of a socket; of none, the namespace the running task would have opened it in.
 #[inline(always)]
-fn without_event(kind: u8, hook: u8, socket: Option<Socket>, error: i64, ends: Option<Tuple>) {
+fn ends_of(socket: Socket) -> Tuple {
+    let mut tuple = owner::NOWHERE;
+    if socket.0 == 0 {
+        tuple.netns = task::netns();
+    } else {
+        socket.tuple(&mut tuple);
+    }
+    tuple
+}
+
+/// Reports the running task's failed call on a socket, which may be NULL, with the ends it was about.
+#[inline(never)]
+fn failed(kind: u8, hook: u8, socket: Socket, error: i64, tuple: &Tuple) {
     let mut caller: Task = owner::NOBODY;
     task::describe(&mut caller);
-    let mut tuple = owner::NOWHERE;
-    let mut family = 0;
-    if let Some(socket) = socket {
-        family = socket.family();
-        socket.tuple(&mut tuple);
+    let asked_for = if socket.0 == 0 {
+        filter::task(&caller, tuple.netns)
     } else {
-        tuple.netns = task::netns();
-    }
-    if let Some(ends) = ends {
-        tuple = ends;
-    }
-    let asked_for = match socket {
-        Some(_) => filter::user(&tuple, family, &caller),
-        None => filter::task(&caller, tuple.netns),
+        filter::user(tuple, socket.family(), &caller)
     };
     if !asked_for {
         return;
     }
     let id = next_id(hook);
     emit(id, kind, hook, |event| {
-        if let Some(socket) = socket {
+        if socket.0 != 0 {
             socket.record(event, owner::of(socket).as_deref());
         }
-        task::record(event, socket.unwrap_or(Socket(0)));
-        event.tuple = tuple;
+        task::record(event, socket);
+        event.tuple = *tuple;
         event.owner = event.task;
         event.confidence = confidence::EXACT;
         event.errno = error as i32;
@@ -347,11 +354,11 @@ fn without_event(kind: u8, hook: u8, socket: Option<Socket>, error: i64, ends: O
 /// Address and port of a `struct sockaddr` in the program's memory.
 /// <https://github.com/torvalds/linux/blob/v6.18/include/uapi/linux/in6.h>
 #[inline(always)]
-fn sockaddr(address: u64) -> ([u8; 16], u16) {
-    let port = u16::from_be(read_user(address + 2));
-    match read_user::<u16>(address) {
-        AF_INET => (mapped(read_user(address + 4)), port),
-        AF_INET6 => (read_user(address + 8), port),
-        _ => ([0; 16], 0),
+fn sockaddr(from: u64, address: &mut [u8; 16], port: &mut u16) {
+    match read_user::<u16>(from) {
+        AF_INET => map(read_user(from + 4), address),
+        AF_INET6 => *address = read_user(from + 8),
+        _ => return,
     }
+    *port = u16::from_be(read_user(from + 2));
 }

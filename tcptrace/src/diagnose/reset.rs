@@ -51,11 +51,15 @@ fn answer(state: Option<State>, reset: &ResetSent) -> Option<Cause> {
         // A SYN here met a half-open connection of the same tuple: neither a lost connection nor a
         // full queue.
         Some(State::Listen) if reset.answers_syn => None,
-        // Before it gave reasons, the kernel did not tell a full queue from a stale segment.
-        Some(State::Listen) => match reason(reset)? {
-            "INVALID_SYN" => Some(Cause::AcceptQueueOverflow),
-            _ => Some(Cause::StaleConnection),
-        },
+        Some(State::Listen) => {
+            // Before it gave reasons: the queue that refused the handshake is still full.
+            let refused = reason(reset).map_or(reset.queue_full, |reason| reason == "INVALID_SYN");
+            Some(if refused {
+                Cause::AcceptQueueOverflow
+            } else {
+                Cause::StaleConnection
+            })
+        }
         _ if reset.no_socket && reset.answers_syn => Some(Cause::NoListener),
         // Stale, or closed here a moment ago: the segment alone does not tell.
         _ if reset.no_socket => None,
@@ -107,6 +111,7 @@ mod tests {
                 answers_segment: flag("answer") || flag("syn"),
                 answers_syn: flag("syn"),
                 no_socket: flag("no_socket"),
+                queue_full: flag("queue_full"),
                 unaccepted: flag("unaccepted"),
                 aborted: flag("aborted"),
                 syscall: None,
@@ -249,7 +254,13 @@ mod tests {
                 Some("accept_queue_overflow"),
             ),
             (Listen, ("syn", "INVALID_SYN", 0), None),
-            (Listen, ("answer", "", 0), None),
+            // The same where the kernel gives no reason.
+            (
+                Listen,
+                ("answer queue_full", "", 0),
+                Some("accept_queue_overflow"),
+            ),
+            (Listen, ("answer", "", 0), Some("stale_connection")),
             // The peer wrote after this end had closed.
             (
                 FinWait2,

@@ -120,6 +120,7 @@ pub(super) fn reset() -> ResetSent {
         answers_segment: false,
         answers_syn: false,
         no_socket: false,
+        queue_full: false,
         unaccepted: false,
         aborted: false,
         syscall: Some(Syscall(i32::try_from(libc::SYS_close).expect("a number"))),

@@ -546,6 +546,7 @@ fn any_event() -> impl Strategy<Value = Event> {
                 answers_segment: flag[7],
                 answers_syn: flag[8],
                 no_socket: flag[9],
+                queue_full: flag[10],
                 unaccepted: flag[10],
                 aborted: flag[11],
                 syscall: None,

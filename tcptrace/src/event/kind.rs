@@ -107,6 +107,8 @@ pub struct ResetSent {
     pub answers_syn: bool,
     /// There was no socket for the segment it answers.
     pub no_socket: bool,
+    /// The listener it came from had no room left in its accept queue.
+    pub queue_full: bool,
     /// The connection was still waiting for `accept` when its listener closed.
     pub unaccepted: bool,
     /// An administrator's `ss -K`, not the program.

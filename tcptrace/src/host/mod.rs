@@ -4,13 +4,14 @@
 //! Whoever has no right to look is told so in the result: a process that could not be read, a
 //! namespace that could not be entered. Root has every right; a process that dropped its privileges
 //! keeps these answers with `CAP_SYS_PTRACE` and `CAP_DAC_READ_SEARCH` (the descriptors of others)
-//! and `CAP_SYS_ADMIN` (their network namespaces).
+//! and, behind the [`door`], `CAP_SYS_ADMIN` (their network namespaces).
 
 pub mod acceptor;
 pub mod attribution;
 pub mod cgroup;
 pub mod counters;
 pub mod descriptors;
+pub mod door;
 pub mod holders;
 pub mod nearby;
 pub mod netns;

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 
-use super::{mounts, process};
+use super::{door, mounts, process};
 
 /// Numbers up to this one are process ids, numbers above it are inodes of namespaces.
 /// <https://github.com/torvalds/linux/blob/v6.18/include/linux/threads.h> (`PID_MAX_LIMIT`)
@@ -137,7 +137,7 @@ pub fn list() -> Result<Namespaces> {
 }
 
 /// Runs `look` in a namespace: in the calling thread when it is there already, else in a thread that
-/// enters it and ends.
+/// enters it and ends, which is behind the [`door`] once there is one.
 ///
 /// # Errors
 ///
@@ -154,18 +154,23 @@ pub fn enter<T: Send>(
         why,
     };
     let file = open(namespace).map_err(|error| refusal(error.to_string()))?;
-    thread::scope(|scope| {
-        let visitor = thread::Builder::new()
-            .name("netns".into())
-            .spawn_scoped(scope, || {
-                setns(&file, CloneFlags::CLONE_NEWNET).map(|()| look())
-            });
-        match visitor.map_err(|error| refusal(error.to_string()))?.join() {
-            Ok(Err(Errno::EPERM)) => Err(refusal("to enter it takes CAP_SYS_ADMIN".into())),
-            Ok(seen) => seen.map_err(|errno| refusal(errno.desc().into())),
-            Err(cause) => panic::resume_unwind(cause),
-        }
-    })
+    let visit = || setns(&file, CloneFlags::CLONE_NEWNET).map(|()| look());
+    let seen = if door::is_kept() {
+        door::through(visit)
+    } else {
+        thread::scope(|scope| {
+            let visitor = thread::Builder::new().name(door::NAME.into());
+            let visitor = visitor.spawn_scoped(scope, visit);
+            let visitor = visitor.map_err(|_| door::Failed::NotStarted)?;
+            visitor.join().map_err(door::Failed::Panicked)
+        })
+    };
+    match seen {
+        Ok(Err(Errno::EPERM)) => Err(refusal("to enter it takes CAP_SYS_ADMIN".into())),
+        Ok(seen) => seen.map_err(|errno| refusal(errno.desc().into())),
+        Err(door::Failed::Panicked(cause)) => panic::resume_unwind(cause),
+        Err(door::Failed::NotStarted) => Err(refusal("there is no thread to enter it".into())),
+    }
 }
 
 /// The file of a namespace. Its process may have ended since it was found: then any other in it.

@@ -6,68 +6,9 @@ use caps::Capability;
 use serde_json::{Value, json};
 
 use super::facts::Facts;
-use super::plan::{Plan, Planned, Refused};
+use super::plan::{Plan, Planned, Refused, Rung, Way};
+use super::privileges::{PRIVILEGES, Tracing, grant_command, required_missing};
 use crate::event::{Coverage, Signal};
-
-/// The capabilities tcptrace uses: whether it can run without, and what for.
-const CAPABILITIES: &[(Capability, bool, &str)] = &[
-    (Capability::CAP_BPF, true, "load eBPF programs"),
-    (
-        Capability::CAP_PERFMON,
-        true,
-        "attach them and read kernel memory",
-    ),
-    (
-        Capability::CAP_SYS_PTRACE,
-        false,
-        "see the descriptors of other users' processes",
-    ),
-    (
-        Capability::CAP_DAC_READ_SEARCH,
-        false,
-        "read tracefs and other users' /proc entries",
-    ),
-    (
-        Capability::CAP_SYSLOG,
-        false,
-        "see the addresses of kernel functions",
-    ),
-    (
-        Capability::CAP_SYS_ADMIN,
-        false,
-        "enter other network namespaces, mount a private tracefs",
-    ),
-];
-
-/// Capabilities without which nothing can be traced.
-#[must_use]
-pub fn required_missing(facts: &Facts) -> Vec<Capability> {
-    CAPABILITIES
-        .iter()
-        .filter(|&&(capability, required, _)| required && !facts.has(capability))
-        .map(|&(capability, ..)| capability)
-        .collect()
-}
-
-/// How to get the missing capabilities. `CAP_SYS_ADMIN` is left to sudo: it would make all others
-/// pointless.
-#[must_use]
-pub fn grant_command(facts: &Facts) -> String {
-    if !facts.initial_user_namespace {
-        return "run it outside the user namespace: capabilities in here do not open eBPF"
-            .to_owned();
-    }
-    let names: Vec<_> = CAPABILITIES
-        .iter()
-        .filter(|&&(capability, ..)| capability != Capability::CAP_SYS_ADMIN)
-        .map(|(capability, ..)| capability.to_string().to_lowercase())
-        .collect();
-    let path = facts.executable.display();
-    format!(
-        "sudo setcap {}+ep '{path}', or run it with sudo",
-        names.join(",")
-    )
-}
 
 /// One program the loader tried for one signal.
 #[derive(Clone, Debug)]
@@ -96,9 +37,60 @@ pub struct Report {
 /// What became of one signal.
 struct Outcome<'a> {
     signal: Signal,
-    way: Option<String>,
+    core: bool,
+    /// Every way there is, best first.
+    ways: Vec<Tried<'a>>,
+}
+
+/// What became of one way to see a signal.
+struct Tried<'a> {
+    way: String,
+    /// What it does not show on this kernel, where it is not ruled out.
     loses: &'a [&'static str],
-    refused: Vec<Refused>,
+    verdict: Verdict,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// It serves the signal; where nothing was tried, it would be tried first.
+    Taken,
+    /// It was not needed: a better one is taken.
+    Spare,
+    Refused {
+        why: String,
+        remedy: Option<String>,
+    },
+}
+
+impl Verdict {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Taken => "taken",
+            Self::Spare => "spare",
+            Self::Refused { .. } => "refused",
+        }
+    }
+}
+
+impl Outcome<'_> {
+    /// The way that serves it.
+    fn taken(&self) -> Option<&Tried<'_>> {
+        self.ways.iter().find(|it| it.verdict == Verdict::Taken)
+    }
+
+    /// Each way better than the one that serves it, why it does not, and what to do.
+    fn refused(&self) -> impl Iterator<Item = (&str, &str, Option<&str>)> {
+        let better = |it: &&Tried<'_>| it.verdict != Verdict::Taken;
+        self.ways
+            .iter()
+            .take_while(better)
+            .filter_map(|it| match &it.verdict {
+                Verdict::Refused { why, remedy } => {
+                    Some((it.way.as_str(), why.as_str(), remedy.as_deref()))
+                }
+                _ => None,
+            })
+    }
 }
 
 impl Report {
@@ -107,16 +99,14 @@ impl Report {
     pub fn coverage(&self) -> Vec<Coverage> {
         let planned = self.plan.signals.iter().map(|planned| {
             let outcome = self.outcome(planned);
-            let notes: Vec<_> = if outcome.way.is_some() {
-                not_shown(outcome.loses)
-            } else {
-                outcome.refused.iter().map(sentence).collect()
+            let notes: Vec<_> = match outcome.taken() {
+                Some(taken) => not_shown(taken.loses),
+                None => outcome.refused().map(sentence).collect(),
             };
-            let note = (!notes.is_empty()).then(|| notes.join("; "));
             Coverage {
                 signal: outcome.signal,
-                way: outcome.way,
-                note,
+                way: outcome.taken().map(|taken| taken.way.clone()),
+                note: (!notes.is_empty()).then(|| notes.join("; ")),
             }
         });
         let polled = self.plan.polled.iter().map(|polled| Coverage {
@@ -132,69 +122,186 @@ impl Report {
         planned.chain(polled).chain(never).collect()
     }
 
-    /// Writes the report for a person.
+    /// Writes the report for a person: what is seen, what is not, and what to do. `every_way` adds the
+    /// host, and of every signal each way with what became of it and what it leaves out.
     ///
     /// # Errors
     /// `w` failed.
-    pub fn text(&self, w: &mut impl Write) -> io::Result<()> {
-        let facts = &self.facts;
-        writeln!(w, "Linux {}", facts.release)?;
-        for (name, value) in self.host() {
-            writeln!(w, "  {name:<26} {value}")?;
+    pub fn text(&self, w: &mut impl Write, every_way: bool) -> io::Result<()> {
+        let outcomes: Vec<_> = self
+            .plan
+            .signals
+            .iter()
+            .map(|it| self.outcome(it))
+            .collect();
+        self.verdict(w, &outcomes)?;
+        self.to_do(w, &outcomes)?;
+        self.privileges(w)?;
+        if every_way {
+            writeln!(w, "\nHost")?;
+            for (name, value) in self.host() {
+                writeln!(w, "  {name:<26} {value}")?;
+            }
+            self.every_way(w, &outcomes)
+        } else {
+            writeln!(
+                w,
+                "\n`tcptrace doctor -v` shows the host, and every way to see each signal with what \
+                 it leaves out."
+            )
         }
+    }
+
+    /// How much is seen, what is not, and why.
+    fn verdict(&self, w: &mut impl Write, outcomes: &[Outcome<'_>]) -> io::Result<()> {
+        let polled = self.plan.polled.len();
+        let served = outcomes.iter().filter(|it| it.taken().is_some()).count() + polled;
+        let all = outcomes.len() + polled;
+        let release = &self.facts.release;
+        match (&self.attempts, required_missing(&self.facts).as_slice()) {
+            (Some(_), _) => writeln!(w, "{served} of {all} signals are seen on Linux {release}.")?,
+            (None, missing) => {
+                writeln!(
+                    w,
+                    "Nothing was tried: {}. {served} of {all} signals could be seen on Linux \
+                     {release}.",
+                    obstacles(missing, &self.facts)
+                )?;
+            }
+        }
+        let blind: Vec<_> = outcomes.iter().filter(|it| it.taken().is_none()).collect();
+        if !blind.is_empty() {
+            writeln!(w, "\nNot seen")?;
+        }
+        for outcome in blind {
+            writeln!(w, "  {}", outcome.signal.0)?;
+            for (way, why, _) in outcome.refused() {
+                writeln!(w, "      {way}: {why}")?;
+            }
+        }
+        let second = |it: &&Outcome<'_>| it.taken().is_some() && it.refused().next().is_some();
+        let second: Vec<_> = outcomes.iter().filter(second).collect();
+        if !second.is_empty() {
+            writeln!(w, "\nSeen, but not by the best way")?;
+        }
+        for outcome in second {
+            writeln!(w, "  {}", outcome.signal.0)?;
+            if let Some(taken) = outcome.taken() {
+                writeln!(w, "      through {}", taken.way)?;
+                for lost in taken.loses {
+                    writeln!(w, "      does not show {lost}")?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Each remedy once, with the signals it may bring.
+    fn to_do(&self, w: &mut impl Write, outcomes: &[Outcome<'_>]) -> io::Result<()> {
+        let mut remedies: Vec<(String, Vec<&str>)> = Vec::new();
+        if let Some(command) = self.grant() {
+            remedies.push((command, Vec::new()));
+        }
+        for outcome in outcomes {
+            for remedy in outcome.refused().filter_map(|(_, _, remedy)| remedy) {
+                let known = remedies.iter().position(|(known, _)| known == remedy);
+                let at = known.unwrap_or_else(|| {
+                    remedies.push((remedy.to_owned(), Vec::new()));
+                    remedies.len() - 1
+                });
+                let signals = &mut remedies[at].1;
+                if !signals.contains(&outcome.signal.0) {
+                    signals.push(outcome.signal.0);
+                }
+            }
+        }
+        if !remedies.is_empty() {
+            writeln!(w, "\nTo do")?;
+        }
+        for (remedy, signals) in remedies {
+            writeln!(w, "  -> {remedy}")?;
+            if !signals.is_empty() {
+                writeln!(w, "     for: {}", signals.join(", "))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn privileges(&self, w: &mut impl Write) -> io::Result<()> {
         writeln!(w, "\nPrivileges")?;
-        for &(capability, required, purpose) in CAPABILITIES {
-            let state = match (facts.has(capability), required) {
+        for privilege in PRIVILEGES {
+            let state = match (self.facts.has(privilege.capability), privilege.required) {
                 (true, _) => "yes",
                 (false, true) => "MISSING",
                 (false, false) => "no",
             };
-            writeln!(w, "  {:<20} {state:<8} {purpose}", capability.to_string())?;
+            let name = privilege.capability.to_string();
+            let until = match privilege.attaching {
+                "" => None,
+                attaching => Some(format!("until attached: {attaching}")),
+            };
+            let kept = privilege.kept_for(&self.facts);
+            let kept = kept.map(|tracing| match privilege.tracing {
+                Tracing::Confined(_) => format!("kept by one confined thread: {tracing}"),
+                _ => format!("kept: {tracing}"),
+            });
+            let mut uses = until.into_iter().chain(kept);
+            let first = uses.next().unwrap_or_default();
+            writeln!(w, "  {name:<20} {state:<8} {first}")?;
+            for more in uses {
+                writeln!(w, "  {:<20} {:<8} {more}", "", "")?;
+            }
         }
-        if let Some(command) = self.grant() {
-            writeln!(w, "  -> {command}")?;
-        }
+        Ok(())
+    }
+
+    fn every_way(&self, w: &mut impl Write, outcomes: &[Outcome<'_>]) -> io::Result<()> {
+        const INDENT: &str = "              ";
         let heading = if self.attempts.is_some() {
             "Signals"
         } else {
             "Signals (nothing was tried)"
         };
         writeln!(w, "\n{heading}")?;
-        for planned in &self.plan.signals {
-            let outcome = self.outcome(planned);
-            let verdict = match (&outcome.way, &self.attempts) {
+        for outcome in outcomes {
+            let verdict = match (outcome.taken(), &self.attempts) {
                 (Some(_), Some(_)) => "seen",
                 (Some(_), None) => "would try",
                 (None, _) => "NOT SEEN",
             };
             writeln!(w, "  {verdict:<10} {}", outcome.signal.0)?;
-            if let Some(way) = &outcome.way {
-                writeln!(w, "             through {way}")?;
-            }
-            for lost in outcome.loses {
-                writeln!(w, "             does not show {lost}")?;
-            }
-            for Refused { way, why, remedy } in &outcome.refused {
-                writeln!(w, "             not through {way}: {why}")?;
-                if let Some(remedy) = remedy {
-                    writeln!(w, "             -> {remedy}")?;
+            for tried in &outcome.ways {
+                writeln!(w, "    {:<9} {}", tried.verdict.name(), tried.way)?;
+                match &tried.verdict {
+                    Verdict::Refused { why, remedy } => {
+                        writeln!(w, "{INDENT}{why}")?;
+                        if let Some(remedy) = remedy {
+                            writeln!(w, "{INDENT}-> {remedy}")?;
+                        }
+                    }
+                    Verdict::Spare => {}
+                    Verdict::Taken => {
+                        for lost in tried.loses {
+                            writeln!(w, "{INDENT}does not show {lost}")?;
+                        }
+                    }
                 }
             }
         }
         for polled in self.plan.polled {
             writeln!(w, "  {:<10} {}", "seen", polled.signal.0)?;
-            writeln!(w, "             through {}", polled.way)?;
+            writeln!(w, "    {:<9} {}", "taken", polled.way)?;
             for lost in polled.loses {
-                writeln!(w, "             does not show {lost}")?;
+                writeln!(w, "{INDENT}does not show {lost}")?;
             }
         }
         for (signal, why) in self.plan.never_seen {
-            writeln!(w, "  {:<10} {}\n             {why}", "never", signal.0)?;
+            writeln!(w, "  {:<10} {}\n{INDENT}{why}", "never", signal.0)?;
         }
         Ok(())
     }
 
-    /// The report for a program.
+    /// The report for a program: everything.
     #[must_use]
     pub fn json(&self) -> Value {
         let facts = &self.facts;
@@ -202,24 +309,7 @@ impl Report {
             .plan
             .signals
             .iter()
-            .map(|planned| {
-                let outcome = self.outcome(planned);
-                let refused: Vec<_> = outcome
-                    .refused
-                    .iter()
-                    .map(|refused| {
-                        json!({ "way": refused.way, "why": refused.why, "remedy": refused.remedy })
-                    })
-                    .collect();
-                json!({
-                    "signal": outcome.signal.0,
-                    "required": planned.core,
-                    "seen": self.attempts.as_ref().map(|_| outcome.way.is_some()),
-                    "way": outcome.way,
-                    "does_not_show": outcome.loses,
-                    "refused": refused,
-                })
-            })
+            .map(|planned| self.signal_json(&self.outcome(planned)))
             .chain(self.plan.polled.iter().map(|polled| {
                 json!({
                     "signal": polled.signal.0,
@@ -227,18 +317,24 @@ impl Report {
                     "seen": true,
                     "way": polled.way,
                     "does_not_show": polled.loses,
-                    "refused": [],
+                    "ways": [{
+                        "way": polled.way,
+                        "verdict": Verdict::Taken.name(),
+                        "does_not_show": polled.loses,
+                    }],
                 })
             }))
             .collect();
-        let capabilities: Vec<_> = CAPABILITIES
+        let capabilities: Vec<_> = PRIVILEGES
             .iter()
-            .map(|&(capability, required, purpose)| {
+            .map(|privilege| {
                 json!({
-                    "name": capability.to_string(),
-                    "effective": facts.has(capability),
-                    "required": required,
-                    "purpose": purpose,
+                    "name": privilege.capability.to_string(),
+                    "effective": facts.has(privilege.capability),
+                    "required": privilege.required,
+                    "until_attached": privilege.attaching,
+                    "kept_for": privilege.kept_for(facts),
+                    "kept_by_one_thread": matches!(privilege.tracing, Tracing::Confined(_)),
                 })
             })
             .collect();
@@ -268,11 +364,36 @@ impl Report {
         })
     }
 
+    fn signal_json(&self, outcome: &Outcome<'_>) -> Value {
+        let ways: Vec<_> = outcome
+            .ways
+            .iter()
+            .map(|tried| {
+                let (way, verdict) = (&tried.way, tried.verdict.name());
+                match &tried.verdict {
+                    Verdict::Refused { why, remedy } => {
+                        json!({ "way": way, "verdict": verdict, "why": why, "remedy": remedy })
+                    }
+                    _ => json!({ "way": way, "verdict": verdict, "does_not_show": tried.loses }),
+                }
+            })
+            .collect();
+        let taken = outcome.taken();
+        json!({
+            "signal": outcome.signal.0,
+            "required": outcome.core,
+            "seen": self.attempts.as_ref().map(|_| taken.is_some()),
+            "way": taken.map(|it| &it.way),
+            "does_not_show": taken.map_or(&[][..], |it| it.loses),
+            "ways": ways,
+        })
+    }
+
     /// The command that gives what is missing, if anything is.
     fn grant(&self) -> Option<String> {
-        CAPABILITIES
+        PRIVILEGES
             .iter()
-            .any(|&(capability, ..)| !self.facts.has(capability))
+            .any(|it| it.granted && !self.facts.has(it.capability))
             .then(|| grant_command(&self.facts))
     }
 
@@ -332,23 +453,39 @@ impl Report {
     }
 
     fn outcome<'a>(&'a self, planned: &'a Planned) -> Outcome<'a> {
-        let mut refused = planned.refused.clone();
-        let mut taken = None;
-        for candidate in &planned.candidates {
-            let way = candidate.rung.to_string();
-            let Some(why) = self.failure(planned.signal, &way) else {
-                taken = Some((way, candidate.loses.as_slice()));
-                break;
+        let mut is_served = false;
+        let ways = planned.ways().map(|rung| {
+            let way = rung.to_string();
+            let candidate = planned
+                .candidates
+                .iter()
+                .find(|it| it.rung.to_string() == way);
+            let ruled_out = planned.refused.iter().find(|it| it.way == way);
+            let verdict = match (ruled_out, is_served) {
+                (Some(Refused { why, remedy, .. }), _) => Verdict::Refused {
+                    why: why.clone(),
+                    remedy: remedy.clone().or_else(|| self.types()),
+                },
+                (None, true) => Verdict::Spare,
+                (None, false) => match self.failure(planned.signal, &way) {
+                    Some(why) => Verdict::Refused {
+                        why,
+                        remedy: self.remedy(rung),
+                    },
+                    None => Verdict::Taken,
+                },
             };
-            let remedy = self.remedy();
-            refused.push(Refused { way, why, remedy });
-        }
-        let (way, loses) = taken.map_or((None, [].as_slice()), |(way, loses)| (Some(way), loses));
+            is_served |= verdict == Verdict::Taken;
+            Tried {
+                way,
+                loses: candidate.map_or(&[], |it| &it.loses),
+                verdict,
+            }
+        });
         Outcome {
             signal: planned.signal,
-            way,
-            loses,
-            refused,
+            core: planned.core,
+            ways: ways.collect(),
         }
     }
 
@@ -369,19 +506,41 @@ impl Report {
         })
     }
 
-    /// What to do about a program that the kernel refused.
-    fn remedy(&self) -> Option<String> {
-        if !required_missing(&self.facts).is_empty() {
-            return Some(grant_command(&self.facts));
+    /// What to do about a kernel that shows no types: then every way is ruled out.
+    fn types(&self) -> Option<String> {
+        let remedy = "run a kernel with CONFIG_DEBUG_INFO_BTF, as distributions build theirs";
+        self.facts.btf.is_err().then(|| remedy.to_owned())
+    }
+
+    /// What to do about a way that the kernel refused, by the settings of the host that close such ways.
+    fn remedy(&self, rung: &Rung) -> Option<String> {
+        let facts = &self.facts;
+        if !required_missing(facts).is_empty() {
+            return Some(grant_command(facts));
         }
-        (self.facts.lockdown.as_deref() == Some("confidentiality"))
-            .then(|| "boot with lockdown=integrity or without lockdown".to_owned())
+        if facts.lockdown.as_deref() == Some("confidentiality") {
+            return Some("boot with lockdown=integrity or without lockdown".to_owned());
+        }
+        // Distributions let levels above 2 close perf_event_open even to CAP_PERFMON.
+        let by_perf = matches!(rung.way, Way::Tracepoint(_));
+        let paranoid = facts.perf_event_paranoid.is_some_and(|level| level > 2);
+        (by_perf && paranoid && !facts.has(Capability::CAP_SYS_ADMIN))
+            .then(|| "sudo sysctl kernel.perf_event_paranoid=2, or run it with sudo".to_owned())
+    }
+}
+
+/// Why nothing was tried.
+fn obstacles(missing: &[Capability], facts: &Facts) -> String {
+    let names: Vec<_> = missing.iter().map(ToString::to_string).collect();
+    match &facts.btf {
+        _ if !names.is_empty() => format!("{} missing", names.join(" and ")),
+        Err(error) => error.clone(),
+        Ok(()) => String::new(),
     }
 }
 
 /// A refused way in one line.
-fn sentence(refused: &Refused) -> String {
-    let Refused { way, why, remedy } = refused;
+fn sentence((way, why, remedy): (&str, &str, Option<&str>)) -> String {
     match remedy {
         Some(remedy) => format!("not through {way}: {why} -> {remedy}"),
         None => format!("not through {way}: {why}"),
@@ -409,8 +568,14 @@ mod tests {
     }
 
     fn text(report: &Report) -> String {
+        written(report, false)
+    }
+
+    fn written(report: &Report, every_way: bool) -> String {
         let mut text = Vec::new();
-        report.text(&mut text).expect("a vector takes everything");
+        report
+            .text(&mut text, every_way)
+            .expect("a vector takes everything");
         String::from_utf8(text).expect("the report is text")
     }
 
@@ -452,11 +617,23 @@ mod tests {
                 .note
                 .is_some_and(|note| note.contains("does not show splice()"))
         );
-        let text = text(&report);
-        assert!(text.contains("  seen       failed receives\n"));
-        assert!(!text.contains("NOT SEEN"), "{text}");
-        assert!(text.contains("  seen       syn_queue.overflow\n             through polled"));
-        assert!(text.contains("  never      header of a received RST\n"));
+        let short = text(&report);
+        assert!(
+            short.starts_with("21 of 21 signals are seen on Linux 6.18.44.\n\nTo do\n"),
+            "{short}"
+        );
+        let long = written(&report, true);
+        assert!(!long.contains("NOT SEEN"), "{long}");
+        for part in [
+            "  seen       failed receives\n    taken     raw_tracepoint sock_recv_length\n              \
+             does not show splice() from a socket\n",
+            "    taken     tracepoint syscalls:sys_exit_listen\n",
+            "    spare     raw_tracepoint inet_sock_set_state\n",
+            "  seen       syn_queue.overflow\n    taken     polled",
+            "  never      header of a received RST\n",
+        ] {
+            assert!(long.contains(part), "{part} is not in:\n{long}");
+        }
     }
 
     #[test]
@@ -478,33 +655,59 @@ mod tests {
         }));
         report.attempts = Some(attempts);
         let way = coverage(&report, owners).way;
-        assert_eq!(
-            way.as_deref(),
-            Some("raw_tracepoint sock_send_length, sock_recv_length")
+        assert_eq!(way.as_deref(), Some("fexit inet_csk_accept of 2 arguments"));
+        let short = text(&report);
+        assert!(short.starts_with("21 of 21"), "{short}");
+        assert!(
+            short.contains(
+                "Seen, but not by the best way\n  owners of accepted connections\n      through \
+                 fexit inet_csk_accept of 2 arguments\n      does not show the descriptor"
+            ),
+            "{short}"
         );
-        assert!(text(&report).contains(
-            "not through tracepoint syscalls:sys_exit_accept, sys_exit_accept4: \
-             sys_exit_accept4: EACCES\n"
+        assert!(written(&report, true).contains(
+            "    refused   tracepoint syscalls:sys_exit_accept, sys_exit_accept4\n              \
+             sys_exit_accept4: EACCES\n    taken     fexit inet_csk_accept of 2 arguments"
         ));
+        let json = report.json();
+        let mut signals = json["signals"].as_array().into_iter().flatten();
+        let signal = signals.find(|it| it["signal"] == owners);
+        let ways = signal.map(|it| [&it["ways"][0], &it["ways"][1]]);
+        assert_eq!(
+            ways.map(|ways| ways.map(|way| way["verdict"].as_str())),
+            Some([Some("refused"), Some("taken")])
+        );
     }
 
     #[test]
     fn a_signal_nothing_serves_says_why() {
         let mut facts = facts();
         facts.release = "6.1.192".to_owned();
-        facts.raw_tracepoints.remove("sock_send_length");
+        facts.raw_tracepoints.remove("tcp_retransmit_skb");
         let mut report = report(facts, None);
         report.attempts = Some(attached(&report.plan));
-        let coverage = coverage(&report, "failed sends");
+        let coverage = coverage(&report, "retransmits");
         assert_eq!(coverage.way, None);
         assert_eq!(
             coverage.note.as_deref(),
             Some(
-                "not through raw_tracepoint sock_send_length: Linux 6.1.192 has no tracepoint \
-                 sock_send_length -> Linux 6.18 has it"
+                "not through raw_tracepoint tcp_retransmit_skb: Linux 6.1.192 has no tracepoint \
+                 tcp_retransmit_skb -> Linux 6.18 has it"
             )
         );
-        assert!(text(&report).contains("  NOT SEEN   failed sends\n"));
+        let short = text(&report);
+        assert!(
+            short.starts_with(
+                "20 of 21 signals are seen on Linux 6.1.192.\n\nNot seen\n  retransmits\n      \
+                 raw_tracepoint tcp_retransmit_skb: Linux 6.1.192 has no tracepoint"
+            ),
+            "{short}"
+        );
+        assert!(
+            short.contains("  -> Linux 6.18 has it\n     for: retransmits\n"),
+            "{short}"
+        );
+        assert!(written(&report, true).contains("  NOT SEEN   retransmits\n"));
     }
 
     #[test]
@@ -512,21 +715,21 @@ mod tests {
         let mut facts = facts();
         facts.capabilities = Vec::new();
         facts.tracefs = Some("/sys/kernel/tracing".into());
-        assert_eq!(
-            required_missing(&facts),
-            [Capability::CAP_BPF, Capability::CAP_PERFMON]
-        );
         let report = report(facts, None);
-        let text = text(&report);
-        assert!(
-            text.contains("  CAP_BPF              MISSING  load eBPF programs\n"),
-            "{text}"
-        );
-        assert!(text.contains(
-            "-> sudo setcap cap_bpf,cap_perfmon,cap_sys_ptrace,cap_dac_read_search,cap_syslog+ep \
-             '/usr/bin/tcptrace', or run it with sudo\n"
-        ));
-        assert!(text.contains("  would try  reset sent\n"));
+        let short = text(&report);
+        for part in [
+            "Nothing was tried: CAP_BPF and CAP_PERFMON missing. 21 of 21 signals could be seen on \
+             Linux 6.18.44.\n",
+            "  -> sudo setcap cap_bpf,cap_perfmon,cap_sys_ptrace,cap_dac_read_search,cap_syslog,\
+             cap_sys_nice+ep '/usr/bin/tcptrace', or run it with sudo\n",
+            "  CAP_BPF              MISSING  until attached: make the tables of the kernel half",
+            "  CAP_SYS_ADMIN        no       until attached: mount a private tracefs where there is \
+             none\n                                kept by one confined thread: look into other \
+             network namespaces\n",
+        ] {
+            assert!(short.contains(part), "{part} is not in:\n{short}");
+        }
+        assert!(written(&report, true).contains("  would try  reset sent\n"));
         let json = report.json();
         assert_eq!(json["signals"][0]["seen"], Value::Null);
         assert_eq!(
@@ -534,16 +737,55 @@ mod tests {
             "raw_tracepoint inet_sock_set_state"
         );
         assert_eq!(json["capabilities"][0]["effective"], false);
+        assert_eq!(json["capabilities"][0]["kept_for"], Value::Null);
     }
 
     #[test]
-    fn an_administrator_needs_neither_of_the_two() {
+    fn a_capability_the_kernel_asks_for_again_and_again_is_said_to_be_kept() {
         let mut facts = facts();
-        facts.capabilities = vec![Capability::CAP_SYS_ADMIN];
-        assert_eq!(required_missing(&facts), []);
-        facts.initial_user_namespace = false;
-        assert_eq!(required_missing(&facts).len(), 2);
-        assert!(grant_command(&facts).contains("outside the user namespace"));
+        facts.capabilities.push(Capability::CAP_BPF);
+        facts.maps_need_cap_bpf = true;
+        let text = text(&report(facts, None));
+        let expected = "  CAP_BPF              yes      until attached: make the tables of the \
+                        kernel half and load it\n                                kept: read those \
+                        tables";
+        assert!(text.contains(expected), "{text}");
+    }
+
+    #[test]
+    fn a_host_without_types_is_told_what_to_run() {
+        let mut facts = facts();
+        facts.btf = Err("cannot read /sys/kernel/btf/vmlinux".to_owned());
+        let text = text(&report(facts, None));
+        assert!(
+            text.starts_with("Nothing was tried: cannot read /sys/kernel/btf"),
+            "{text}"
+        );
+        assert!(
+            text.contains("-> run a kernel with CONFIG_DEBUG_INFO_BTF"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_host_that_closes_perf_events_is_named_where_a_tracepoint_was_refused() {
+        let mut facts = facts();
+        facts.capabilities = vec![Capability::CAP_BPF, Capability::CAP_PERFMON];
+        facts.tracefs = Some("/sys/kernel/tracing".into());
+        facts.perf_event_paranoid = Some(3);
+        let mut report = report(facts, None);
+        let mut attempts = attached(&report.plan);
+        for attempt in attempts
+            .iter_mut()
+            .filter(|it| it.way.starts_with("tracepoint"))
+        {
+            attempt.outcome = Err("EACCES".to_owned());
+        }
+        report.attempts = Some(attempts);
+        let text = text(&report);
+        let remedy = "  -> sudo sysctl kernel.perf_event_paranoid=2, or run it with sudo\n     for: \
+                      owners of accepted connections, ";
+        assert!(text.contains(remedy), "{text}");
     }
 
     #[test]

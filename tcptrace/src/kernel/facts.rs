@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use caps::{CapSet, Capability};
 
 use super::btf::{Btf, BtfError};
-use super::plan;
 use super::symbols::{self, SymbolError};
+use super::{plan, privileges};
 
 /// How programs are attached to kprobes.
 /// <https://github.com/torvalds/linux/blob/v6.18/kernel/events/core.c> (`perf_kprobe`)
@@ -22,6 +22,7 @@ const INITIAL_PID: &str = "pid:[4026531836]";
 
 /// What this host offers. What could not be read is `None`, or says why.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Facts {
     /// Kernel release, as `uname -r` prints it.
     pub release: String,
@@ -43,6 +44,8 @@ pub struct Facts {
     pub initial_pid_namespace: bool,
     /// Kernel lockdown: `none`, `integrity` or `confidentiality`.
     pub lockdown: Option<String>,
+    /// Maps are read and written only with `CAP_BPF`, as before Linux 5.19.
+    pub maps_need_cap_bpf: bool,
     /// `kernel.unprivileged_bpf_disabled`
     pub unprivileged_bpf_disabled: Option<i32>,
     /// `kernel.perf_event_paranoid`
@@ -78,6 +81,7 @@ impl Facts {
             initial_user_namespace: is_link("/proc/self/ns/user", INITIAL_USER),
             initial_pid_namespace: is_link("/proc/self/ns/pid", INITIAL_PID),
             lockdown: text("/sys/kernel/security/lockdown").and_then(|modes| chosen(&modes)),
+            maps_need_cap_bpf: privileges::maps_need_cap_bpf(),
             unprivileged_bpf_disabled: number("/proc/sys/kernel/unprivileged_bpf_disabled"),
             perf_event_paranoid: number("/proc/sys/kernel/perf_event_paranoid"),
             kptr_restrict: number("/proc/sys/kernel/kptr_restrict"),
@@ -91,13 +95,19 @@ impl Facts {
     /// <https://github.com/torvalds/linux/blob/v6.18/include/linux/capability.h> (`bpf_capable`)
     #[must_use]
     pub fn has(&self, capability: Capability) -> bool {
+        self.initial_user_namespace && self.holding(capability).is_some()
+    }
+
+    /// The capability, or the one held in its place that includes it.
+    pub(super) fn holding(&self, capability: Capability) -> Option<Capability> {
         let includes = match capability {
             Capability::CAP_BPF | Capability::CAP_PERFMON => Capability::CAP_SYS_ADMIN,
             Capability::CAP_DAC_READ_SEARCH => Capability::CAP_DAC_OVERRIDE,
             other => other,
         };
-        self.initial_user_namespace
-            && (self.capabilities.contains(&capability) || self.capabilities.contains(&includes))
+        [capability, includes]
+            .into_iter()
+            .find(|it| self.capabilities.contains(it))
     }
 }
 

@@ -29,6 +29,15 @@ impl Resolved {
     }
 }
 
+/// `TS_COMPAT` of x86, `_TIF_32BIT` of arm64.
+/// <https://github.com/torvalds/linux/blob/v6.18/arch/x86/include/asm/thread_info.h>,
+/// <https://github.com/torvalds/linux/blob/v6.18/arch/arm64/include/asm/thread_info.h>
+const COMPAT: u32 = if cfg!(target_arch = "aarch64") {
+    1 << 22
+} else {
+    1 << 1
+};
+
 /// Looks every offset, argument position and enum value up. `rcv_state_process` is the address range
 /// of `tcp_rcv_state_process`, where it is known.
 #[must_use]
@@ -71,6 +80,7 @@ pub fn resolve(btf: &Btf, rcv_state_process: Option<Range<u64>>) -> Resolved {
         layout.saved_regs = saved_regs(btf).unwrap_or(ABSENT);
     }
     number_calls(&mut layout);
+    layout.compat = COMPAT;
 
     let reset_reasons = btf
         .enum_variants("sk_rst_reason")
@@ -92,8 +102,13 @@ pub fn resolve(btf: &Btf, rcv_state_process: Option<Range<u64>>) -> Resolved {
 /// where something may lie behind them, have `bpf_task_pt_regs`.
 /// <https://github.com/torvalds/linux/blob/v5.10/arch/x86/include/asm/processor.h> (`task_pt_regs`)
 /// <https://github.com/torvalds/linux/blob/v5.10/arch/arm64/include/asm/processor.h> (`task_pt_regs`)
+///
+/// Not every kernel's types hold the union that is as large as a stack; on x86 the stack of an interrupt
+/// is as large.
+/// <https://github.com/torvalds/linux/blob/v5.10/arch/x86/include/asm/page_64_types.h>
 fn saved_regs(btf: &Btf) -> Option<u32> {
-    btf.size("thread_union")?.checked_sub(btf.size("pt_regs")?)
+    let stack = btf.size("thread_union").or_else(|| btf.size("irq_stack"))?;
+    stack.checked_sub(btf.size("pt_regs")?)
 }
 
 /// The numbers of system calls, which every architecture gives its own.
@@ -264,6 +279,39 @@ mod tests {
         assert!(missing.contains(&"call_registers"));
         assert!(missing.contains(&"drop_no_socket"));
         assert_eq!(reset_reasons, [(1, "NO_SOCKET".to_owned())]);
+    }
+
+    /// The registers as arm64 saves them: the arguments in `user_pt_regs`, and apart from them the
+    /// first one as it was when the call began.
+    /// <https://github.com/torvalds/linux/blob/v6.18/arch/arm64/include/asm/ptrace.h>
+    #[test]
+    fn arguments_are_found_in_the_registers_of_arm64() {
+        let mut w = Writer::new();
+        let (int, long) = (w.int("int"), w.int("unsigned long"));
+        let registers = [("regs", long, 0), ("sp", long, 31 * 64)];
+        let user = w.strukt("user_pt_regs", &registers);
+        let bare = w.strukt("", &registers);
+        let either = w.union("", &[("user_regs", user, 0), ("", bare, 0)]);
+        w.strukt(
+            "pt_regs",
+            &[
+                ("", either, 0),
+                ("orig_x0", long, 34 * 64),
+                ("syscallno", int, 35 * 64),
+            ],
+        );
+        let info = w.strukt("thread_info", &[("flags", long, 0), ("cpu", int, 64)]);
+        w.strukt("task_struct", &[("thread_info", info, 128)]);
+        let Layout {
+            regs_arg0,
+            regs_arg1,
+            regs_arg2,
+            regs_syscall,
+            task_status,
+            ..
+        } = resolved(&w).layout;
+        assert_eq!((regs_arg0, regs_arg1, regs_arg2), (34 * 8, 8, 16));
+        assert_eq!((regs_syscall, task_status), (35 * 8, 16));
     }
 
     #[test]

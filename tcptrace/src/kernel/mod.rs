@@ -6,4 +6,5 @@ pub mod facts;
 pub mod layout;
 pub mod load;
 pub mod plan;
+pub mod privileges;
 pub mod symbols;

@@ -11,8 +11,8 @@ use tcptrace_common::layout::OFFSETS;
 use super::facts::Facts;
 use super::symbols::SymbolError;
 use crate::event::Signal;
-use signals::{Asked, NEVER_SEEN, POLLED, SIGNALS};
 pub(super) use signals::functions;
+use signals::{Asked, NEVER_SEEN, POLLED, SIGNALS};
 pub use signals::{Polled, Program, Rung, Way};
 
 /// What is to be seen.
@@ -50,6 +50,14 @@ pub struct Planned {
     pub candidates: Vec<Candidate>,
     /// The ways ruled out.
     pub refused: Vec<Refused>,
+}
+
+impl Planned {
+    /// Every way to see the signal on any kernel, best first.
+    pub(super) fn ways(&self) -> impl Iterator<Item = &'static Rung> {
+        let row = SIGNALS.iter().find(|row| row.signal == self.signal);
+        row.into_iter().flat_map(|row| row.rungs)
+    }
 }
 
 /// A way to try.
@@ -184,7 +192,7 @@ fn absent_function(program: &Program, facts: &Facts) -> Option<(String, Option<S
     let why = match (facts.functions.get(target), arguments) {
         (None, _) => format!("Linux {} has no function {target}", facts.release),
         (Some(here), Some(wanted)) if here != wanted => {
-            format!("{target} takes {here} arguments here, not {wanted}")
+            format!("it takes {here} arguments here")
         }
         (Some(_), _) => return None,
     };
@@ -274,6 +282,7 @@ pub(super) mod tests {
             initial_user_namespace: true,
             initial_pid_namespace: true,
             lockdown: Some("none".to_owned()),
+            maps_need_cap_bpf: false,
             unprivileged_bpf_disabled: Some(2),
             perf_event_paranoid: Some(2),
             kptr_restrict: Some(0),
@@ -330,6 +339,10 @@ pub(super) mod tests {
                 ("state changes", "raw_tracepoint inet_sock_set_state"),
                 ("socket end", "raw_tracepoint tcp_destroy_sock"),
                 ("reset sent", "raw_tracepoint tcp_send_reset"),
+                (
+                    "reset sent without a connection",
+                    "raw_tracepoint tcp_send_reset"
+                ),
                 ("reset received", "raw_tracepoint tcp_receive_reset"),
                 ("failed sends", "raw_tracepoint sock_send_length"),
                 ("failed receives", "raw_tracepoint sock_recv_length"),
@@ -337,14 +350,14 @@ pub(super) mod tests {
                     "owners of accepted connections",
                     "tracepoint syscalls:sys_exit_accept, sys_exit_accept4"
                 ),
-                ("accept queue: SYN dropped", "raw_tracepoint consume_skb"),
+                (
+                    "owners of connections accepted by io_uring",
+                    "fexit inet_csk_accept of 2 arguments"
+                ),
+                ("accept queue: SYN dropped", "fentry tcp_conn_request"),
                 (
                     "accept queue: final ACK dropped",
-                    "raw_tracepoint kfree_skb"
-                ),
-                (
-                    "accept queue: SYN cookie dropped",
-                    "raw_tracepoint kfree_skb"
+                    "fentry tcp_v4_syn_recv_sock, tcp_v6_syn_recv_sock"
                 ),
                 ("backlog asked for", "tracepoint syscalls:sys_exit_listen"),
                 (
@@ -372,11 +385,13 @@ pub(super) mod tests {
                 ("sockets older than the start", "iterator task_file"),
             ]
         );
-        assert!(
-            plan.signals
-                .iter()
-                .all(|planned| planned.refused.is_empty())
-        );
+        let refused = plan.signals.iter().flat_map(|planned| &planned.refused);
+        let refused: BTreeSet<_> = refused.map(|refused| refused.why.as_str()).collect();
+        let expected = [
+            "this kernel has no kprobes (CONFIG_KPROBE_EVENTS)",
+            "it takes 2 arguments here",
+        ];
+        assert_eq!(refused, expected.into());
         let polled = plan.polled.iter().map(|polled| polled.signal.0);
         assert_eq!(polled.collect::<Vec<_>>(), ["syn_queue.overflow"]);
     }
@@ -422,11 +437,15 @@ pub(super) mod tests {
         facts.release = "6.1.192".to_owned();
         facts.raw_tracepoints.remove("sock_send_length");
         let plan = plan(&everything(), &facts, &[]);
-        let refused = refusal(&plan, "failed sends");
+        let refused = &find(&plan, "failed sends").refused[0];
         assert_eq!(refused.way, "raw_tracepoint sock_send_length");
         assert_eq!(
             refused.why,
             "Linux 6.1.192 has no tracepoint sock_send_length"
+        );
+        assert_eq!(
+            first(&plan, "failed sends").as_deref(),
+            Some("fexit tcp_sendmsg, tcp_sendpage")
         );
         assert_eq!(
             first(&plan, "failed receives").as_deref(),
@@ -439,10 +458,12 @@ pub(super) mod tests {
         let mut facts = facts();
         facts.rcv_state_process = Err(SymbolError::Hidden);
         let missing = ["rcv_state_process_start"];
-        let remedy = |facts: &Facts| {
-            let plan = plan(&everything(), facts, &missing);
-            refusal(&plan, "accept queue: SYN dropped").remedy.clone()
+        let tracepoint = |plan: &Plan| {
+            let refused = &find(plan, "accept queue: SYN dropped").refused;
+            let refused = refused.iter().find(|it| it.way.contains("consume_skb"));
+            refused.expect("a way that is refused").clone()
         };
+        let remedy = |facts: &Facts| tracepoint(&plan(&everything(), facts, &missing)).remedy;
         assert_eq!(
             remedy(&facts).as_deref(),
             Some("run with CAP_SYSLOG, or with sudo")
@@ -453,11 +474,7 @@ pub(super) mod tests {
             Some("sudo sysctl kernel.kptr_restrict=1")
         );
         let plan = plan(&everything(), &facts, &missing);
-        assert!(
-            refusal(&plan, "accept queue: SYN dropped")
-                .why
-                .contains("/proc/kallsyms hides")
-        );
+        assert!(tracepoint(&plan).why.contains("/proc/kallsyms hides"));
         assert!(first(&plan, "accept queue: final ACK dropped").is_some());
     }
 
@@ -470,14 +487,18 @@ pub(super) mod tests {
         ];
         let plan = plan(&everything(), &facts(), &missing);
         let lost = |signal| find(&plan, signal).candidates[0].loses.join("\n");
-        assert!(lost("reset sent").contains("closed port or a TIME_WAIT socket"));
+        assert!(lost("reset sent").contains("the kernel's reason"));
         assert!(lost("state changes").contains("the system call and descriptor"));
         assert!(lost("failed receives").contains("splice()"));
+        let dropped = find(&plan, "accept queue: final ACK dropped");
         assert_eq!(
-            refusal(&plan, "accept queue: final ACK dropped").why,
+            dropped.refused[0].why,
             "on Linux 6.18.44 there is no drop reason TCP_LISTEN_OVERFLOW"
         );
-        assert!(first(&plan, "accept queue: SYN cookie dropped").is_some());
+        assert_eq!(
+            first(&plan, "reset sent without a connection").as_deref(),
+            Some("fentry tcp_v4_send_reset, tcp_v6_send_reset")
+        );
         assert!(
             refusal(&plan, "address in use")
                 .why
@@ -486,7 +507,7 @@ pub(super) mod tests {
 
         let whole = super::plan(&everything(), &facts(), &[]);
         let lost = find(&whole, "reset sent").candidates[0].loses.join("\n");
-        assert!(!lost.contains("closed port") && lost.contains("REJECT"));
+        assert!(!lost.contains("reason") && lost.contains("REJECT"));
     }
 
     #[test]
@@ -505,8 +526,25 @@ pub(super) mod tests {
         let classic = plan(&out("tracepoint"), &facts(), &[]);
         assert_eq!(
             first(&classic, "owners of accepted connections").as_deref(),
-            Some("raw_tracepoint sock_send_length, sock_recv_length")
+            Some("fexit inet_csk_accept of 2 arguments")
         );
+        assert_eq!(
+            first(&classic, "address in use").as_deref(),
+            Some("raw_tracepoint sys_exit")
+        );
+
+        let mut hookless = out("fentry");
+        hookless
+            .without
+            .extend(["raw_tracepoint", "kprobe"].map(str::to_owned));
+        let hookless = plan(&hookless, &facts(), &[]);
+        for signal in [
+            "accept queue: SYN dropped",
+            "accept queue: final ACK dropped",
+        ] {
+            assert_eq!(first(&hookless, signal).as_deref(), Some("poll"));
+        }
+
         assert!(first(&classic, "invalid descriptors").is_some());
 
         let iterator = plan(&out("iterator"), &facts(), &[]);
@@ -522,14 +560,12 @@ pub(super) mod tests {
         let mut facts = facts();
         facts.capabilities = vec![Capability::CAP_BPF, Capability::CAP_PERFMON];
         let before = plan(&everything(), &facts, &[]);
-        assert!(
-            refusal(&before, "address in use")
-                .why
-                .starts_with("tracefs is not mounted")
-        );
+        let refused = &find(&before, "address in use").refused[0];
+        assert!(refused.why.starts_with("tracefs is not mounted"));
         facts.tracefs = Some("/sys/kernel/tracing".into());
         let after = plan(&everything(), &facts, &[]);
-        assert!(first(&after, "address in use").is_some());
+        let way = first(&after, "address in use");
+        assert!(way.is_some_and(|way| way.starts_with("tracepoint")));
     }
 
     #[test]

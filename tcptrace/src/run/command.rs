@@ -9,9 +9,12 @@ use std::process::{Command, ExitStatus};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context as _, Result, anyhow};
+use caps::CapsHashSet;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use tokio::sync::oneshot;
+
+use crate::kernel::privileges::keep_only;
 
 /// A process that waits to become the command.
 #[derive(Debug)]
@@ -53,7 +56,12 @@ impl Held {
             .name("command".into())
             .spawn(move || {
                 let _open_until_exec = (tell, wait);
-                let ended = child.spawn().and_then(|mut child| child.wait());
+                let ended = child.spawn().and_then(|mut child| {
+                    // The command was forked with the privileges of who started us; to wait for it
+                    // takes none. Where this fails, so has the same in the main thread.
+                    let _ = keep_only(&CapsHashSet::new());
+                    child.wait()
+                });
                 // The run may be over.
                 let _ = send.send(ended);
             })?;

@@ -5,10 +5,12 @@ mod watch;
 use std::fs::File;
 use std::future::Future;
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
+use caps::Capability;
 use nix::time::ClockId;
 use tcptrace_common::filter::Config;
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,11 +26,13 @@ use crate::diagnose::{Analysis, Limits};
 use crate::event::{Event, EventId, Flow, Kind, Timestamp};
 use crate::host::attribution::{self, Verifier};
 use crate::host::cgroup::Cgroups;
-use crate::host::{counters::Counters, netns, snapshot};
-use crate::kernel::doctor::{Attempt, Report, grant_command, required_missing};
+use crate::host::{counters::Counters, door, netns, snapshot};
+use crate::kernel::doctor::{Attempt, Report};
+use crate::kernel::facts::Facts;
 use crate::kernel::layout::Resolved;
 use crate::kernel::load::{Kernel, Setup};
 use crate::kernel::plan::{Plan, Planned, Wanted, plan};
+use crate::kernel::privileges::{self, grant_command, required_missing};
 use crate::session::{Session, clock, monotonic};
 use crate::sink::text::{self, Color, Columns};
 use crate::sink::{self, Format, Outputs, Rotation, Stream};
@@ -126,6 +130,7 @@ pub(super) fn trace(args: &Trace) -> Result<u8, Failure> {
     let analysis = Analysis::new(Limits::default(), sees_all_resets(args, &report));
     let session = Session::new(decoder, selection, outputs, verifier, analysis, args.count);
     raise_priority();
+    give_up_privileges(args, &report.facts)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -155,6 +160,29 @@ fn raise_priority() {
     const BOOST: libc::c_int = 4;
     // SAFETY: the call reads its arguments only.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -BOOST) };
+}
+
+/// From here on the program reads: what it needed to attach is given up, for root too.
+fn give_up_privileges(args: &Trace, facts: &Facts) -> Result<()> {
+    if facts.has(Capability::CAP_SYS_ADMIN)
+        && let Err(error) = door::keep()
+        && !args.quiet
+    {
+        // Nobody may be left to read it.
+        let _ = writeln!(
+            io::stderr(),
+            "tcptrace: other network namespaces are not looked into: {error:#}"
+        );
+    }
+    let mut kept = privileges::kept(facts);
+    // What was opened for somebody else's directory must be opened there again.
+    let again = |path: &PathBuf| privileges::rehearse(&kept, || sink::File::may_open(path));
+    if let Some(path) = &args.output_file
+        && !again(path)?
+    {
+        kept.insert(Capability::CAP_DAC_OVERRIDE);
+    }
+    privileges::keep_only(&kept)
 }
 
 /// Some dozen names, once in the life of the program.
@@ -571,13 +599,19 @@ fn terminal_width() -> Option<usize> {
 }
 
 fn ring_bytes(asked: u64) -> Result<u32, Failure> {
-    let page = 4096;
+    let page = rustix::param::page_size() as u64;
     let right = asked.is_power_of_two() && (page..=1 << 30).contains(&asked);
-    u32::try_from(asked).ok().filter(|_| right).ok_or_else(|| Failure {
-        status: status::USAGE, error: anyhow!(
-            "--ring-buffer {asked}: the kernel wants a power of two from 4KiB to 1GiB, e.g. 64MiB"
-        ),
-    })
+    u32::try_from(asked)
+        .ok()
+        .filter(|_| right)
+        .ok_or_else(|| Failure {
+            status: status::USAGE,
+            error: anyhow!(
+                "--ring-buffer {asked}: the kernel wants a power of two from {}KiB, a page of its \
+             memory, to 1GiB, e.g. 64MiB",
+                page >> 10
+            ),
+        })
 }
 
 fn random<const N: usize>() -> Result<[u8; N]> {

@@ -7,6 +7,9 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::{AccessFlags, faccessat};
 
 use super::{Error, Sink};
 use crate::event::Event;
@@ -50,6 +53,19 @@ impl File {
             pending: Vec::new(),
             size,
         })
+    }
+
+    /// The calling thread may open such a file, and move aside what is there.
+    #[must_use]
+    pub fn may_open(path: &Path) -> bool {
+        let may = |path: &Path, access| faccessat(AT_FDCWD, path, access, AtFlags::AT_EACCESS);
+        let directory = match path.parent() {
+            Some(directory) if directory != Path::new("") => directory,
+            _ => Path::new("."),
+        };
+        let write = AccessFlags::W_OK;
+        matches!(may(path, write), Ok(()) | Err(Errno::ENOENT))
+            && may(directory, write | AccessFlags::X_OK).is_ok()
     }
 
     fn is_due(&self, more: usize) -> bool {

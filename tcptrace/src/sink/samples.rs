@@ -122,6 +122,7 @@ pub(crate) fn reset_sent() -> Event {
         answers_segment: false,
         answers_syn: false,
         no_socket: false,
+        queue_full: false,
         unaccepted: false,
         aborted: false,
         syscall: Some(Syscall(syscall_number("close"))),

@@ -62,10 +62,7 @@ fn run() -> Result<()> {
         let mut words = line.split('\t');
         let name = words.next().context("a command has a name")?;
         let mut command = Command::new(words.next().context("a command has a program")?);
-        command
-            .args(words)
-            .envs(ENVIRONMENT)
-            .stdin(Stdio::null());
+        command.args(words).envs(ENVIRONMENT).stdin(Stdio::null());
         section(name, || status_of(&mut command))?;
     }
     section("dmesg", || {

@@ -111,7 +111,9 @@ mod tests {
     #[test]
     fn an_archive_is_what_the_kernel_reads() {
         let mut archive = Initramfs::new(Vec::new());
-        archive.content("/bin/x", b"hello").expect("memory takes it");
+        archive
+            .content("/bin/x", b"hello")
+            .expect("memory takes it");
         let bytes = archive.finish().expect("memory takes it");
         let text = String::from_utf8(bytes).expect("all of it is text");
         let expected = [

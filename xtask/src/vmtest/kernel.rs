@@ -4,7 +4,7 @@
 //! asked for and the newest package that can be had is taken.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,17 +34,10 @@ const SUITES: [&str; 7] = [
 const FLAVOUR: &str = "-cloud-amd64";
 
 /// What the tests need and these kernels have as modules. What they depend on comes with them.
-const MODULES: [&str; 5] = [
-    "tcp_diag",
-    "veth",
-    "nft_reject_inet",
-    "nft_ct",
-    "nf_tables",
-];
+const MODULES: [&str; 5] = ["tcp_diag", "veth", "nft_reject_inet", "nft_ct", "nf_tables"];
 
 /// A kernel that can be booted.
 pub(crate) struct Kernel {
-    pub(crate) series: &'static str,
     /// Debian's version, like `6.12.117-1`.
     pub(crate) version: String,
     pub(crate) image: PathBuf,
@@ -53,36 +46,32 @@ pub(crate) struct Kernel {
 }
 
 /// The kernels of these series, fetched where they are not there yet.
-pub(crate) fn get(all: &[&'static str], cache: &Path) -> Result<Vec<Kernel>> {
-    let missing: Vec<&str> = all
-        .iter()
-        .copied()
-        .filter(|series| !cache.join(series).join("version").is_file())
-        .collect();
+pub(crate) fn get(
+    all: &BTreeSet<&'static str>,
+    cache: &Path,
+) -> Result<HashMap<&'static str, Kernel>> {
+    let is_missing = |series: &&&str| !cache.join(series).join("version").is_file();
+    let missing: Vec<_> = all.iter().filter(is_missing).collect();
     if !missing.is_empty() {
         let archive = Archive::open(&cache.join("apt"))?;
         for series in missing {
-            archive.fetch(series, &cache.join(series)).with_context(|| {
-                format!(
-                    "no kernel for {series}. It can also be put there by hand: {0}/{series} with \
-                     vmlinuz, modules/ and version",
-                    cache.display()
-                )
-            })?;
+            archive
+                .fetch(series, &cache.join(series))
+                .with_context(|| format!("no kernel {series}"))?;
         }
     }
-    all.iter().map(|series| cached(series, cache)).collect()
+    all.iter()
+        .map(|series| Ok((*series, cached(&cache.join(series))?)))
+        .collect()
 }
 
-fn cached(series: &'static str, cache: &Path) -> Result<Kernel> {
-    let directory = cache.join(series);
+fn cached(directory: &Path) -> Result<Kernel> {
     let version = fs::read_to_string(directory.join("version"))?;
     let mut modules: Vec<PathBuf> = fs::read_dir(directory.join("modules"))?
         .map(|entry| Ok(entry?.path()))
         .collect::<Result<_>>()?;
     modules.sort();
     Ok(Kernel {
-        series,
         version: version.trim().to_owned(),
         image: directory.join("vmlinuz"),
         modules,
@@ -108,8 +97,12 @@ impl Archive {
     fn open(directory: &Path) -> Result<Self> {
         println!("vmtest: looks what kernels Debian has");
         let apt = Apt::update(directory, &SUITES)?;
-        let available = process::answer(Command::new("apt-cache").args(apt.options()).arg("dumpavail"))
-            .context("apt-cache dumpavail failed")?;
+        let available = process::answer(
+            Command::new("apt-cache")
+                .args(apt.options())
+                .arg("dumpavail"),
+        )
+        .context("apt-cache dumpavail failed")?;
         Ok(Self {
             apt,
             scratch: directory.join("scratch"),
@@ -128,7 +121,10 @@ impl Archive {
                 Ok(()) => return Ok(()),
                 Err(error) => {
                     println!("vmtest: {} {}: {error:#}", package.name, package.version);
-                    refusals = format!("{refusals}\n    {} {}: {error:#}", package.name, package.version);
+                    refusals = format!(
+                        "{refusals}\n    {} {}: {error:#}",
+                        package.name, package.version
+                    );
                 }
             }
         }
@@ -186,7 +182,11 @@ impl Archive {
             .filter_map(|entry| Some(entry.ok()?.path()))
             .find(|path| path.extension() == Some(OsStr::new("deb")))
             .context("apt-get downloaded no package")?;
-        process::run(Command::new("dpkg-deb").arg("--extract").args([&archive, tree]))?;
+        process::run(
+            Command::new("dpkg-deb")
+                .arg("--extract")
+                .args([&archive, tree]),
+        )?;
         Ok(fs::remove_file(archive)?)
     }
 }
@@ -208,8 +208,10 @@ fn image(stanza: &str) -> Option<Package> {
         .or_else(|| name.strip_prefix("linux-binary-"))?;
     let is_kernel = release.starts_with(|first: char| first.is_ascii_digit())
         && release.ends_with(FLAVOUR)
-        // From 6.19 on the image is an empty package that asks for the binary.
-        && !field("Depends: ").is_some_and(|needs| needs.contains("linux-binary-"));
+        // A package that only asks for another: of a whole series, and from 6.19 on every image.
+        && !field("Depends: ").is_some_and(|needs| {
+            needs.contains("linux-binary-") || needs.contains("linux-image-")
+        });
     is_kernel.then_some(Package {
         name: name.to_owned(),
         version: field("Version: ")?.to_owned(),
@@ -277,7 +279,9 @@ fn add(name: &str, files: &HashMap<String, &PathBuf>, ordered: &mut Vec<PathBuf>
 /// What a module says it depends on: `depends=a,b` between zero bytes.
 fn dependencies(module: &[u8]) -> Vec<String> {
     const FIELD: &[u8] = b"depends=";
-    let field = module.split(|byte| *byte == 0).find_map(|text| text.strip_prefix(FIELD));
+    let field = module
+        .split(|byte| *byte == 0)
+        .find_map(|text| text.strip_prefix(FIELD));
     String::from_utf8_lossy(field.unwrap_or_default())
         .split(',')
         .filter(|name| !name.is_empty())

@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::kernel::Kernel;
 use super::initramfs::Initramfs;
+use super::kernel::Kernel;
 use crate::{build, process};
 
 /// Where the machine has the test programs; the actor lies beside them as cargo puts it.
@@ -61,7 +61,8 @@ impl Payload {
 
     /// Writes the file system of a machine with this kernel, which does these commands.
     pub(crate) fn write(&self, path: &Path, kernel: &Kernel, commands: &str) -> Result<()> {
-        let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        let file =
+            File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
         let mut archive = Initramfs::new(BufWriter::new(file));
         archive.content("/commands", commands.as_bytes())?;
         archive.directory("/modules")?;

@@ -100,7 +100,7 @@ pub struct Rung {
 }
 
 impl fmt::Display for Rung {
-    /// E.g. `tracepoint syscalls:sys_exit_bind, sys_exit_listen`.
+    /// E.g. `tracepoint syscalls:sys_exit_bind, sys_exit_listen`, `fexit tcp_recvmsg of 5 arguments`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.way.name())?;
         if let Way::Tracepoint(category) = self.way {
@@ -108,8 +108,14 @@ impl fmt::Display for Rung {
         } else if !self.programs.is_empty() {
             f.write_str(" ")?;
         }
-        let targets: Vec<_> = self.programs.iter().map(|program| program.target).collect();
-        f.write_str(&targets.join(", "))
+        for (nth, program) in self.programs.iter().enumerate() {
+            let comma = if nth == 0 { "" } else { ", " };
+            write!(f, "{comma}{}", program.target)?;
+            if let Some(arguments) = program.arguments {
+                write!(f, " of {arguments} arguments")?;
+            }
+        }
+        Ok(())
     }
 }
 
