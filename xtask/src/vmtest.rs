@@ -187,10 +187,7 @@ fn test(row: &Row, kernel: &Kernel, payload: &Payload, directory: &Path) -> Outc
         .and_then(|()| machine::boot(&kernel.image, &initramfs, &log, LIMIT));
     let mut outcome = match console {
         Ok(console) => Outcome::of(&console),
-        Err(error) => Outcome {
-            faults: vec![format!("{error:#}")],
-            ..Outcome::default()
-        },
+        Err(error) => Outcome::failed(&error),
     };
     outcome.name = row.name();
     outcome.version.clone_from(&kernel.version);

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Error, Result, ensure};
 use serde_json::Value;
 
 use super::LIVE;
@@ -40,6 +40,14 @@ struct Signal {
 }
 
 impl Outcome {
+    /// Of a machine that did not come to its end.
+    pub(crate) fn failed(error: &Error) -> Self {
+        Self {
+            faults: vec![format!("{error:#}")],
+            ..Self::default()
+        }
+    }
+
     /// Judges what a machine wrote.
     pub(crate) fn of(console: &Console) -> Self {
         let mut outcome = Self::default();
