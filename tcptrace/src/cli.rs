@@ -86,6 +86,9 @@ pub struct Selftest {
     /// Provoke also what needs a setting of the whole host changed for a moment.
     #[arg(long)]
     pub allow_host_changes: bool,
+    /// Take a way of attaching out of the tracer's plan.
+    #[arg(long, value_name = "WAY", value_parser = Way::NAMES)]
+    pub without: Vec<String>,
     /// Play this part in a failure: for the selftest itself.
     #[arg(long, value_name = "PART", hide = true)]
     pub act: Option<String>,

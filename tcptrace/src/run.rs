@@ -85,6 +85,7 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
                 only: args.only,
                 allow_host_changes: args.allow_host_changes,
                 stories: args.stories,
+                without: args.without,
             };
             Ok(match selftest::run(&options)? {
                 selftest::Verdict::Passed => 0,

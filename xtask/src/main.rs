@@ -42,12 +42,15 @@ enum Task {
         #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
         pairs: u32,
     },
-    /// Boot other kernels in emulated machines, run the selftest and the live tests in each, and
-    /// write docs/kernels.md.
+    /// Boot other kernels in emulated machines and run the selftest and live tests in each. With no
+    /// options all there are, and write docs/kernels.md.
     Vmtest {
         /// Only this series, like 6.12; may be given again. `newest` is the newest packaged.
         #[arg(long, value_name = "SERIES", value_parser = PossibleValuesParser::new(vmtest::SERIES))]
         kernel: Vec<String>,
+        /// Let tcptrace do without this way of attaching, like fentry; may be given again.
+        #[arg(long, value_name = "WAY")]
+        without: Vec<String>,
     },
     /// Check what no other tool checks in the source files and the index of the pages.
     Tidy {
@@ -64,7 +67,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test { full, filter } => test::run(full, filter.as_deref()),
         Task::Overhead { pairs } => overhead::run(pairs),
-        Task::Vmtest { kernel } => vmtest::run(&kernel),
+        Task::Vmtest { kernel, without } => vmtest::run(&kernel, &without),
         Task::Tidy { fix } => tidy::run(fix),
     };
     match outcome {

@@ -1,78 +1,224 @@
 //! `cargo xtask vmtest`: tcptrace on other kernels, each in an emulated machine that has nothing
 //! but the kernel, tcptrace and the live tests.
+//!
+//! A machine runs `tcptrace doctor`, which says what its kernel shows, `tcptrace selftest`, which
+//! proves it, and the live tests that need no other program. Everything it wrote is in
+//! `target/vm/ROW.log`.
 
 mod console;
 mod initramfs;
 mod kernel;
 mod machine;
 mod payload;
+mod report;
 
-use std::fs;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use std::{fs, thread};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, ensure};
 
 use kernel::Kernel;
 pub(crate) use kernel::SERIES;
 use payload::{Payload, TESTS};
+use report::Outcome;
 
 use crate::process;
 
-/// How long a machine may take for everything. Emulated, all is five to twenty times as slow.
-const LIMIT: Duration = Duration::from_mins(15);
+/// What is run, one machine a row: a kernel, and the ways of attaching tcptrace has to do without.
+/// Where a kernel has no tracepoint for something a trampoline or a kprobe serves, or the end of a
+/// system call; each of these is the choice somewhere.
+const ROWS: [(&str, &[&str]); 8] = [
+    ("5.10", &[]),
+    ("5.10", &["fentry", "fexit"]),
+    ("5.10", &["fentry", "fexit", "kprobe"]),
+    ("6.1", &[]),
+    ("6.1", &["kprobe"]),
+    ("6.12", &[]),
+    ("6.18", &[]),
+    ("newest", &[]),
+];
 
-/// The live tests that need only our own programs.
-const LIVE: [&str; 1] = ["resets"];
+/// The live tests a machine runs when tcptrace may use all ways.
+const LIVE: [&str; 3] = ["resets", "errors", "close_wait"];
 
-/// Runs on the kernels of these series; none: all.
-pub(crate) fn run(series: &[String]) -> Result<()> {
-    let wanted: Vec<&'static str> = SERIES
-        .into_iter()
-        .filter(|it| series.is_empty() || series.iter().any(|series| series == it))
-        .collect();
-    let directory = process::workspace().join("target/vm");
-    let kernels = kernel::get(&wanted, &directory)?;
-    let payload = Payload::build(&directory.join("payload"), &LIVE)?;
-    let mut failed = Vec::new();
-    for kernel in &kernels {
-        println!("\n== {} ({})", kernel.series, kernel.version);
-        if let Err(error) = test(kernel, &payload) {
-            println!("{error:#}");
-            failed.push(kernel.series);
+/// How many machines run at once: each keeps one CPU busy.
+const AT_ONCE: usize = 2;
+
+/// How long a machine may take for everything, on a busy host.
+const LIMIT: Duration = Duration::from_mins(20);
+
+/// One machine to run.
+#[derive(Clone, Debug, PartialEq)]
+struct Row {
+    series: &'static str,
+    without: Vec<String>,
+}
+
+impl Row {
+    fn name(&self) -> String {
+        match self.without.as_slice() {
+            [] => self.series.to_owned(),
+            ways => format!("{} without {}", self.series, ways.join(", ")),
         }
     }
-    if !failed.is_empty() {
-        bail!("tcptrace fails on {}", failed.join(", "));
+
+    /// What the machine is told to do, as the guest reads it.
+    fn commands(&self) -> String {
+        let without: String = self
+            .without
+            .iter()
+            .map(|way| format!("\t--without\t{way}"))
+            .collect();
+        let mut commands: String = ["doctor", "selftest"]
+            .map(|command| format!("{command}\t/bin/tcptrace\t{command}\t-o\tjson{without}\n"))
+            .concat();
+        if self.without.is_empty() {
+            for test in LIVE {
+                commands += &format!("{test}\t{TESTS}/{test}\t--test-threads=1\n");
+            }
+        }
+        commands
     }
+}
+
+/// `cargo xtask vmtest`: the kernels of these series without these ways. With neither, every row,
+/// and what came of it goes into docs/kernels.md.
+pub(crate) fn run(series: &[String], without: &[String]) -> Result<()> {
+    let is_all = series.is_empty() && without.is_empty();
+    let is_wanted = |it: &&str| series.is_empty() || series.iter().any(|series| series == it);
+    let rows = if without.is_empty() {
+        all_rows()
+            .into_iter()
+            .filter(|row| is_wanted(&row.series))
+            .collect()
+    } else {
+        let row = |series| Row {
+            series,
+            without: without.to_vec(),
+        };
+        SERIES.into_iter().filter(is_wanted).map(row).collect()
+    };
+    let outcomes = run_rows(rows)?;
+    if is_all {
+        let path = process::workspace().join("docs/kernels.md");
+        fs::write(&path, report::page(&outcomes)?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    require_success(&outcomes)
+}
+
+/// The step of `cargo xtask test`: the oldest and the newest kernel, or in a full run every row.
+pub(crate) fn check(full: bool) -> Result<Vec<String>> {
+    if full {
+        run(&[], &[])?;
+        return Ok(vec!["see docs/kernels.md".to_owned()]);
+    }
+    let is_chosen = |row: &Row| {
+        let is_end = SERIES.first() == Some(&row.series) || SERIES.last() == Some(&row.series);
+        is_end && row.without.is_empty()
+    };
+    let outcomes = run_rows(all_rows().into_iter().filter(is_chosen).collect())?;
+    require_success(&outcomes)?;
+    Ok(outcomes.iter().map(Outcome::line).collect())
+}
+
+fn all_rows() -> Vec<Row> {
+    let row = |(series, without): (&'static str, &[&str])| Row {
+        series,
+        without: without.iter().map(ToString::to_string).collect(),
+    };
+    ROWS.into_iter().map(row).collect()
+}
+
+fn require_success(outcomes: &[Outcome]) -> Result<()> {
+    let failed: Vec<&str> = outcomes
+        .iter()
+        .filter(|outcome| !outcome.faults.is_empty())
+        .map(|outcome| outcome.name.as_str())
+        .collect();
+    ensure!(
+        failed.is_empty(),
+        "tcptrace fails on {}",
+        failed.join("; on ")
+    );
     Ok(())
 }
 
-fn test(kernel: &Kernel, payload: &Payload) -> Result<()> {
-    let directory = process::workspace().join("target/vm").join(kernel.series);
-    let initramfs = directory.join("initramfs.cpio");
-    let mut commands =
-        String::from("doctor\t/bin/tcptrace\tdoctor\nselftest\t/bin/tcptrace\tselftest\n");
-    for test in LIVE {
-        commands += &format!("{test}\t{TESTS}/{test}\t--test-threads=1\n");
-    }
-    payload.write(&initramfs, kernel, &commands)?;
-    let start = Instant::now();
-    let console = machine::boot(
-        &kernel.image,
-        &initramfs,
-        &directory.join("console.log"),
-        LIMIT,
-    )?;
-    fs::remove_file(initramfs)?;
-    println!("{} s", start.elapsed().as_secs());
-    for section in &console.sections {
-        println!("{} {:?} {:?}", section.name, section.status, section.took);
-        if section.name != "dmesg" {
-            println!("{}", section.lines.join("\n"));
+/// Runs the rows, and returns what came of each in their order.
+fn run_rows(rows: Vec<Row>) -> Result<Vec<Outcome>> {
+    let directory = process::workspace().join("target/vm");
+    let series: BTreeSet<&'static str> = rows.iter().map(|row| row.series).collect();
+    let kernels = kernel::get(&series, &directory)?;
+    let payload = Payload::build(&directory.join("payload"), &LIVE)?;
+    let left = Mutex::new(rows.iter().enumerate());
+    let done = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                loop {
+                    let next = left.lock().unwrap_or_else(PoisonError::into_inner).next();
+                    let Some((nth, row)) = next else { return };
+                    let outcome = test(row, &kernels[row.series], &payload, &directory);
+                    print!("{}", outcome.summary());
+                    let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                    done.push((nth, outcome));
+                }
+            });
         }
+    });
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|(nth, _)| *nth);
+    Ok(done.into_iter().map(|(_, outcome)| outcome).collect())
+}
+
+/// Runs one machine. Whatever goes wrong is a fault of its outcome.
+fn test(row: &Row, kernel: &Kernel, payload: &Payload, directory: &Path) -> Outcome {
+    let path = |extension: &str| -> PathBuf {
+        let name = row.name().replace(", ", "-").replace(' ', "-");
+        directory.join(format!("{name}.{extension}"))
+    };
+    let (initramfs, log) = (path("cpio"), path("log"));
+    let start = Instant::now();
+    let console = payload
+        .write(&initramfs, kernel, &row.commands())
+        .and_then(|()| machine::boot(&kernel.image, &initramfs, &log, LIMIT));
+    let mut outcome = match console {
+        Ok(console) => Outcome::of(&console),
+        Err(error) => Outcome::failed(&error),
+    };
+    outcome.name = row.name();
+    outcome.version.clone_from(&kernel.version);
+    outcome.took = start.elapsed();
+    outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_series_has_a_row_with_all_ways() {
+        let rows = all_rows();
+        let has_row = |series: &&str| {
+            rows.iter()
+                .any(|row| row.series == *series && row.without.is_empty())
+        };
+        assert!(SERIES.iter().all(has_row));
     }
-    for complaint in console.complaints() {
-        println!("{complaint}");
+
+    #[test]
+    fn a_row_without_a_way_tells_doctor_and_selftest_and_runs_no_live_test() {
+        let row = Row {
+            series: "6.1",
+            without: vec!["kprobe".to_owned()],
+        };
+        assert_eq!(
+            row.commands(),
+            "doctor\t/bin/tcptrace\tdoctor\t-o\tjson\t--without\tkprobe\n\
+             selftest\t/bin/tcptrace\tselftest\t-o\tjson\t--without\tkprobe\n"
+        );
     }
-    Ok(())
 }

@@ -40,6 +40,8 @@ pub struct Options {
     pub allow_host_changes: bool,
     /// Show beside the table what a person at the terminal would have read.
     pub stories: bool,
+    /// The ways of attaching the tracer is to do without.
+    pub without: Vec<String>,
 }
 
 /// What came of it.
@@ -60,7 +62,7 @@ pub fn run(options: &Options) -> Result<Verdict> {
         bail!("the selftest needs root for its private network namespaces: run it with sudo");
     }
     let (failures, skipped) = choose(options)?;
-    let (outcomes, trace, text) = provoke_all(&failures, options.stories && !options.json)?;
+    let (outcomes, trace, text) = provoke_all(&failures, options)?;
     let report = Report::new(&outcomes, &skipped, &trace.records()?);
     let mut stdout = io::stdout().lock();
     let printed = if options.json {
@@ -177,7 +179,7 @@ fn choose(options: &Options) -> Result<(Vec<&'static Failure>, Vec<Skipped>)> {
 /// Its processes live until the tracers have stopped: what ends them is no part of the failure.
 fn provoke_all(
     failures: &[&'static Failure],
-    stories: bool,
+    options: &Options,
 ) -> Result<(Vec<Outcome>, Trace, Option<Trace>)> {
     let clock = Clock::start();
     thread::scope(|scope| {
@@ -214,10 +216,14 @@ fn provoke_all(
         let namespaces: Vec<PathBuf> = told.iter().take(failures.len()).collect::<Result<_>>()?;
         let tracer = Arc::new(Tracer::start(tracer_command(
             &["-o", "json", "--event", "+fd.invalid,+state.changed"],
+            options,
             &namespaces,
         )?)?);
-        let text = stories
-            .then(|| Tracer::start(tracer_command(&["--event", "+fd.invalid"], &namespaces)?))
+        let text = (options.stories && !options.json)
+            .then(|| {
+                let args = ["--event", "+fd.invalid"];
+                Tracer::start(tracer_command(&args, options, &namespaces)?)
+            })
             .transpose()?;
         for start in &starts {
             start
@@ -267,9 +273,12 @@ fn provoke(failure: &'static Failure, stage: Stage, clock: Clock) -> Result<(Out
     Ok((outcome, left.cast))
 }
 
-fn tracer_command(args: &[&str], namespaces: &[PathBuf]) -> Result<Command> {
+fn tracer_command(args: &[&str], options: &Options, namespaces: &[PathBuf]) -> Result<Command> {
     let mut command = myself()?;
     command.args(args).args(["--color", "never"]);
+    for way in &options.without {
+        command.args(["--without", way]);
+    }
     for namespace in namespaces {
         command.arg("--netns").arg(namespace);
     }

@@ -4,7 +4,7 @@
 //! asked for and the newest package that can be had is taken.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,7 +38,6 @@ const MODULES: [&str; 5] = ["tcp_diag", "veth", "nft_reject_inet", "nft_ct", "nf
 
 /// A kernel that can be booted.
 pub(crate) struct Kernel {
-    pub(crate) series: &'static str,
     /// Debian's version, like `6.12.117-1`.
     pub(crate) version: String,
     pub(crate) image: PathBuf,
@@ -47,36 +46,32 @@ pub(crate) struct Kernel {
 }
 
 /// The kernels of these series, fetched where they are not there yet.
-pub(crate) fn get(all: &[&'static str], cache: &Path) -> Result<Vec<Kernel>> {
-    let missing: Vec<&str> = all
-        .iter()
-        .copied()
-        .filter(|series| !cache.join(series).join("version").is_file())
-        .collect();
+pub(crate) fn get(
+    all: &BTreeSet<&'static str>,
+    cache: &Path,
+) -> Result<HashMap<&'static str, Kernel>> {
+    let is_missing = |series: &&&str| !cache.join(series).join("version").is_file();
+    let missing: Vec<_> = all.iter().filter(is_missing).collect();
     if !missing.is_empty() {
         let archive = Archive::open(&cache.join("apt"))?;
         for series in missing {
-            archive.fetch(series, &cache.join(series)).with_context(|| {
-                format!(
-                    "no kernel for {series}. It can also be put there by hand: {0}/{series} with \
-                     vmlinuz, modules/ and version",
-                    cache.display()
-                )
-            })?;
+            archive
+                .fetch(series, &cache.join(series))
+                .with_context(|| format!("no kernel {series}"))?;
         }
     }
-    all.iter().map(|series| cached(series, cache)).collect()
+    all.iter()
+        .map(|series| Ok((*series, cached(&cache.join(series))?)))
+        .collect()
 }
 
-fn cached(series: &'static str, cache: &Path) -> Result<Kernel> {
-    let directory = cache.join(series);
+fn cached(directory: &Path) -> Result<Kernel> {
     let version = fs::read_to_string(directory.join("version"))?;
     let mut modules: Vec<PathBuf> = fs::read_dir(directory.join("modules"))?
         .map(|entry| Ok(entry?.path()))
         .collect::<Result<_>>()?;
     modules.sort();
     Ok(Kernel {
-        series,
         version: version.trim().to_owned(),
         image: directory.join("vmlinuz"),
         modules,
@@ -213,8 +208,10 @@ fn image(stanza: &str) -> Option<Package> {
         .or_else(|| name.strip_prefix("linux-binary-"))?;
     let is_kernel = release.starts_with(|first: char| first.is_ascii_digit())
         && release.ends_with(FLAVOUR)
-        // From 6.19 on the image is an empty package that asks for the binary.
-        && !field("Depends: ").is_some_and(|needs| needs.contains("linux-binary-"));
+        // A package that only asks for another: of a whole series, and from 6.19 on every image.
+        && !field("Depends: ").is_some_and(|needs| {
+            needs.contains("linux-binary-") || needs.contains("linux-image-")
+        });
     is_kernel.then_some(Package {
         name: name.to_owned(),
         version: field("Version: ")?.to_owned(),

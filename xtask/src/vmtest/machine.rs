@@ -13,9 +13,17 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use super::console::Console;
 
+/// The machine. Emulation only: `/dev/kvm` may be there and not work, as inside another virtual
+/// machine. Its clock counts instructions, one a nanosecond, and leaps over idle time: however slow
+/// the emulation and however busy this machine, a deadline means there what it means elsewhere.
+const MACHINE: &str = "-machine q35 -cpu max -smp 2 -m 2048 \
+     -accel tcg,thread=single -icount shift=0,sleep=off -rtc clock=vm \
+     -nodefaults -no-user-config -display none -no-reboot -serial stdio";
+
+/// A panic ends it at once; only the tests write to the console.
+const KERNEL: &str = "console=ttyS0 rdinit=/init panic=-1 oops=panic quiet loglevel=4";
+
 /// Boots, and reads the console until the machine turns itself off. All of it goes into `log`.
-///
-/// Emulation only: `/dev/kvm` may be there and not work, as inside another virtual machine.
 pub(crate) fn boot(
     kernel: &Path,
     initramfs: &Path,
@@ -23,24 +31,10 @@ pub(crate) fn boot(
     limit: Duration,
 ) -> Result<Console> {
     let mut child = Command::new("qemu-system-x86_64")
-        .args([
-            "-machine",
-            "q35",
-            "-accel",
-            "tcg,thread=multi",
-            "-cpu",
-            "max",
-        ])
-        .args(["-smp", "2", "-m", "2048", "-nodefaults", "-no-user-config"])
-        .args(["-display", "none", "-no-reboot", "-serial", "stdio"])
-        .arg("-kernel")
-        .arg(kernel)
-        .arg("-initrd")
-        .arg(initramfs)
-        .args([
-            "-append",
-            "console=ttyS0 rdinit=/init panic=-1 oops=panic quiet loglevel=4",
-        ])
+        .args(MACHINE.split_whitespace())
+        .args(["-append", KERNEL])
+        .args(["-kernel".as_ref(), kernel.as_os_str()])
+        .args(["-initrd".as_ref(), initramfs.as_os_str()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
