@@ -42,9 +42,8 @@ fn main() {
     if let Err(error) = run() {
         println!("the guest gives up: {error:#}");
     }
-    if let Err(error) = reboot(RebootMode::RB_POWER_OFF) {
-        println!("the guest cannot power off: {error}");
-    }
+    let Err(error) = reboot(RebootMode::RB_POWER_OFF);
+    println!("the guest cannot power off: {error}");
 }
 
 fn run() -> Result<()> {
