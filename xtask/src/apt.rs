@@ -22,18 +22,16 @@ impl Apt {
     pub(crate) fn update(directory: &Path, suites: &[&str]) -> Result<Self> {
         let (mirror, security) = mirrors()?;
         fs::create_dir_all(directory.join("lists/partial"))?;
-        let sources: String = suites
-            .iter()
-            .map(|suite| {
-                let mirror = if suite.ends_with("-security") {
-                    &security
-                } else {
-                    &mirror
-                };
-                format!("deb [arch=amd64 signed-by={KEYRING}] {mirror} {suite} main\n")
-            })
-            .collect();
-        fs::write(directory.join("sources.list"), sources)?;
+        let source = |suite: &&str| {
+            let mirror = if suite.ends_with("-security") {
+                &security
+            } else {
+                &mirror
+            };
+            format!("deb [arch=amd64 signed-by={KEYRING}] {mirror} {suite} main\n")
+        };
+        let sources: Vec<String> = suites.iter().map(source).collect();
+        fs::write(directory.join("sources.list"), sources.concat())?;
         let apt = Self {
             directory: directory.to_owned(),
         };

@@ -13,7 +13,8 @@ use std::{env, fs};
 
 use anyhow::{Error, Result, anyhow, bail};
 
-use crate::process::{answer, as_root, cargo, find, run as run_command};
+use crate::apt::Apt;
+use crate::process::{answer, as_root, cargo, find, run as run_command, workspace};
 
 /// Debian 12's compiler with `core` for BPF, and the LLVM it is built on.
 const DEBIAN_COMPILER: [&str; 4] = [
@@ -39,6 +40,9 @@ const TEST_PROGRAMS: [(&str, &str); 6] = [
 /// Those of the packages whose daemon the next boot would start. The tests start their own.
 const SERVICES: [(&str, &str); 2] = [("nginx-light", "nginx"), ("redis-server", "redis-server")];
 const BPF_LINKER: &str = "0.13.0";
+/// The emulator for other kernels. Before this major version it corrupts some of them.
+const EMULATOR: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
+const EMULATOR_SINCE: u32 = 8;
 
 pub(crate) fn run() -> Result<()> {
     let mut missing: Vec<&str> = TEST_PROGRAMS
@@ -52,6 +56,13 @@ pub(crate) fn run() -> Result<()> {
         missing.extend(uninstalled(&DEBIAN_COMPILER));
         if !has_rustup() {
             missing.extend(uninstalled(&DEBIAN_LINTS));
+        }
+    }
+    if !emulator_is_ready() {
+        if is_debian_12() {
+            install_emulator_for_debian()?;
+        } else {
+            missing.push(EMULATOR.1);
         }
     }
     install_packages(&missing)?;
@@ -145,6 +156,33 @@ fn install_packages(packages: &[&str]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// `QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)`.
+fn emulator_is_ready() -> bool {
+    let said = answer(Command::new(EMULATOR.0).arg("--version")).unwrap_or_default();
+    let version = said.split_whitespace().nth(3).unwrap_or_default();
+    let major = version
+        .split('.')
+        .next()
+        .and_then(|it| it.parse::<u32>().ok());
+    major.is_some_and(|major| major >= EMULATOR_SINCE)
+}
+
+/// Debian 12 has a newer emulator in its backports, which the machine need not have among its sources.
+fn install_emulator_for_debian() -> Result<()> {
+    let suites = ["bookworm", "bookworm-security", "bookworm-backports"];
+    say("apt-get install qemu-system-x86 from bookworm-backports");
+    let lists = workspace().join("target/vm/emulator");
+    let apt = Apt::update(&lists, &suites)?;
+    let install = ["install", "--yes", "--quiet", "--no-install-recommends"];
+    let from = ["--no-remove", "--target-release", "bookworm-backports"];
+    run_command(
+        apt_get(&install)
+            .args(apt.options())
+            .args(from)
+            .arg(EMULATOR.1),
+    )
 }
 
 /// apt-get as root, asking nothing, with packages kept from starting the daemons they bring

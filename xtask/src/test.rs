@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::process::{self, cargo};
-use crate::{build, cross, setup, tidy};
+use crate::{build, cross, setup, tidy, vmtest};
 
 /// Runs the checks, or only the unit and live tests that `filter` names. A `full` run includes the
 /// long live tests and is recorded in the documentation.
@@ -38,7 +38,8 @@ fn all_checks(record: &mut Record, full: bool) -> Result<()> {
     record.step("release build", || build::release().map(Outcome::silent))?;
     record.step("check for arm64", || cross::check().map(Outcome::silent))?;
     record.step("live tests", || live_tests(full, None)?.require_some())?;
-    record.step("selftest", selftest)
+    record.step("selftest", selftest)?;
+    record.step("other kernels", || vmtest::check(full).map(Outcome::told))
 }
 
 fn named_tests(record: &mut Record, filter: Option<&str>) -> Result<()> {
@@ -127,10 +128,7 @@ fn selftest() -> Result<Outcome> {
     let mut command = process::as_root(build::binary());
     let lines = process::run_and_keep(command.arg("selftest"))?;
     let last = lines.into_iter().rev().find(|line| !line.trim().is_empty());
-    Ok(Outcome {
-        lines: last.into_iter().collect(),
-        ..Outcome::default()
-    })
+    Ok(Outcome::told(last.into_iter().collect()))
 }
 
 /// What a step has to say beyond that it succeeded.
@@ -144,6 +142,13 @@ struct Outcome {
 impl Outcome {
     fn silent((): ()) -> Self {
         Self::default()
+    }
+
+    fn told(lines: Vec<String>) -> Self {
+        Self {
+            lines,
+            ..Self::default()
+        }
     }
 
     /// Reads what `cargo test` writes: a line for each test program, and one for its result.

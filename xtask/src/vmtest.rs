@@ -67,20 +67,23 @@ impl Row {
 
     /// What the machine is told to do, as the guest reads it.
     fn commands(&self) -> String {
-        let without: String = self
-            .without
+        let without = self.without.iter().map(|way| format!("\t--without\t{way}"));
+        let without = without.collect::<Vec<_>>().concat();
+        let commands = ["doctor", "selftest"]
+            .map(|command| format!("{command}\t/bin/tcptrace\t{command}\t-o\tjson{without}\n"));
+        let live = if self.without.is_empty() {
+            &LIVE[..]
+        } else {
+            &[]
+        };
+        let tests = live
             .iter()
-            .map(|way| format!("\t--without\t{way}"))
-            .collect();
-        let mut commands: String = ["doctor", "selftest"]
-            .map(|command| format!("{command}\t/bin/tcptrace\t{command}\t-o\tjson{without}\n"))
-            .concat();
-        if self.without.is_empty() {
-            for test in LIVE {
-                commands += &format!("{test}\t{TESTS}/{test}\t--test-threads=1\n");
-            }
-        }
+            .map(|test| format!("{test}\t{TESTS}/{test}\t--test-threads=1\n"));
         commands
+            .into_iter()
+            .chain(tests)
+            .collect::<Vec<_>>()
+            .concat()
     }
 }
 
@@ -89,7 +92,7 @@ impl Row {
 pub(crate) fn run(series: &[String], without: &[String]) -> Result<()> {
     let is_all = series.is_empty() && without.is_empty();
     let is_wanted = |it: &&str| series.is_empty() || series.iter().any(|series| series == it);
-    let rows = if without.is_empty() {
+    let rows: Vec<Row> = if without.is_empty() {
         all_rows()
             .into_iter()
             .filter(|row| is_wanted(&row.series))
@@ -101,7 +104,7 @@ pub(crate) fn run(series: &[String], without: &[String]) -> Result<()> {
         };
         SERIES.into_iter().filter(is_wanted).map(row).collect()
     };
-    let outcomes = run_rows(rows)?;
+    let outcomes = run_rows(&rows)?;
     if is_all {
         let path = process::workspace().join("docs/kernels.md");
         fs::write(&path, report::page(&outcomes)?)
@@ -120,7 +123,8 @@ pub(crate) fn check(full: bool) -> Result<Vec<String>> {
         let is_end = SERIES.first() == Some(&row.series) || SERIES.last() == Some(&row.series);
         is_end && row.without.is_empty()
     };
-    let outcomes = run_rows(all_rows().into_iter().filter(is_chosen).collect())?;
+    let rows: Vec<Row> = all_rows().into_iter().filter(is_chosen).collect();
+    let outcomes = run_rows(&rows)?;
     require_success(&outcomes)?;
     Ok(outcomes.iter().map(Outcome::line).collect())
 }
@@ -148,7 +152,7 @@ fn require_success(outcomes: &[Outcome]) -> Result<()> {
 }
 
 /// Runs the rows, and returns what came of each in their order.
-fn run_rows(rows: Vec<Row>) -> Result<Vec<Outcome>> {
+fn run_rows(rows: &[Row]) -> Result<Vec<Outcome>> {
     let directory = process::workspace().join("target/vm");
     let series: BTreeSet<&'static str> = rows.iter().map(|row| row.series).collect();
     let kernels = kernel::get(&series, &directory)?;

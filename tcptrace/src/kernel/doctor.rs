@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::facts::Facts;
 use super::plan::{ACCEPT_OVERFLOW, ACCEPT_QUEUE, Plan, Planned, Polled, Refused, Rung, Way};
-use super::privileges::{PRIVILEGES, Tracing, grant_command, required_missing};
+use super::privileges::{Tracing, grant_command, privileges, required_missing};
 use crate::event::{Coverage, Signal};
 
 /// One program the loader tried for one signal.
@@ -276,7 +276,7 @@ impl Report {
 
     fn privileges(&self, w: &mut impl Write) -> io::Result<()> {
         writeln!(w, "\nPrivileges")?;
-        for privilege in PRIVILEGES {
+        for privilege in privileges(&self.facts) {
             let state = match (self.facts.has(privilege.capability), privilege.required) {
                 (true, _) => "yes",
                 (false, true) => "MISSING",
@@ -375,8 +375,7 @@ impl Report {
                 })
             }))
             .collect();
-        let capabilities: Vec<_> = PRIVILEGES
-            .iter()
+        let capabilities: Vec<_> = privileges(facts)
             .map(|privilege| {
                 json!({
                     "name": privilege.capability.to_string(),
@@ -442,8 +441,7 @@ impl Report {
 
     /// The command that gives what is missing, if anything is.
     fn grant(&self) -> Option<String> {
-        PRIVILEGES
-            .iter()
+        privileges(&self.facts)
             .any(|it| it.granted && !self.facts.has(it.capability))
             .then(|| grant_command(&self.facts))
     }

@@ -45,7 +45,7 @@ pub struct Planned {
     pub signal: Signal,
     /// Nothing works without it.
     pub core: bool,
-    /// The kinds of event that need it, `1 << kind` each.
+    /// The kinds of event that are not seen without it, `1 << kind` each.
     pub asked_by: u32,
     /// The ways left, best first: the first that loads and attaches is taken.
     pub candidates: Vec<Candidate>,
@@ -88,7 +88,7 @@ pub fn plan(wanted: &Wanted, facts: &Facts, missing: &[&str]) -> Plan {
         .iter()
         .filter(|row| match row.asked {
             Asked::Core => true,
-            Asked::By(kinds) => wanted.kinds & kinds != 0,
+            Asked::By(kinds) | Asked::With(kinds) => wanted.kinds & kinds != 0,
             Asked::ByChildren => wanted.children,
         })
         .map(|row| {
@@ -97,7 +97,7 @@ pub fn plan(wanted: &Wanted, facts: &Facts, missing: &[&str]) -> Plan {
                 core: matches!(row.asked, Asked::Core),
                 asked_by: match row.asked {
                     Asked::By(kinds) => kinds,
-                    Asked::Core | Asked::ByChildren => 0,
+                    Asked::Core | Asked::With(_) | Asked::ByChildren => 0,
                 },
                 candidates: Vec::new(),
                 refused: Vec::new(),
@@ -155,13 +155,16 @@ fn obstacle(
 
 /// Why what the programs of a way attach to is not there.
 fn absent_target(rung: &Rung, facts: &Facts) -> Option<(String, Option<String>)> {
-    let newer = || Some("Linux 6.18 has it".to_owned());
     match rung.way {
         Way::RawTracepoint => {
             let targets = &mut rung.programs.iter().map(|program| program.target);
             let absent = targets.find(|target| !facts.raw_tracepoints.contains(*target))?;
             let why = format!("Linux {} has no tracepoint {absent}", facts.release);
-            Some((why, newer()))
+            let since = match absent {
+                "sock_send_length" | "sock_recv_length" => "6.3",
+                _ => NEWEST_READ,
+            };
+            Some((why, Some(newer(since))))
         }
         Way::Tracepoint(_) => {
             let hidden = facts.tracefs.is_none() && !facts.has(Capability::CAP_SYS_ADMIN);
@@ -210,26 +213,36 @@ fn absence(field: &str, facts: &Facts) -> (String, Option<String>) {
             reveal(error, facts),
         );
     }
-    let what = match OFFSETS.iter().find(|offset| offset.name == field) {
-        Some(offset) => format!("struct {} has no {}", offset.strukt, offset.path),
-        None => match field {
-            "call_registers" => {
-                "the registers of a call cannot be found: no helper bpf_task_pt_regs, no struct \
-                 pt_regs"
-                    .to_owned()
-            }
-            "consume_skb_location" => "consume_skb does not tell its caller".to_owned(),
-            "kfree_skb_reason" => "kfree_skb gives no reason".to_owned(),
-            "kfree_skb_rx_sk" => "kfree_skb does not tell the socket".to_owned(),
-            "drop_listen_overflow" => "there is no drop reason TCP_LISTEN_OVERFLOW".to_owned(),
-            "drop_no_socket" => "there is no drop reason NO_SOCKET".to_owned(),
-            other => format!("there is no {other}"),
-        },
+    let (what, since) = match field {
+        "call_registers" => (
+            "the registers of a call cannot be found: no helper bpf_task_pt_regs, no struct pt_regs",
+            "5.15",
+        ),
+        "consume_skb_location" => ("consume_skb does not tell its caller", "6.3"),
+        "kfree_skb_reason" => ("kfree_skb gives no reason", "5.17"),
+        "kfree_skb_rx_sk" => ("kfree_skb does not tell the socket", "6.11"),
+        "drop_listen_overflow" => ("there is no drop reason TCP_LISTEN_OVERFLOW", "6.17"),
+        "drop_no_socket" => ("there is no drop reason NO_SOCKET", "5.17"),
+        other => {
+            let what = match OFFSETS.iter().find(|offset| offset.name == other) {
+                Some(offset) => format!("struct {} has no {}", offset.strukt, offset.path),
+                None => format!("there is no {other}"),
+            };
+            return (absent(&what, facts), Some(newer(NEWEST_READ)));
+        }
     };
-    (
-        format!("on Linux {} {what}", facts.release),
-        Some("Linux 6.18 has it".to_owned()),
-    )
+    (absent(what, facts), Some(newer(since)))
+}
+
+fn absent(what: &str, facts: &Facts) -> String {
+    format!("on Linux {} {what}", facts.release)
+}
+
+/// The version whose source every way was written from.
+const NEWEST_READ: &str = "6.18";
+
+fn newer(since: &str) -> String {
+    format!("Linux {since} has it")
 }
 
 /// How to make the kernel show its addresses.
@@ -410,6 +423,14 @@ pub(super) mod tests {
             .collect();
         assert_eq!(signals, ["state changes", "socket end"]);
         assert!(plan.signals.iter().all(|planned| planned.core));
+    }
+
+    #[test]
+    fn what_an_event_is_seen_without_is_not_asked_for() {
+        let plan = plan(&everything(), &facts(), &[]);
+        assert_ne!(find(&plan, "reset sent").asked_by, 0);
+        let owners = find(&plan, "owners of connections accepted by io_uring");
+        assert_eq!(owners.asked_by, 0);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::thread;
 use anyhow::{Context as _, Result, anyhow};
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::prctl;
+use procfs::sys::kernel::Version;
 
 use super::facts::Facts;
 
@@ -27,6 +28,8 @@ pub struct Privilege {
     pub attaching: &'static str,
     /// What it is needed for from then on.
     pub tracing: Tracing,
+    /// Needed only before this version of Linux.
+    pub before: Option<Version>,
 }
 
 /// What a capability is needed for while tracing.
@@ -42,14 +45,15 @@ pub enum Tracing {
     ForMaps(&'static str),
 }
 
-/// All that tcptrace uses.
-pub const PRIVILEGES: &[Privilege] = &[
+/// All that tcptrace uses on any kernel.
+const PRIVILEGES: &[Privilege] = &[
     Privilege {
         capability: Capability::CAP_BPF,
         required: true,
         granted: true,
         attaching: "make the tables of the kernel half and load it",
         tracing: Tracing::ForMaps("read those tables, which this kernel asks it for each time"),
+        before: None,
     },
     Privilege {
         capability: Capability::CAP_PERFMON,
@@ -57,6 +61,7 @@ pub const PRIVILEGES: &[Privilege] = &[
         granted: true,
         attaching: "let the kernel half read kernel memory, and attach it",
         tracing: Tracing::Nothing,
+        before: None,
     },
     Privilege {
         capability: Capability::CAP_SYS_PTRACE,
@@ -66,6 +71,7 @@ pub const PRIVILEGES: &[Privilege] = &[
         tracing: Tracing::For(
             "see whose descriptors are sockets, and what others run and wait for",
         ),
+        before: None,
     },
     Privilege {
         capability: Capability::CAP_DAC_READ_SEARCH,
@@ -73,6 +79,7 @@ pub const PRIVILEGES: &[Privilege] = &[
         granted: true,
         attaching: "read tracefs",
         tracing: Tracing::For("read other users' entries in /proc"),
+        before: None,
     },
     Privilege {
         capability: Capability::CAP_SYSLOG,
@@ -80,6 +87,7 @@ pub const PRIVILEGES: &[Privilege] = &[
         granted: true,
         attaching: "see the addresses of kernel functions",
         tracing: Tracing::Nothing,
+        before: None,
     },
     Privilege {
         capability: Capability::CAP_SYS_NICE,
@@ -87,6 +95,20 @@ pub const PRIVILEGES: &[Privilege] = &[
         granted: true,
         attaching: "keep up when a storm fills every core",
         tracing: Tracing::Nothing,
+        before: None,
+    },
+    // https://github.com/torvalds/linux/blob/v5.10/kernel/bpf/syscall.c (bpf_charge_memlock)
+    Privilege {
+        capability: Capability::CAP_SYS_RESOURCE,
+        required: false,
+        granted: true,
+        attaching: "raise the limit of locked memory, which those tables count against",
+        tracing: Tracing::Nothing,
+        before: Some(Version {
+            major: 5,
+            minor: 11,
+            patch: 0,
+        }),
     },
     Privilege {
         capability: Capability::CAP_SYS_ADMIN,
@@ -94,8 +116,18 @@ pub const PRIVILEGES: &[Privilege] = &[
         granted: false,
         attaching: "mount a private tracefs where there is none",
         tracing: Tracing::Confined("look into other network namespaces"),
+        before: None,
     },
 ];
+
+/// All that tcptrace uses on this kernel.
+pub fn privileges(facts: &Facts) -> impl Iterator<Item = &'static Privilege> {
+    let version = facts.release.parse::<Version>();
+    let is_past = move |before| version.as_ref().is_ok_and(|version| *version >= before);
+    PRIVILEGES
+        .iter()
+        .filter(move |it| !it.before.is_some_and(&is_past))
+}
 
 impl Privilege {
     /// What it is kept for on this host after everything is attached; `None` when it is given up.
@@ -112,8 +144,7 @@ impl Privilege {
 /// Capabilities without which nothing can be traced.
 #[must_use]
 pub fn required_missing(facts: &Facts) -> Vec<Capability> {
-    PRIVILEGES
-        .iter()
+    privileges(facts)
         .filter(|it| it.required && !facts.has(it.capability))
         .map(|it| it.capability)
         .collect()
@@ -126,8 +157,7 @@ pub fn grant_command(facts: &Facts) -> String {
         return "run it outside the user namespace: capabilities in here do not open eBPF"
             .to_owned();
     }
-    let names: Vec<_> = PRIVILEGES
-        .iter()
+    let names: Vec<_> = privileges(facts)
         .filter(|it| it.granted)
         .map(|it| it.capability.to_string().to_lowercase())
         .collect();
@@ -141,8 +171,7 @@ pub fn grant_command(facts: &Facts) -> String {
 /// What every thread keeps once everything is attached, of what there is.
 #[must_use]
 pub fn kept(facts: &Facts) -> CapsHashSet {
-    PRIVILEGES
-        .iter()
+    privileges(facts)
         .filter(|it| !matches!(it.tracing, Tracing::Confined(_)) && it.kept_for(facts).is_some())
         .filter_map(|it| facts.holding(it.capability))
         .collect()
@@ -236,6 +265,18 @@ mod tests {
             [Capability::CAP_BPF, Capability::CAP_PERFMON]
         );
         assert!(grant_command(&facts).contains("outside the user namespace"));
+    }
+
+    #[test]
+    fn memory_is_limited_before_5_11() {
+        let grants = |release: &str| {
+            let mut facts = facts();
+            facts.release = release.to_owned();
+            grant_command(&facts).contains("cap_sys_resource")
+        };
+        assert!(grants("5.10.0-46-cloud-amd64"));
+        assert!(!grants("5.11.0"));
+        assert!(!grants("6.18.44"));
     }
 
     #[test]

@@ -267,7 +267,7 @@ fn add(name: &str, files: &HashMap<String, &PathBuf>, ordered: &mut Vec<PathBuf>
         process::run(Command::new("xz").arg("--decompress").arg(path))?;
         path.with_extension("")
     } else {
-        path.to_path_buf()
+        PathBuf::clone(path)
     };
     for needed in dependencies(&fs::read(&path)?) {
         add(&needed, files, ordered)?;

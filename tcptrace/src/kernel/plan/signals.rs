@@ -168,6 +168,8 @@ pub(super) enum Asked {
     Core,
     /// By any of these kinds of event.
     By(u32),
+    /// Along with any of these kinds of event, which tell more with it and are seen without.
+    With(u32),
     /// When children are followed.
     ByChildren,
 }
@@ -429,7 +431,7 @@ pub(super) const SIGNALS: &[Row] = &[
     // https://github.com/torvalds/linux/blob/v6.18/net/socket.c (__sys_accept4)
     Row {
         signal: Signal("owners of accepted connections"),
-        asked: Asked::By(CONNECTIONS),
+        asked: Asked::With(CONNECTIONS),
         rungs: &[
             Rung {
                 way: Way::Tracepoint("syscalls"),
@@ -471,7 +473,7 @@ pub(super) const SIGNALS: &[Row] = &[
     // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/inet_connection_sock.c (inet_csk_accept)
     Row {
         signal: Signal("owners of connections accepted by io_uring"),
-        asked: Asked::By(CONNECTIONS),
+        asked: Asked::With(CONNECTIONS),
         rungs: &[
             Rung {
                 way: Way::Fexit,
@@ -743,7 +745,7 @@ pub(super) const SIGNALS: &[Row] = &[
     // https://github.com/torvalds/linux/blob/v6.18/kernel/bpf/task_iter.c
     Row {
         signal: Signal("sockets older than the start"),
-        asked: Asked::By(CONNECTIONS),
+        asked: Asked::With(CONNECTIONS),
         rungs: &[Rung {
             way: Way::Iterator,
             programs: &[at("task_file")],
