@@ -1,5 +1,6 @@
 //! Network namespaces: which there are, how to look into one, and what a user's name for one means.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::{self, File};
@@ -10,10 +11,12 @@ use std::os::unix::fs::MetadataExt;
 use std::panic;
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
+use nix::time::{ClockId, clock_gettime};
 
 use super::{door, mounts, process};
 
@@ -155,7 +158,10 @@ pub fn enter<T: Send>(
         why,
     };
     let file = open(namespace).map_err(|error| refusal(error.to_string()))?;
-    let visit = || setns(&file, CloneFlags::CLONE_NEWNET).map(|()| look());
+    let visit = || {
+        let seen = setns(&file, CloneFlags::CLONE_NEWNET).map(|()| look());
+        (seen, thread_clock())
+    };
     let seen = if door::is_kept() {
         door::through(visit)
     } else {
@@ -166,12 +172,32 @@ pub fn enter<T: Send>(
             visitor.join().map_err(door::Failed::Panicked)
         })
     };
+    let seen = seen.map(|(seen, took)| {
+        VISITS.set(VISITS.get() + took);
+        seen
+    });
     match seen {
         Ok(Err(Errno::EPERM)) => Err(refusal("to enter it takes CAP_SYS_ADMIN".into())),
         Ok(seen) => seen.map_err(|errno| refusal(errno.desc().into())),
         Err(door::Failed::Panicked(cause)) => panic::resume_unwind(cause),
         Err(door::Failed::NotStarted) => Err(refusal("there is no thread to enter it".into())),
     }
+}
+
+thread_local! {
+    /// What the visits of this thread have taken of a processor.
+    static VISITS: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+}
+
+/// What the calling thread has taken of a processor, its visits to namespaces included.
+#[must_use]
+pub fn processor_time() -> Duration {
+    thread_clock() + VISITS.get()
+}
+
+fn thread_clock() -> Duration {
+    // Of the own thread it cannot fail; an unknown time is not charged.
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 /// The file of a namespace. Its process may have ended since it was found: then any other in it.

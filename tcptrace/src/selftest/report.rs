@@ -105,7 +105,7 @@ impl Check {
             .iter()
             .filter(|record| outcome.lasted_at(record))
             .filter(|record| expect.selects(record, outcome.netns.inode()))
-            // Of a connection that stays so another record comes when it is twice as old.
+            // Of a connection that stays so another record comes when it is ten times as old.
             .filter(|record| {
                 record.name() != "tcptrace.close_wait.stuck"
                     || stuck.insert(record.get("tcptrace.socket.inode"))

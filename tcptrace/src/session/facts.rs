@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 
 use crate::event::{Event, Fact};
 use crate::host::attribution::Budget;
+use crate::host::netns::processor_time;
 use look::look;
 pub(super) use question::questions;
 use question::{PURSES, Question};
@@ -65,8 +66,9 @@ struct Held {
 
 /// Looks per second, of each purse.
 const LOOKS: u32 = 10;
-/// Microseconds of the thread's time per second, a twentieth of a core for each purse. A look that
-/// takes longer than is left is paid off before the next.
+/// Microseconds of a processor per second, a twentieth of one for each purse: how long a look has to
+/// wait for its turn on a busy host is not charged. One that takes more than is left is paid off
+/// before the next.
 const TIME: u32 = 50_000;
 /// Events held at a time.
 const HELD: usize = 64;
@@ -179,9 +181,9 @@ impl Facts {
                     took: [Duration::ZERO; PURSES],
                 };
                 for question in &ask.questions {
-                    let begun = Instant::now();
+                    let begun = processor_time();
                     answer.facts.extend(look(question, ask.happened));
-                    answer.took[question.purse()] += begun.elapsed();
+                    answer.took[question.purse()] += processor_time().saturating_sub(begun);
                 }
                 if tell.send(answer).is_err() {
                     // The run is over.
