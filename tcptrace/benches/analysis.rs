@@ -1,7 +1,7 @@
 //! What the analysis costs per event: `cargo bench --bench analysis`.
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use tcptrace::diagnose::{Analysis, Limits};
+use tcptrace::diagnose::{Analysis, Limits, Sees};
 use tcptrace::event::{
     Comm, Confidence, ConnectFailed, Errno, Event, EventId, Flow, Kind, Owner, Process,
     ResetReceived, ResetSent, Side, Socket, SocketId, State, Timestamp,
@@ -133,7 +133,7 @@ fn refusals() -> Vec<Event> {
 }
 
 fn analyse(events: &[Event]) -> usize {
-    let mut analysis = Analysis::new(Limits::default(), true);
+    let mut analysis = Analysis::new(Limits::default(), Sees::ALL);
     let mut findings = 0;
     for event in events {
         analysis.take(event, &mut |_| findings += 1);

@@ -524,7 +524,7 @@ mod tests {
     use tcptrace_common::event::{self as wire, flag, hook, kind};
 
     use super::*;
-    use crate::diagnose::Limits;
+    use crate::diagnose::{Limits, Sees};
     use crate::event::Errno;
     use crate::host::attribution;
     use crate::sink::{Context, Format, Sink, samples};
@@ -567,7 +567,7 @@ mod tests {
                 selection,
                 outputs,
                 verifier,
-                Analysis::new(Limits::default(), true),
+                Analysis::new(Limits::default(), Sees::ALL),
                 None,
             ),
             memory,

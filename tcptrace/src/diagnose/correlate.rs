@@ -52,6 +52,23 @@ impl Default for Limits {
     }
 }
 
+/// What the hooks of this run leave no gap in. From what such a hook did not show something follows.
+#[derive(Clone, Copy, Debug)]
+pub struct Sees {
+    /// Every RST that TCP of this host sends: one that was not seen was not TCP's.
+    pub resets: bool,
+    /// Every handshake whose last segment met a full accept queue: a RST sent for one is not news.
+    pub final_acks: bool,
+}
+
+impl Sees {
+    /// All there is to see.
+    pub const ALL: Self = Self {
+        resets: true,
+        final_acks: true,
+    };
+}
+
 /// What the limits have cost so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -67,8 +84,7 @@ pub struct Counts {
 #[derive(Debug)]
 pub struct Analysis {
     limits: Limits,
-    /// Every RST that TCP of this host sends is seen: one that was not was not TCP's.
-    sees_all_resets: bool,
+    sees: Sees,
     connections: Map<Key, Connection>,
     spare: Vec<Connection>,
     /// In the order in which they are judged.
@@ -82,12 +98,12 @@ pub struct Analysis {
 }
 
 impl Analysis {
-    /// Nothing seen yet. `sees_all_resets`: the kernel reports every RST that its TCP sends.
+    /// Nothing seen yet.
     #[must_use]
-    pub fn new(limits: Limits, sees_all_resets: bool) -> Self {
+    pub fn new(limits: Limits, sees: Sees) -> Self {
         Self {
             limits,
-            sees_all_resets,
+            sees,
             connections: Map::with_capacity_and_hasher(limits.connections, RandomState::default()),
             spare: Vec::new(),
             settling: VecDeque::with_capacity(limits.connections),
@@ -114,6 +130,11 @@ impl Analysis {
             {
                 self.pool(event, pool, tell);
             }
+        }
+        if !self.sees.final_acks
+            && let Some(lost) = queueing::refused(event)
+        {
+            self.overflow(&lost, tell);
         }
         match &event.kind {
             Kind::AcceptQueueOverflow(_) => self.overflow(event, tell),
@@ -285,7 +306,7 @@ impl Analysis {
             }
             return;
         }
-        let Some((view, verdict)) = verdict(connection, self.sees_all_resets) else {
+        let Some((view, verdict)) = verdict(connection, self.sees.resets) else {
             let failed = connection
                 .seen()
                 .any(|seen| matches!(seen.first.kind, Kind::SocketError(_)));

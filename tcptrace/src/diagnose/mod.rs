@@ -30,7 +30,7 @@ use std::collections::HashMap;
 
 use foldhash::fast::RandomState;
 
-pub use correlate::{Analysis, Counts, Limits};
+pub use correlate::{Analysis, Counts, Limits, Sees};
 
 pub use crate::event::Cause;
 use crate::event::{ConnectFailed, Errno, Event, Kind, Timeout};

@@ -2,7 +2,7 @@
 
 use super::verdict::Words;
 use crate::event::{
-    Acceptor, Count, End, Errno, Event, Fact, Kind, Micros, Millis, Overflow, OverflowPath,
+    Acceptor, Cause, Count, End, Errno, Event, Fact, Kind, Micros, Millis, Overflow, OverflowPath,
     Process, State, SynQueue, Timestamp,
 };
 use std::collections::HashSet;
@@ -325,6 +325,24 @@ impl FullSynQueue {
         .fix("keep net.ipv4.tcp_syncookies=1; raise the listen backlog and net.core.somaxconn (tcp_max_syn_backlog limits only without cookies)")
         .ruled_out("the accept queue: these SYNs were counted as TCPReqQFull, not as ListenOverflows")
     }
+}
+
+/// The loss that a RST of the listener tells of, where no other event does.
+pub(super) fn refused(reset: &Event) -> Option<Event> {
+    let is_of_queue = matches!(reset.kind, Kind::ResetSent(_))
+        && super::cause(reset) == Some(Cause::AcceptQueueOverflow);
+    is_of_queue.then(|| Event {
+        kind: Kind::AcceptQueueOverflow(Overflow {
+            path: Some(OverflowPath::Ack),
+            count: 1,
+            queue_len: None,
+            queue_max: None,
+            backlog: None,
+            drops: None,
+            last_accept_ago_us: None,
+        }),
+        ..reset.clone()
+    })
 }
 
 /// A loss, and the listener whose queue it is about, where that is known.

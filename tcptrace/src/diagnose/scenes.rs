@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Analysis, Limits};
+use super::{Analysis, Limits, Sees};
 use crate::event::{
     CallError, CloseWait, Comm, Confidence, ConnectFailed, Errno, Event, EventId, Exit, Fact,
     FdExhausted, Finding, Flow, Kind, Overflow, OverflowPath, Owner, PeerFin, Process, ResetReason,
@@ -402,7 +402,12 @@ pub(super) fn killed() -> Vec<Event> {
 
 /// What an analysis makes of these events when the trace ends after them.
 pub(super) fn findings(events: &[Event]) -> Vec<Event> {
-    let mut analysis = Analysis::new(Limits::default(), true);
+    findings_of(Sees::ALL, events)
+}
+
+/// The same where there are gaps in what is seen.
+pub(super) fn findings_of(sees: Sees, events: &[Event]) -> Vec<Event> {
+    let mut analysis = Analysis::new(Limits::default(), sees);
     let mut found = Vec::new();
     for event in events {
         analysis.advance(event.time, &mut |finding| found.push(finding));

@@ -5,7 +5,7 @@ use insta::assert_snapshot;
 use proptest::prelude::*;
 
 use super::scenes::*;
-use super::{Analysis, Limits};
+use super::{Analysis, Limits, Sees};
 use crate::event::{
     Acceptor, Cause, Errno, Event, EventId, Exit, Fact, Held, Holding, Holdings, Kind, Nearby,
     Overflow, PeerFin, Pool, ResetSent, Side, Socket, SocketId, State, Timeout, Timestamp,
@@ -380,8 +380,39 @@ fn deadlines_show_as_a_common_interval() {
 }
 
 #[test]
+fn a_refusal_that_only_its_rst_shows_is_of_the_full_queue() {
+    let refused = ResetSent {
+        answers_segment: true,
+        queue_full: true,
+        ..reset()
+    };
+    let mut at_listener = listener();
+    at_listener.flow.peer = Some(CLIENT.parse().expect("an address"));
+    let client = at_client(State::Established);
+    let events = [
+        event(
+            10,
+            Some(envoy()),
+            Some(at_listener),
+            Kind::ResetSent(refused),
+        ),
+        event(20, Some(curl()), Some(client), received(libc::ECONNRESET)),
+    ];
+    let gap = Sees {
+        final_acks: false,
+        ..Sees::ALL
+    };
+    let found = findings_of(gap, &events);
+    let causes = found
+        .iter()
+        .map(|it| (finding(it).cause, finding(it).count));
+    let only = [(Cause::AcceptQueueOverflow, 1)];
+    assert_eq!(causes.collect::<Vec<_>>(), only, "{found:?}");
+}
+
+#[test]
 fn a_storm_is_one_finding_and_nothing_is_lost_from_its_count() {
-    let mut analysis = Analysis::new(Limits::default(), true);
+    let mut analysis = Analysis::new(Limits::default(), Sees::ALL);
     let mut found = Vec::new();
     let storm = 20_000_u64;
     for nth in 0..storm {
@@ -413,7 +444,7 @@ fn a_storm_is_one_finding_and_nothing_is_lost_from_its_count() {
 #[test]
 fn late_errors_join_what_was_told() {
     let events = write_after_peer_close();
-    let mut analysis = Analysis::new(Limits::default(), true);
+    let mut analysis = Analysis::new(Limits::default(), Sees::ALL);
     let mut found = Vec::new();
     let mut tell = |it| found.push(it);
     for event in &events[..2] {
@@ -439,7 +470,7 @@ fn memory_is_bounded_and_what_that_costs_is_counted() {
         cases: 2,
         judged: 4,
     };
-    let mut analysis = Analysis::new(limits, true);
+    let mut analysis = Analysis::new(limits, Sees::ALL);
     let mut found = Vec::new();
     for nth in 0..10_u16 {
         let mut socket = at_server(State::Established);
@@ -488,7 +519,7 @@ fn essence(event: &Event) -> impl PartialEq + std::fmt::Debug + use<> {
 }
 
 fn gathered(events: &[Event]) -> Vec<Event> {
-    let mut analysis = Analysis::new(Limits::default(), true);
+    let mut analysis = Analysis::new(Limits::default(), Sees::ALL);
     let mut found = Vec::new();
     for event in events {
         analysis.take(event, &mut |it| found.push(it));

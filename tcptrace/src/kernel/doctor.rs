@@ -6,7 +6,9 @@ use caps::Capability;
 use serde_json::{Value, json};
 
 use super::facts::Facts;
-use super::plan::{ACCEPT_OVERFLOW, ACCEPT_QUEUE, Plan, Planned, Polled, Refused, Rung, Way};
+use super::plan::{
+    ACCEPT_OVERFLOW, ACCEPT_QUEUE, FINAL_ACK, Plan, Planned, Polled, Refused, Rung, Way,
+};
 use super::privileges::{Tracing, grant_command, privileges, required_missing};
 use crate::event::{Coverage, Signal};
 
@@ -105,6 +107,12 @@ impl Report {
     #[must_use]
     pub fn shows_overflows(&self) -> Option<bool> {
         Some(self.shows(ACCEPT_QUEUE)? || self.polls(ACCEPT_OVERFLOW))
+    }
+
+    /// Whether an event tells of each handshake refused at a full accept queue, where they are wanted.
+    #[must_use]
+    pub fn shows_final_acks(&self) -> bool {
+        self.shows(FINAL_ACK) != Some(false) || self.polls(ACCEPT_OVERFLOW)
     }
 
     /// This signal is counted by the agent, now and then.
@@ -729,8 +737,9 @@ mod tests {
         );
     }
 
-    /// What is shown of accept queues when these of the two ways to lose a connection are seen.
-    fn accept_queues(seen: [bool; 2]) -> (Option<bool>, bool) {
+    /// Whether all of what accept queues lose is shown, whether it is polled, and whether the refused
+    /// are shown, when these of the two ways to lose a connection are seen.
+    fn accept_queues(seen: [bool; 2]) -> (Option<bool>, bool, bool) {
         let mut report = report(facts(), None);
         let mut attempts = attached(&report.plan);
         let rows = [
@@ -751,15 +760,16 @@ mod tests {
             }
         }
         report.attempts = Some(attempts);
-        (report.shows_overflows(), report.polls(ACCEPT_OVERFLOW))
+        let polls = report.polls(ACCEPT_OVERFLOW);
+        (report.shows_overflows(), polls, report.shows_final_acks())
     }
 
     #[test]
     fn accept_queues_are_polled_where_no_hook_shows_one() {
-        assert_eq!(accept_queues([true, true]), (Some(true), false));
-        assert_eq!(accept_queues([true, false]), (Some(false), false));
-        assert_eq!(accept_queues([false, true]), (Some(false), false));
-        assert_eq!(accept_queues([false, false]), (Some(true), true));
+        assert_eq!(accept_queues([true, true]), (Some(true), false, true));
+        assert_eq!(accept_queues([true, false]), (Some(false), false, false));
+        assert_eq!(accept_queues([false, true]), (Some(false), false, true));
+        assert_eq!(accept_queues([false, false]), (Some(true), true, true));
         let nobody = Wanted::default();
         let report = Report {
             plan: plan(&nobody, &facts(), &[]),
@@ -767,6 +777,7 @@ mod tests {
             attempts: None,
         };
         assert_eq!(report.shows_overflows(), None);
+        assert!(report.shows_final_acks(), "of all there are to be seen");
         assert!(!report.polls(ACCEPT_OVERFLOW));
     }
 

@@ -22,7 +22,7 @@ use super::{Failure, Host, status};
 use crate::cli::{ColorChoice, Output, Trace};
 use crate::config::{Filters, Selection};
 use crate::decode::Decoder;
-use crate::diagnose::{Analysis, Limits};
+use crate::diagnose::{Analysis, Limits, Sees};
 use crate::event::{Event, EventId, Flow, Kind, Reconciled, Timestamp};
 use crate::host::attribution::{self, Verifier};
 use crate::host::cgroup::Cgroups;
@@ -127,7 +127,7 @@ pub(super) fn trace(args: &Trace) -> Result<u8, Failure> {
     let verifier = Verifier::new(attribution::Host {
         cgroups: Cgroups::open().ok(),
     });
-    let analysis = Analysis::new(Limits::default(), sees_all_resets(args, &report));
+    let analysis = Analysis::new(Limits::default(), sees(args, &report));
     let session = Session::new(decoder, selection, outputs, verifier, analysis, args.count);
     raise_priority();
     give_up_privileges(args, &report.facts)?;
@@ -144,11 +144,14 @@ pub(super) fn trace(args: &Trace) -> Result<u8, Failure> {
     }))
 }
 
-/// No RST that TCP of this host sends to one of the sockets traced can go unseen. A filter that is about
-/// one end alone leaves out the RST of the other.
-fn sees_all_resets(args: &Trace, report: &Report) -> bool {
-    let whole = report.shows_resets() == Some(true);
-    whole && args.local_port.is_empty() && args.peer_port.is_empty() && args.peer.is_empty()
+/// What cannot go unseen of the sockets traced. A filter that is about one end alone leaves out the RST
+/// of the other.
+fn sees(args: &Trace, report: &Report) -> Sees {
+    let both_ends = args.local_port.is_empty() && args.peer_port.is_empty() && args.peer.is_empty();
+    Sees {
+        resets: both_ends && report.shows_resets() == Some(true),
+        final_acks: report.shows_final_acks(),
+    }
 }
 
 /// Whether hooks and polling show all of what the kernel counts; `None` when nobody wants it.
@@ -734,7 +737,7 @@ mod tests {
             selection,
             outputs,
             Verifier::new(attribution::Host::default()),
-            Analysis::new(Limits::default(), true),
+            Analysis::new(Limits::default(), Sees::ALL),
             limit,
         )
     }

@@ -530,7 +530,7 @@ pub(super) const SIGNALS: &[Row] = &[
     },
     // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_ipv4.c (tcp_v4_syn_recv_sock)
     Row {
-        signal: Signal("accept queue: final ACK dropped"),
+        signal: Signal(FINAL_ACK),
         asked: Asked::By(kinds(&[kind::ACCEPT_OVERFLOW])),
         rungs: &[
             Rung {
@@ -767,6 +767,9 @@ pub(super) const SIGNALS: &[Row] = &[
 
 /// How the signals begin that show connections lost at a full accept queue.
 pub(in crate::kernel) const ACCEPT_QUEUE: &str = "accept queue: ";
+
+/// The one of them for handshakes that were all but done.
+pub(in crate::kernel) const FINAL_ACK: &str = "accept queue: final ACK dropped";
 
 /// Connections lost at a full accept queue, where they are only counted.
 pub const ACCEPT_OVERFLOW: Signal = Signal("accept_queue.overflow");
