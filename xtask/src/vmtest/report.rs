@@ -35,6 +35,8 @@ struct Signal {
     name: String,
     /// Through what it is seen.
     way: Option<String>,
+    /// What that does not show, and what it costs.
+    limits: Vec<String>,
     /// Why the ways there are were refused.
     refusals: Vec<String>,
 }
@@ -76,9 +78,14 @@ impl Outcome {
                 let why = way["why"].as_str()?;
                 Some(format!("{}: {why}", text(&way["way"])))
             };
+            let lost = list(&signal["does_not_show"]).iter();
+            let lost = lost.map(|lost| format!("does not show {}", text(lost)));
+            let costs = signal["costs"].as_str();
+            let costs = costs.map(|costs| format!("costs: {costs}"));
             self.signals.push(Signal {
                 name: text(&signal["signal"]).to_owned(),
                 way: signal["way"].as_str().map(str::to_owned),
+                limits: lost.chain(costs).collect(),
                 refusals: list(&signal["ways"]).iter().filter_map(refusal).collect(),
             });
         }
@@ -106,6 +113,10 @@ impl Outcome {
             }
         }
         ensure!(self.named.1 > 0, "it provoked nothing");
+        let is_told = document["passed"] == false && !self.faults.is_empty();
+        if is_told {
+            return Ok(());
+        }
         require_success(section)
     }
 
@@ -215,6 +226,8 @@ pub(crate) fn page(outcomes: &[Outcome]) -> Result<String> {
     page +=
         "\n## Not seen, and why\n\nIn the tool's own words: each way it has, and what is in it.\n";
     page += &reasons(outcomes);
+    page += "\n## What a way does not show, and what it costs\n";
+    page += &limits(outcomes);
     Ok(page)
 }
 
@@ -257,6 +270,29 @@ fn table(outcomes: &[Outcome]) -> String {
         if is_good { "passed" } else { "FAILED" }.to_owned()
     });
     table
+}
+
+/// Each way that is taken somewhere and shows less than all, or is not for nothing.
+fn limits(outcomes: &[Outcome]) -> String {
+    let signals = outcomes.iter().flat_map(|outcome| &outcome.signals);
+    let by_way: BTreeMap<(&str, &str), &[String]> = signals
+        .filter(|signal| !signal.limits.is_empty())
+        .filter_map(|signal| {
+            Some((
+                (signal.name.as_str(), signal.way.as_deref()?),
+                &signal.limits[..],
+            ))
+        })
+        .collect();
+    let mut text = String::new();
+    for ((name, way), limits) in by_way {
+        let _ = write!(
+            text,
+            "\n**{name}** through {way}:\n\n- {}\n",
+            limits.join("\n- ")
+        );
+    }
+    text
 }
 
 /// Each thing that is not seen with the rows it is not seen in, those of one reason together.
