@@ -38,7 +38,15 @@ macro_rules! field {
     };
 }
 
-pub(crate) use {config, field, layout};
+/// A field of a structure that the verifier knows to be one, as those of the running task are, and so
+/// read without a helper where this kernel allows it: `own_field!(task, task_flags: u32)`.
+macro_rules! own_field {
+    ($base:expr, $field:ident: $ty:ty) => {
+        $crate::kernel::load::<$ty>($base, $crate::kernel::layout!($field))
+    };
+}
+
+pub(crate) use {config, field, layout, own_field};
 
 /// What is at `base + offset` in the kernel's memory, else zero.
 #[inline(always)]
@@ -55,6 +63,30 @@ pub(crate) fn read<T: Copy + Default>(base: u64, offset: u32) -> T {
     unsafe { bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, address) };
     // SAFETY: it was written, and integers and arrays of them have no invalid value.
     unsafe { value.assume_init() }
+}
+
+/// The running task and its registers come as typed pointers, which the verifier lets follow: since
+/// 5.15.
+#[inline(always)]
+pub(crate) fn has_typed_task() -> bool {
+    layout!(has_task_pt_regs) == 1
+}
+
+/// What is at `base + offset`, where `base` is a typed pointer if this kernel has them; else as [`read`].
+/// A load that fails gives zero too.
+/// <https://github.com/torvalds/linux/blob/v6.18/arch/x86/net/bpf_jit_comp.c> (`ex_handler_bpf`)
+#[inline(always)]
+pub(crate) fn load<T: Copy + Default>(base: u64, offset: u32) -> T {
+    if offset == ABSENT {
+        return T::default();
+    }
+    if !has_typed_task() {
+        return read(base, offset);
+    }
+    let field = (base + u64::from(offset)) as *const T;
+    // SAFETY: the verifier has checked that the type has a field there, and the kernel catches a load
+    // that faults. Volatile, so that no load is split or moved past the check of the kernel's kind.
+    unsafe { field.read_volatile() }
 }
 
 /// Copies an IPv6 address of the kernel's to where it is wanted, without a detour over the stack.

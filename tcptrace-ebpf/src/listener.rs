@@ -1,7 +1,7 @@
 //! Listeners by address, and which of them are near the limit of their accept queue.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use tcptrace_common::event::{ListenerKey, Tuple, gate, stat};
+use tcptrace_common::event::{ListenerKey, Sock, Tuple, gate, stat};
 
 use crate::{
     maps::{LISTENERS, STATS, count, open_gate},
@@ -69,11 +69,9 @@ pub(crate) fn remove(listener: Socket) {
 
 /// A connection is about to enter this listener's accept queue.
 #[inline(always)]
-pub(crate) fn watch(listener: Socket) {
+pub(crate) fn watch(listener: Socket, known: &mut Sock) {
     let full = is_nearly_full(listener);
-    if let Some(known) = owner::of(listener) {
-        known.full = u8::from(full);
-    }
+    known.full = u8::from(full);
     if full {
         // Dropped SYNs are worth looking for.
         open_gate(gate::NEARLY_FULL);
@@ -89,9 +87,9 @@ fn is_nearly_full(listener: Socket) -> bool {
 
 /// The listener a child was born to, unless several share the address: then it cannot be told
 /// before somebody accepts the child.
-#[inline(always)]
-pub(crate) fn parent(tuple: &Tuple, family: u8) -> Option<Socket> {
-    let mut key = key(tuple, family);
+#[inline(never)]
+pub(crate) fn of_child(child: Socket) -> Option<Socket> {
+    let mut key = key_of(child);
     let mut found = only(&mut key);
     if found == 0 {
         key.addr = [0; 16];
@@ -138,8 +136,12 @@ fn only(key: &mut ListenerKey) -> u64 {
         if there == 0 {
             continue;
         }
-        watch(Socket(there));
         if found != 0 {
+            for listener in [found, there].map(Socket) {
+                if let Some(known) = owner::of(listener) {
+                    watch(listener, known);
+                }
+            }
             // Those behind are not looked at one by one: their queues are watched from now on.
             open_gate(gate::NEARLY_FULL);
             return SEVERAL;

@@ -21,6 +21,9 @@ use crate::{
     task::{self, Call, PF_EXITING, PF_KTHREAD},
 };
 
+/// [`Sock::born`] of a socket older than the tracer.
+pub(crate) const OLDER: u64 = 1;
+
 /// What is remembered of a socket, and still holds.
 #[inline(always)]
 pub(crate) fn of(socket: Socket) -> Option<&'static mut Sock> {
@@ -37,98 +40,93 @@ pub(crate) fn last_of(socket: Socket) -> Option<&'static mut Sock> {
         .map(|known| unsafe { &mut *known })
 }
 
-/// What a socket is born with.
-pub(crate) struct Heritage {
-    /// See [`Sock::owner`].
-    pub(crate) owner: Task,
-    /// See [`Sock::parent`].
-    pub(crate) parent: u64,
-    /// See [`Sock::fd`].
-    pub(crate) fd: i32,
-    /// See [`Sock::confidence`].
-    pub(crate) confidence: u8,
-    /// See [`Sock::held`].
-    pub(crate) held: u8,
-    /// See [`Sock::answers`].
-    pub(crate) answers: u8,
-}
-
-/// A socket's life begins in `state`. Says whether there was room to remember it.
+/// A socket's life begins with this change of state. It has no owner yet; `None`: there is no room to
+/// remember it.
 #[inline(never)]
-pub(crate) fn birth(socket: Socket, state: u8, heritage: &Heritage) -> bool {
-    // SAFETY: the helper takes nothing.
-    let now = unsafe { bpf_ktime_get_ns() };
-    let Ok(known) = create(socket, BPF_ANY) else {
+pub(crate) fn birth(socket: Socket, old: u8, new: u8, now: u64) -> Option<&'static mut Sock> {
+    // The address of one that was destroyed just now is soon used again. To take its entry over costs a
+    // third of removing it and inserting another.
+    let known = if let Some(known) = last_of(socket) {
+        *known = UNBORN;
+        known
+    } else if let Ok(known) = create(socket, BPF_ANY) {
+        known
+    } else {
         count(&STATS, stat::SOCKETS_FULL);
-        return false;
+        return None;
     };
-    known.owner = heritage.owner;
     known.born = now;
     known.state_since = now;
-    known.parent = heritage.parent;
-    known.fd = heritage.fd;
-    known.state = state;
-    known.confidence = heritage.confidence;
-    known.held = heritage.held;
-    known.side = match state {
+    known.previous = old;
+    known.state = new;
+    known.side = match new {
         SYN_SENT => side::CLIENT,
         SYN_RECV => side::SERVER,
         _ => side::UNKNOWN,
     };
-    known.answers = heritage.answers;
-    true
+    Some(known)
 }
 
 /// A new entry, or -errno. It is filled in where it is: a copy would take a third of the stack.
 #[inline(always)]
 fn create(socket: Socket, flags: u32) -> Result<&'static mut Sock, i32> {
     const E2BIG: i32 = -7;
-    SOCKS.insert(socket.0, &UNBORN, u64::from(flags))?;
+    let unborn: &Sock = &UNBORN;
+    SOCKS.insert(socket.0, unborn, u64::from(flags))?;
     last_of(socket).ok_or(E2BIG)
 }
 
-/// Remembers a socket older than the tracer, unless a hook already knows it.
+/// Remembers a socket older than the tracer, unless a hook already knows it. Says whether it did.
 #[inline(never)]
-pub(crate) fn seed(socket: Socket, owner: &Task, fd: i32) {
+pub(crate) fn seed(socket: Socket, owner: &Task, fd: i32) -> bool {
     match create(socket, BPF_NOEXIST) {
         Ok(known) => {
             known.owner = *owner;
-            known.born = 1;
+            known.born = OLDER;
             known.fd = fd;
             known.state = socket.state();
             known.confidence = confidence::SEEDED;
             known.drops = socket.drops();
+            return true;
         }
         // -E2BIG: no room.
         Err(-7) => count(&STATS, stat::SOCKETS_FULL),
         // A hook, or another holder, was first.
         Err(_) => {}
     }
+    false
 }
 
-/// The running task uses the socket: from now on it is the owner.
+/// The running task uses the socket, of which this is known: from now on it is the owner. Returns what
+/// is known now.
 #[inline(always)]
-pub(crate) fn learn(socket: Socket, fd: i32) {
-    if let Some(known) = of(socket) {
+pub(crate) fn learn(
+    socket: Socket,
+    known: Option<&'static mut Sock>,
+    fd: i32,
+) -> Option<&'static mut Sock> {
+    if let Some(known) = known {
         let id = task::pid_tgid();
         if known.confidence == confidence::EXACT && known.owner.tgid == (id >> 32) as u32 {
             // The owner still: all there is to learn is its thread and, maybe, its descriptor.
             known.owner.tid = id as u32;
             known.fd = if fd >= 0 { fd } else { known.fd };
-            return;
+            return Some(known);
         }
         if known.confidence == confidence::INHERITED {
             // Somebody accepts without the call, by io_uring: look for first uses from now on.
             open_gate(gate::FIRST_USES);
         }
     }
-    own(socket, fd, false);
+    own(socket, fd)
 }
 
 /// The running task got the socket from `accept`: from now on it is the owner.
 #[inline(always)]
 pub(crate) fn accepted(socket: Socket, fd: i32) {
-    own(socket, fd, true);
+    if let Some(known) = own(socket, fd) {
+        handed_over(known);
+    }
 }
 
 /// As [`accepted`], where no call but the listener is known.
@@ -139,31 +137,24 @@ pub(crate) fn accepted_from(listener: Socket, socket: Socket) {
     {
         known.parent = listener.0;
     }
-    own(socket, -1, true);
+    accepted(socket, -1);
 }
 
 #[inline(never)]
-fn own(socket: Socket, fd: i32, accepted: bool) {
+fn own(socket: Socket, fd: i32) -> Option<&'static mut Sock> {
     let mut user = NOBODY;
     task::describe(&mut user);
+    let known = of(socket);
     if user.flags & PF_KTHREAD != 0 {
         // A kernel thread finishes what a process began, e.g. the last `fput`.
-        return;
+        return known;
     }
-    let Some(known) = of(socket) else {
-        let heritage = Heritage {
-            owner: user,
-            parent: 0,
-            fd,
-            confidence: confidence::EXACT,
-            held: 0,
-            answers: 0,
-        };
-        birth(socket, socket.state(), &heritage);
-        if filter::owner_matches(&user) {
-            publish_flow(socket);
-        }
-        return;
+    let known = if let Some(known) = known {
+        known
+    } else {
+        // SAFETY: the helper takes nothing.
+        let now = unsafe { bpf_ktime_get_ns() };
+        birth(socket, 0, socket.state(), now)?
     };
     let owner = known.owner.tgid;
     if owner != user.tgid {
@@ -178,9 +169,7 @@ fn own(socket: Socket, fd: i32, accepted: bool) {
     known.owner = user;
     known.confidence = confidence::EXACT;
     publish(socket, known);
-    if accepted {
-        handed_over(known);
-    }
+    Some(known)
 }
 
 /// `accept` just handed the connection over. Of several listeners at one address the call says
@@ -223,9 +212,9 @@ fn parent(known: &Sock) -> Option<&'static mut Sock> {
 
 /// Its owner, just learned, is exiting.
 #[inline(always)]
-pub(crate) fn exits(socket: Socket, flags: u32) {
+pub(crate) fn exits(known: Option<&mut Sock>, flags: u32) {
     if flags & PF_EXITING != 0
-        && let Some(known) = of(socket)
+        && let Some(known) = known
     {
         known.owner.flags = flags;
     }
@@ -266,16 +255,24 @@ fn publish_flow(socket: Socket) {
     }
 }
 
-/// The socket is destroyed. The entry stays until this CPU has destroyed [`RING_OF_DEAD`] more:
-/// the RST for data that came after the close goes out after the end.
+/// A socket that was destroyed.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Grave {
+    sk: u64,
+    /// See [`Sock::destroyed`].
+    destroyed: u64,
+}
+
+/// The socket, of which this is known, is destroyed. The entry stays until this CPU has destroyed
+/// [`RING_OF_DEAD`] more: the RST for data that came after the close goes out after the end, and a
+/// socket born at its address meanwhile takes it over.
 /// <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_input.c> (`tcp_rcv_state_process`)
 #[inline(never)]
-pub(crate) fn death(socket: Socket) {
+pub(crate) fn death(socket: Socket, known: &mut Sock) {
     // SAFETY: the helper takes nothing.
     let now = unsafe { bpf_ktime_get_ns() };
-    if let Some(known) = of(socket) {
-        known.destroyed = now;
-    }
+    known.destroyed = now;
     if filter::has_owner_filter()
         && let Some(flow) = flow_of(socket)
     {
@@ -286,16 +283,23 @@ pub(crate) fn death(socket: Socket) {
         return;
     };
     // SAFETY: this CPU's own element.
-    let position = unsafe { &mut *position };
+    let position = unsafe { &mut (*position).sk };
     *position = (*position + 1) % u64::from(RING_OF_DEAD);
     let Some(grave) = DESTROYED.get_ptr_mut(*position as u32) else {
         return;
     };
+    let new = Grave {
+        sk: socket.0,
+        destroyed: now,
+    };
     // SAFETY: this CPU's own element.
-    let oldest = unsafe { core::mem::replace(&mut *grave, socket.0) };
-    if oldest != 0 && last_of(Socket(oldest)).is_some_and(|known| known.destroyed != 0) {
+    let oldest = unsafe { core::mem::replace(&mut *grave, new) };
+    // Another life at the address has, or will have, a grave of its own.
+    if oldest.sk != 0
+        && last_of(Socket(oldest.sk)).is_some_and(|known| known.destroyed == oldest.destroyed)
+    {
         // Failing means that somebody else removed it.
-        let _ = SOCKS.remove(oldest);
+        let _ = SOCKS.remove(oldest.sk);
     }
 }
 

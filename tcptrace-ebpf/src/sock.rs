@@ -6,7 +6,7 @@ use aya_ebpf::helpers::bpf_jiffies64;
 use tcptrace_common::event::{Event, Sock, Tuple, flag, side};
 
 use crate::{
-    kernel::{config, field, layout, read_address},
+    kernel::{config, field, layout, read, read_address},
     owner,
 };
 
@@ -60,6 +60,18 @@ impl Socket {
         }
         let sk = Self(field!(socket, socket_sk: u64));
         (sk.0 != 0 && sk.is_inet() && sk.is_tcp()).then_some(sk)
+    }
+
+    /// The TCP socket behind the file that `accept` has just returned: of a socket, if no other thread
+    /// was faster. One that is remembered needs no second look.
+    #[inline(always)]
+    pub(crate) fn of_accepted(file: u64) -> Option<Self> {
+        let sk = Self(field!(field!(file, file_private_data: u64), socket_sk: u64));
+        if owner::of(sk).is_some() {
+            Some(sk)
+        } else {
+            Self::of_file(file)
+        }
     }
 
     /// Its state now. Valid for every kind of socket.
@@ -144,18 +156,19 @@ impl Socket {
     /// Its ends. Valid for every kind of socket.
     #[inline(never)]
     pub(crate) fn tuple(self, tuple: &mut Tuple) {
-        let state = self.state();
+        let head: Head = read(self.0, 0);
         tuple.netns = self.netns();
-        if field!(self.0, skc_family: u16) == AF_INET6 {
+        if head.family() == AF_INET6 {
             read_address(self.0, layout!(skc_v6_rcv_saddr), &mut tuple.local);
             read_address(self.0, layout!(skc_v6_daddr), &mut tuple.peer);
         } else {
-            map(field!(self.0, skc_rcv_saddr: u32), &mut tuple.local);
-            map(field!(self.0, skc_daddr: u32), &mut tuple.peer);
+            map(head.at(layout!(skc_rcv_saddr)), &mut tuple.local);
+            map(head.at(layout!(skc_daddr)), &mut tuple.peer);
         }
-        tuple.peer_port = self.peer_port();
+        tuple.peer_port = u16::from_be(head.at(layout!(skc_dport)));
+        let state: u8 = head.at(layout!(skc_state));
         tuple.local_port = if state == TIME_WAIT || state == NEW_SYN_RECV {
-            field!(self.0, skc_num: u16)
+            head.at(layout!(skc_num))
         } else {
             self.local_port()
         };
@@ -164,10 +177,12 @@ impl Socket {
     /// Connections waiting for `accept`, and the limit.
     #[inline(always)]
     pub(crate) fn accept_queue(self) -> (u32, u32) {
-        (
-            field!(self.0, sk_ack_backlog: u32),
-            field!(self.0, sk_max_ack_backlog: u32),
-        )
+        let [len, max]: [u32; 2] = field!(self.0, sk_ack_backlog: [u32; 2]);
+        if layout!(sk_max_ack_backlog) == layout!(sk_ack_backlog) + 4 {
+            (len, max)
+        } else {
+            (len, field!(self.0, sk_max_ack_backlog: u32))
+        }
     }
 
     /// Segments a listener dropped.
@@ -379,6 +394,30 @@ impl Socket {
     pub(crate) fn is_nonblocking(self) -> bool {
         let file = self.file();
         file != 0 && field!(file, file_flags: u32) & O_NONBLOCK != 0
+    }
+}
+
+/// The first bytes of a socket, read at once: on every kernel they hold IPv4 addresses, ports, family
+/// and state.
+/// <https://github.com/torvalds/linux/blob/v6.18/include/net/sock.h> (`struct sock_common`)
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Default)]
+struct Head([u64; 3]);
+
+impl Head {
+    /// What the layout says is there. On a kernel that has it further on the verifier refuses the
+    /// program.
+    #[inline(always)]
+    fn at<T: Copy>(&self, offset: u32) -> T {
+        let field = (&raw const self.0).cast::<u8>().wrapping_add(offset as usize);
+        // SAFETY: the verifier checks that it lies within; integers have no invalid value. Volatile,
+        // because the compiler cannot know that.
+        unsafe { field.cast::<T>().read_volatile() }
+    }
+
+    #[inline(always)]
+    fn family(&self) -> u16 {
+        self.at(layout!(skc_family))
     }
 }
 

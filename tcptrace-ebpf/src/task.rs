@@ -10,7 +10,7 @@ use tcptrace_common::{
 };
 
 use crate::{
-    kernel::{field, layout, read},
+    kernel::{field, has_typed_task, layout, load, own_field, read},
     sock::{self, Socket},
 };
 
@@ -40,7 +40,7 @@ pub(crate) fn acting_on(socket: Socket) -> Option<u32> {
     if !socket.is_locked() {
         return None;
     }
-    Some(field!(current(), task_flags: u32)).filter(|flags| flags & PF_KTHREAD == 0)
+    Some(own_field!(current(), task_flags: u32)).filter(|flags| flags & PF_KTHREAD == 0)
 }
 
 /// Describes the running task.
@@ -53,8 +53,12 @@ pub(crate) fn describe(task: &mut Task) {
     task.uid = bpf_get_current_uid_gid() as u32;
     // SAFETY: the helper takes nothing.
     task.cgroup = unsafe { bpf_get_current_cgroup_id() };
-    task.flags = field!(current, task_flags: u32);
-    task.comm = field!(field!(current, task_group_leader: u64), task_comm: [u8; 16]);
+    task.flags = own_field!(current, task_flags: u32);
+    let leader = own_field!(current, task_group_leader: u64);
+    // The verifier knows no loads of more than 8 bytes.
+    let (first, second) = task.comm.split_at_mut(8);
+    first.copy_from_slice(&load::<u64>(leader, layout!(task_comm)).to_ne_bytes());
+    second.copy_from_slice(&load::<u64>(leader, layout!(task_comm) + 8).to_ne_bytes());
 }
 
 /// Network namespace of the running task.
@@ -120,17 +124,17 @@ impl Call {
     /// registers are a stranger's.
     #[inline(always)]
     pub(crate) fn current() -> Self {
-        if layout!(has_task_pt_regs) != 1 && layout!(saved_regs) == ABSENT {
+        if !has_typed_task() && layout!(saved_regs) == ABSENT {
             return Self { regs: 0 };
         }
         let current = current();
         let compat = layout!(task_status) != ABSENT
-            && field!(current, task_status: u32) & layout!(compat) != 0;
+            && own_field!(current, task_status: u32) & layout!(compat) != 0;
         // An io_uring worker never entered the kernel through a call of its own.
-        if compat || field!(current, task_flags: u32) & (PF_KTHREAD | PF_IO_WORKER) != 0 {
+        if compat || own_field!(current, task_flags: u32) & (PF_KTHREAD | PF_IO_WORKER) != 0 {
             return Self { regs: 0 };
         }
-        if layout!(has_task_pt_regs) != 1 {
+        if !has_typed_task() {
             let stack = field!(current, task_stack: u64);
             return Self {
                 regs: stack + u64::from(layout!(saved_regs)),
@@ -149,7 +153,7 @@ impl Call {
         if self.regs == 0 {
             -1
         } else {
-            field!(self.regs, regs_syscall: i32)
+            own_field!(self.regs, regs_syscall: i32)
         }
     }
 
@@ -159,7 +163,7 @@ impl Call {
         if self.regs == 0 {
             u64::MAX
         } else {
-            field!(self.regs, regs_arg0: u64)
+            own_field!(self.regs, regs_arg0: u64)
         }
     }
 
@@ -169,7 +173,7 @@ impl Call {
         if self.regs == 0 {
             0
         } else {
-            field!(self.regs, regs_arg1: u64)
+            own_field!(self.regs, regs_arg1: u64)
         }
     }
 
@@ -179,7 +183,7 @@ impl Call {
         if self.regs == 0 {
             0
         } else {
-            field!(self.regs, regs_arg2: u64)
+            own_field!(self.regs, regs_arg2: u64)
         }
     }
 
@@ -189,22 +193,28 @@ impl Call {
         if self.regs == 0 {
             0
         } else {
-            field!(self.regs, regs_arg3: u64)
+            own_field!(self.regs, regs_arg3: u64)
         }
     }
 
-    /// The first argument as a descriptor, if it names this socket; else -1. While `close` runs
-    /// the table no longer holds it, so there the argument itself is the answer.
+    /// The first argument as a descriptor, if it names this socket; else -1. Calls that are about one
+    /// socket are about this one; while `close` runs the table no longer holds it.
     #[inline(always)]
     pub(crate) fn descriptor_of(self, socket: Socket) -> i32 {
         if self.regs == 0 {
             return -1;
         }
         let fd = self.arg0();
-        if self.number() as u32 == layout!(nr_close) {
+        let number = self.number() as u32;
+        if number == layout!(nr_close)
+            || number == layout!(nr_connect)
+            || number == layout!(nr_shutdown)
+            || number == layout!(nr_listen)
+        {
             return fd as i32;
         }
-        if fd < 1 << 20 && file(fd as u32) == socket.file() && socket.file() != 0 {
+        let named = if fd < 1 << 20 { file(fd as u32) } else { 0 };
+        if named != 0 && named == socket.file() {
             fd as i32
         } else {
             -1
@@ -215,11 +225,11 @@ impl Call {
 /// The open file a descriptor of the running task names; 0: none.
 #[inline(never)]
 pub(crate) fn file(fd: u32) -> u64 {
-    let table = field!(field!(current(), task_files: u64), files_fdt: u64);
-    if table == 0 || fd >= field!(table, fdt_max_fds: u32) {
+    let table = own_field!(own_field!(current(), task_files: u64), files_fdt: u64);
+    if table == 0 || fd >= own_field!(table, fdt_max_fds: u32) {
         return 0;
     }
-    read(field!(table, fdt_fd: u64), fd * 8)
+    read(own_field!(table, fdt_fd: u64), fd * 8)
 }
 
 /// The TCP socket a descriptor of the running task names.
@@ -230,6 +240,10 @@ pub(crate) fn socket(fd: u32) -> Option<Socket> {
 
 #[inline(always)]
 fn current() -> u64 {
+    if has_typed_task() {
+        // SAFETY: the helper takes nothing and returns the running task.
+        return unsafe { bpf_get_current_task_btf() } as u64;
+    }
     // SAFETY: the helper takes nothing.
     unsafe { bpf_get_current_task() }
 }

@@ -145,10 +145,12 @@ fn result(ctx: &TracePointContext) -> i64 {
 #[inline(always)]
 fn accepted(result: i64) {
     if result >= 0 {
-        if let Some(socket) = task::socket(result as u32) {
+        if let Some(socket) = Socket::of_accepted(task::file(result as u32)) {
             owner::accepted(socket, result as i32);
         }
-        if let Some(listener) = task::socket(Call::current().arg0() as u32) {
+        if filter::has_owner_filter()
+            && let Some(listener) = task::socket(Call::current().arg0() as u32)
+        {
             hold(listener);
         }
     } else if result == -EMFILE || result == -ENFILE {

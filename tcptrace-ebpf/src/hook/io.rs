@@ -196,7 +196,7 @@ fn worked(socket: Socket, result: i32, Sending(sending): Sending) {
         known.eof_read = 1;
     }
     if config!(last_user) != 0 || known.confidence < confidence::SEEDED {
-        owner::learn(socket, Call::current().descriptor_of(socket));
+        owner::learn(socket, Some(known), Call::current().descriptor_of(socket));
     }
 }
 
@@ -215,13 +215,10 @@ fn is_timeout(socket: Socket, Sending(sending): Sending, waits_not: bool) -> boo
 fn failed(socket: Socket, error: i32, timeout: bool, Sending(sending): Sending, hook: u8) {
     let call = Call::current();
     let descriptor = call.descriptor_of(socket);
-    if owner::of(socket).is_some() {
-        owner::learn(socket, descriptor);
-    }
+    let known = owner::of(socket).and_then(|known| owner::learn(socket, Some(known), descriptor));
     if !is_wanted(kind::SOCKET_ERROR) {
         return;
     }
-    let known = owner::of(socket);
     let mut user = owner::NOBODY;
     task::describe(&mut user);
     let mut tuple = owner::NOWHERE;

@@ -6,7 +6,7 @@ use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use crate::{
     fds,
     maps::{CLOSE_WAITS, CLOSING},
-    owner,
+    owner::{self, OLDER},
     sock::{LISTEN, Socket},
     task,
 };
@@ -14,12 +14,18 @@ use crate::{
 #[raw_tracepoint]
 fn tcp_destroy_sock(ctx: RawTracePointContext) -> i32 {
     let socket = Socket(ctx.arg(0));
-    let was_listener = owner::of(socket).is_some_and(|known| known.previous == LISTEN);
     fds::destroyed(socket);
-    owner::death(socket);
-    // There only for a socket that was in CLOSE_WAIT a moment ago.
-    let _ = CLOSE_WAITS.remove(socket.0);
-    if was_listener {
+    let Some(known) = owner::of(socket) else {
+        // There only for a socket that was in CLOSE_WAIT a moment ago.
+        let _ = CLOSE_WAITS.remove(socket.0);
+        return 0;
+    };
+    owner::death(socket, known);
+    if known.born == OLDER {
+        // The iterator may have found it in CLOSE_WAIT just when it left.
+        let _ = CLOSE_WAITS.remove(socket.0);
+    }
+    if known.previous == LISTEN {
         // Its children were reset before; the same task may close another one next.
         let _ = CLOSING.remove(task::pid_tgid());
     }

@@ -120,9 +120,10 @@ fn connected(socket: Socket, skb: u64, reason: u32, state: u8) {
         && !aborted
         && skb == 0
     {
-        owner::learn(socket, task::Call::current().descriptor_of(socket));
-        owner::exits(socket, flags);
-        if let Some(known) = owner::of(socket) {
+        let fd = task::Call::current().descriptor_of(socket);
+        let mut known = owner::learn(socket, owner::of(socket), fd);
+        owner::exits(known.as_deref_mut(), flags);
+        if let Some(known) = known {
             // SAFETY: the helper takes nothing.
             closed::remember(socket, known, unsafe { bpf_ktime_get_ns() });
         }

@@ -17,7 +17,7 @@ use crate::{
     kernel::{config, layout},
     listener,
     maps::{CLOSE_WAITS, CLOSING, STATS, count},
-    owner::{self, Heritage},
+    owner,
     sock::{
         CLOSE, CLOSE_WAIT, CLOSING as STATE_CLOSING, ESTABLISHED, FIN_WAIT1, LAST_ACK, LISTEN,
         SYN_RECV, SYN_SENT, Socket,
@@ -36,13 +36,26 @@ const ECONNRESET: i32 = 104;
 
 #[raw_tracepoint]
 fn inet_sock_set_state(ctx: RawTracePointContext) -> i32 {
-    // MPTCP and SCTP sockets come by here too.
-    if Change::of(&ctx).socket.is_tcp() {
-        remember(&ctx, Change::of(&ctx));
-        report(Change::of(&ctx));
-        advance(Change::of(&ctx));
+    // SAFETY: the helper takes nothing.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let Change { socket, old, new } = Change::of(&ctx);
+    // MPTCP and SCTP sockets come by here too; what is remembered is TCP.
+    if begins_life(old, new) {
+        if socket.is_tcp() {
+            begin(&ctx, now);
+        }
+        return 0;
+    }
+    let known = owner::of(socket);
+    if known.is_some() || socket.is_tcp() {
+        change(&ctx, known, now);
     }
     0
+}
+
+#[inline(always)]
+fn begins_life(old: u8, new: u8) -> bool {
+    matches!((old, new), (CLOSE, SYN_SENT | LISTEN) | (LISTEN, SYN_RECV))
 }
 
 /// A socket leaves a state for another.
@@ -69,171 +82,173 @@ impl Change {
     }
 }
 
-/// Who owns the socket, and who listens where.
+/// A socket's life begins.
 #[inline(always)]
-fn remember(ctx: &RawTracePointContext, Change { socket, old, new }: Change) {
+fn begin(ctx: &RawTracePointContext, now: u64) {
+    let Change { socket, old, new } = Change::of(ctx);
+    let known = owner::birth(socket, old, new, now);
+    if new == SYN_RECV {
+        child(ctx, socket, known);
+    } else {
+        opened(ctx, socket, new, known);
+    }
+    if is_wanted(kind::STATE) {
+        let change = Change::of(ctx);
+        let known = owner::of(change.socket);
+        event(next_id(hook::SET_STATE), kind::STATE, &change, known.as_deref());
+    }
+}
+
+/// By `connect` or `listen`, in the caller's context.
+#[inline(always)]
+fn opened(ctx: &RawTracePointContext, socket: Socket, new: u8, known: Option<&mut Sock>) {
+    let Some(known) = known else {
+        if config!(verbose) != 0 {
+            warn!(
+                ctx,
+                "no room for a socket of process {}",
+                (task::pid_tgid() >> 32) as u32
+            );
+        }
+        if new == LISTEN {
+            listener::add(socket);
+        }
+        return;
+    };
+    let call = Call::current();
+    task::describe(&mut known.owner);
+    known.confidence = confidence::EXACT;
+    known.fd = call.descriptor_of(socket);
+    if new == LISTEN {
+        listener::add(socket);
+        if call.number() as u32 == layout!(nr_listen) {
+            known.backlog = call.arg1() as u32;
+        }
+    }
+}
+
+/// In the network's interrupt, by the end of a handshake: until somebody uses the connection, it
+/// belongs to whoever owns the listener.
+#[inline(always)]
+fn child(ctx: &RawTracePointContext, socket: Socket, known: Option<&mut Sock>) {
+    let Some(parent) = listener::of_child(socket) else {
+        if config!(verbose) != 0 {
+            info!(
+                ctx,
+                "a connection to port {} has several listeners: owner unknown until it is used",
+                socket.local_port()
+            );
+        }
+        return;
+    };
+    let Some(listener) = owner::of(parent) else {
+        return;
+    };
+    listener::watch(parent, listener);
+    if let Some(known) = known {
+        known.parent = parent.0;
+        known.owner = listener.owner;
+        known.confidence = confidence::INHERITED;
+        known.held = listener.held;
+        known.answers = listener.answers;
+    }
+}
+
+/// A socket that lives goes on to another state.
+#[inline(always)]
+fn change(ctx: &RawTracePointContext, mut known: Option<&'static mut Sock>, now: u64) {
+    let Change { socket, old, new } = Change::of(ctx);
     match (old, new) {
-        (CLOSE, SYN_SENT | LISTEN) => {
-            if !begin(socket, new) && config!(verbose) != 0 {
-                warn!(
-                    ctx,
-                    "no room for a socket of process {}",
-                    (task::pid_tgid() >> 32) as u32
-                );
-            }
-            if new == LISTEN {
-                listener::add(socket);
-                let call = Call::current();
-                if call.number() as u32 == layout!(nr_listen) {
-                    listener::asked(socket, call.arg1() as u32);
-                }
-            }
-        }
-        (LISTEN, SYN_RECV) => {
-            let known = child(socket);
-            if !known && config!(verbose) != 0 {
-                info!(
-                    ctx,
-                    "a connection to port {} has several listeners: owner unknown until it is used",
-                    socket.local_port()
-                );
-            }
-        }
         (LISTEN, CLOSE) => {
             listener::remove(socket);
             // The table is an LRU: there is always room.
             let _ = CLOSING.insert(task::pid_tgid(), socket.local_port(), u64::from(BPF_ANY));
             if tells_closes() {
-                event(
-                    next_id(hook::SET_STATE),
-                    kind::CLOSE,
-                    Change { socket, old, new },
-                );
+                let id = next_id(hook::SET_STATE);
+                event(id, kind::CLOSE, &Change::of(ctx), known.as_deref());
             }
         }
         // Only the program's own shutdown and close lead there.
         (_, FIN_WAIT1 | LAST_ACK) => {
             if let Some(flags) = task::acting_on(socket) {
                 let fd = Call::current().descriptor_of(socket);
-                owner::learn(socket, fd);
-                owner::exits(socket, flags);
+                known = owner::learn(socket, known, fd);
+                owner::exits(known.as_deref_mut(), flags);
                 fds::closes(socket, fd);
-                if tells_closes() && is_telling(socket, old, flags) {
-                    event(
-                        next_id(hook::SET_STATE),
-                        kind::CLOSE,
-                        Change { socket, old, new },
-                    );
+                if tells_closes() && is_telling(socket, old, flags, known.as_deref()) {
+                    let id = next_id(hook::SET_STATE);
+                    event(id, kind::CLOSE, &Change::of(ctx), known.as_deref());
                 }
             }
         }
-        (_, CLOSE_WAIT | STATE_CLOSING) => fin(socket),
+        (_, CLOSE_WAIT | STATE_CLOSING) => fin(socket, known.as_deref_mut(), now),
         _ => {}
+    }
+    report(ctx, known.as_deref_mut(), now);
+    if let Some(known) = known {
+        advance(Change::of(ctx), known, now);
     }
 }
 
 #[inline(always)]
-fn advance(Change { socket, old, new }: Change) {
-    if let Some(known) = owner::of(socket) {
-        // SAFETY: the helper takes nothing.
-        known.state_since = unsafe { bpf_ktime_get_ns() };
-        known.previous = old;
-        known.state = new;
-        if new == ESTABLISHED {
-            owner::publish(socket, known);
+fn advance(Change { socket, old, new }: Change, known: &mut Sock, now: u64) {
+    known.state_since = now;
+    known.previous = old;
+    known.state = new;
+    if new == ESTABLISHED {
+        owner::publish(socket, known);
+    }
+    if matches!(new, FIN_WAIT1 | LAST_ACK) {
+        known.shut = now;
+        if new == FIN_WAIT1 && is_wanted(kind::RESET_SENT) {
+            closed::remember(socket, known, now);
         }
-        if matches!(new, FIN_WAIT1 | LAST_ACK) {
-            known.shut = known.state_since;
-            if new == FIN_WAIT1 && is_wanted(kind::RESET_SENT) {
-                closed::remember(socket, known, known.shut);
-            }
-        }
-        if old == ESTABLISHED
-            && known.side == side::SERVER
-            && known.answers == 0
-            && socket.has_sent()
-        {
-            owner::has_answered(known);
-        }
+    }
+    if old == ESTABLISHED
+        && known.side == side::SERVER
+        && known.answers == 0
+        && socket.has_sent()
+    {
+        owner::has_answered(known);
     }
 }
 
 /// The peer's FIN came.
 #[inline(always)]
-fn fin(socket: Socket) {
-    if let Some(known) = owner::of(socket) {
-        // SAFETY: the helper takes nothing.
-        known.fin = unsafe { bpf_ktime_get_ns() };
+fn fin(socket: Socket, known: Option<&mut Sock>, now: u64) {
+    if let Some(known) = known {
+        known.fin = now;
         known.fin_seq = socket.write_seq();
-        (known.fin_waited, known.fin_idle) = socket.before_fin(known.fin);
+        (known.fin_waited, known.fin_idle) = socket.before_fin(now);
     }
 }
 
-/// A socket's life begins with `connect` or `listen`, in the caller's context. Says whether there was
-/// room to remember it.
 #[inline(always)]
-fn begin(socket: Socket, state: u8) -> bool {
-    let mut heritage = Heritage {
-        owner: owner::NOBODY,
-        parent: 0,
-        fd: Call::current().descriptor_of(socket),
-        confidence: confidence::EXACT,
-        held: 0,
-        answers: 0,
-    };
-    task::describe(&mut heritage.owner);
-    owner::birth(socket, state, &heritage)
-}
-
-/// A connection's life begins in the network's interrupt: until somebody uses it, it belongs to
-/// whoever owns the listener. Says whether that is known.
-#[inline(always)]
-fn child(socket: Socket) -> bool {
-    let mut tuple = owner::NOWHERE;
-    socket.tuple(&mut tuple);
-    let parent = listener::parent(&tuple, socket.family());
-    let mut heritage = Heritage {
-        owner: owner::NOBODY,
-        parent: parent.map_or(0, |parent| parent.0),
-        fd: -1,
-        confidence: confidence::UNKNOWN,
-        held: 0,
-        answers: 0,
-    };
-    if let Some(parent) = parent.and_then(owner::of) {
-        heritage.owner = parent.owner;
-        heritage.confidence = confidence::INHERITED;
-        heritage.held = parent.held;
-        heritage.answers = parent.answers;
-    }
-    owner::birth(socket, SYN_RECV, &heritage);
-    parent.is_some()
-}
-
-#[inline(always)]
-fn report(change: Change) {
-    if change.old == CLOSE_WAIT {
+fn report(ctx: &RawTracePointContext, known: Option<&mut Sock>, now: u64) {
+    let Change { socket, old, new } = Change::of(ctx);
+    if old == CLOSE_WAIT {
         // Not there when it did not pass the filter.
-        let _ = CLOSE_WAITS.remove(change.socket.0);
+        let _ = CLOSE_WAITS.remove(socket.0);
     }
     if is_wanted(kind::STATE) {
-        event(next_id(hook::SET_STATE), kind::STATE, change);
+        let id = next_id(hook::SET_STATE);
+        event(id, kind::STATE, &Change::of(ctx), known.as_deref());
     }
-    if change.new == CLOSE_WAIT {
+    if new == CLOSE_WAIT {
         if is_wanted(kind::CLOSE_WAIT) {
-            close_wait(change);
+            close_wait(&Change::of(ctx), known.as_deref(), now);
         }
-    } else if change.new == CLOSE {
-        let kind = match change.old {
+    } else if new == CLOSE {
+        let kind = match old {
             SYN_SENT => kind::CONNECT_FAILED,
             CLOSE | LISTEN => return,
-            _ if is_timeout(change.socket.error()) => kind::TIMEOUT,
+            _ if is_timeout(socket.error()) => kind::TIMEOUT,
             _ => return,
         };
         if is_wanted(kind) {
             let id = next_id(hook::SET_STATE);
-            event(id, kind, change);
-            if let Some(known) = owner::of(change.socket) {
+            event(id, kind, &Change::of(ctx), known.as_deref());
+            if let Some(known) = known {
                 known.cause = id;
             }
         }
@@ -248,11 +263,11 @@ fn tells_closes() -> bool {
 
 /// A process with these flags closes the socket in a way that may explain what its peer sees.
 #[inline(never)]
-fn is_telling(socket: Socket, state: u8, flags: u32) -> bool {
+fn is_telling(socket: Socket, state: u8, flags: u32, known: Option<&Sock>) -> bool {
     if flags & PF_EXITING != 0 {
         return true;
     }
-    let Some(known) = owner::of(socket) else {
+    let Some(known) = known else {
         return false;
     };
     match (state, known.side) {
@@ -304,21 +319,17 @@ fn is_timeout(error: i32) -> bool {
     !matches!(error, 0 | EPIPE | ECONNABORTED | ECONNRESET)
 }
 
-#[inline(always)]
-fn close_wait(change: Change) {
+#[inline(never)]
+fn close_wait(change: &Change, known: Option<&Sock>, now: u64) {
     let socket = change.socket;
     let id = next_id(hook::SET_STATE);
-    let known = owner::of(socket);
     let gave_up = is_wanted(kind::CLOSE)
-        && known
-            .as_deref()
-            .is_some_and(|known| known.side == side::SERVER && has_waited(known));
+        && known.is_some_and(|known| known.side == side::SERVER && has_waited(known));
     if config!(close_wait_at_once) != 0 || gave_up {
-        event(id, kind::CLOSE_WAIT, change);
+        event(id, kind::CLOSE_WAIT, change, known);
     }
-    let mut entry = CloseWait {
-        // SAFETY: the helper takes nothing.
-        since: unsafe { bpf_ktime_get_ns() },
+    let entry = &mut CloseWait {
+        since: now,
         id,
         tuple: owner::NOWHERE,
         family: socket.family(),
@@ -326,28 +337,27 @@ fn close_wait(change: Change) {
         pad: [0; 6],
     };
     socket.tuple(&mut entry.tuple);
-    if !filter::socket(&entry.tuple, entry.family, known.as_deref()) {
+    if !filter::socket(&entry.tuple, entry.family, known) {
         return;
     }
     count(&STATS, stat::CLOSE_WAITS);
     if CLOSE_WAITS
-        .insert(socket.0, entry, u64::from(BPF_ANY))
+        .insert(socket.0, &*entry, u64::from(BPF_ANY))
         .is_err()
     {
         count(&STATS, stat::CLOSE_WAITS_FULL);
     }
 }
 
-#[inline(always)]
-fn event(id: u64, kind: u8, Change { socket, old, new }: Change) {
-    let known = owner::of(socket);
+#[inline(never)]
+fn event(id: u64, kind: u8, &Change { socket, old, new }: &Change, known: Option<&Sock>) {
     let mut tuple = owner::NOWHERE;
     socket.tuple(&mut tuple);
-    if !filter::socket(&tuple, socket.family(), known.as_deref()) {
+    if !filter::socket(&tuple, socket.family(), known) {
         return;
     }
     emit(id, kind, hook::SET_STATE, |event| {
-        socket.record(event, known.as_deref());
+        socket.record(event, known);
         event.state = old;
         event.other_state = new;
         if new != CLOSE {

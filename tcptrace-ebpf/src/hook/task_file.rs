@@ -48,16 +48,17 @@ unsafe extern "C" fn task_file(ctx: *const Context) -> i32 {
 fn found(socket: Socket, task: u64, fd: i32) {
     let mut holder = owner::NOBODY;
     task::describe_other(task, &mut holder);
-    let known = owner::of(socket).is_some();
     let state = socket.state();
-    owner::seed(socket, &holder, fd);
+    let is_new = owner::seed(socket, &holder, fd);
     owner::hold(socket, &holder);
-    if known {
+    if !is_new {
         return;
     }
     if state == LISTEN {
         listener::add(socket);
-        listener::watch(socket);
+        if let Some(known) = owner::of(socket) {
+            listener::watch(socket, known);
+        }
     } else if state == CLOSE_WAIT {
         close_wait(socket, &holder);
     }
