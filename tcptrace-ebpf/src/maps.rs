@@ -39,7 +39,8 @@ pub(crate) static SOCKS: HashMap<u64, Sock> = HashMap::with_max_entries(1 << 17,
 /// Sockets destroyed last, a ring per CPU: their entries stay in [`SOCKS`] until the ring comes
 /// round, because a RST can go out after the end.
 #[map]
-pub(crate) static DESTROYED: PerCpuArray<Grave> = PerCpuArray::with_max_entries(RING_OF_DEAD + 1, 0);
+pub(crate) static DESTROYED: PerCpuArray<Grave> =
+    PerCpuArray::with_max_entries(RING_OF_DEAD + 1, 0);
 
 /// Entries a CPU keeps of destroyed sockets; [`DESTROYED`] has one more, the position.
 pub(crate) const RING_OF_DEAD: u32 = 64;

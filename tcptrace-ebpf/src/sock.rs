@@ -409,7 +409,9 @@ impl Head {
     /// program.
     #[inline(always)]
     fn at<T: Copy>(&self, offset: u32) -> T {
-        let field = (&raw const self.0).cast::<u8>().wrapping_add(offset as usize);
+        let field = (&raw const self.0)
+            .cast::<u8>()
+            .wrapping_add(offset as usize);
         // SAFETY: the verifier checks that it lies within; integers have no invalid value. Volatile,
         // because the compiler cannot know that.
         unsafe { field.cast::<T>().read_volatile() }

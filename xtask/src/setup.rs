@@ -28,14 +28,17 @@ const DEBIAN_LINTS: [&str; 2] = ["rust-web-clippy", "rustfmt-web"];
 const DEBIAN_LLVM: &str = "/usr/lib/llvm-22";
 /// The name under which the build script asks rustup for Debian's compiler.
 pub(crate) const DEBIAN_TOOLCHAIN: &str = "bpf-debian";
-/// The programs live tests start, and the packages that hold them.
-const TEST_PROGRAMS: [(&str, &str); 6] = [
+/// The programs that live tests and measurements start, and the packages that hold them.
+const TEST_PROGRAMS: [(&str, &str); 9] = [
     ("ip", "iproute2"),
     ("nginx", "nginx-light"),
     ("curl", "curl"),
     ("go", "golang-go"),
     ("redis-server", "redis-server"),
     ("nft", "nftables"),
+    ("wrk", "wrk"),
+    ("bpftrace", "bpftrace"),
+    ("tcpstates", "libbpf-tools"),
 ];
 /// Those of the packages whose daemon the next boot would start. The tests start their own.
 const SERVICES: [(&str, &str); 2] = [("nginx-light", "nginx"), ("redis-server", "redis-server")];

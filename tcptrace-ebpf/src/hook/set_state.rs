@@ -95,7 +95,12 @@ fn begin(ctx: &RawTracePointContext, now: u64) {
     if is_wanted(kind::STATE) {
         let change = Change::of(ctx);
         let known = owner::of(change.socket);
-        event(next_id(hook::SET_STATE), kind::STATE, &change, known.as_deref());
+        event(
+            next_id(hook::SET_STATE),
+            kind::STATE,
+            &change,
+            known.as_deref(),
+        );
     }
 }
 
@@ -204,11 +209,7 @@ fn advance(Change { socket, old, new }: Change, known: &mut Sock, now: u64) {
             closed::remember(socket, known, now);
         }
     }
-    if old == ESTABLISHED
-        && known.side == side::SERVER
-        && known.answers == 0
-        && socket.has_sent()
-    {
+    if old == ESTABLISHED && known.side == side::SERVER && known.answers == 0 && socket.has_sent() {
         owner::has_answered(known);
     }
 }
@@ -328,7 +329,7 @@ fn close_wait(change: &Change, known: Option<&Sock>, now: u64) {
     if config!(close_wait_at_once) != 0 || gave_up {
         event(id, kind::CLOSE_WAIT, change, known);
     }
-    let entry = &mut CloseWait {
+    let mut entry = CloseWait {
         since: now,
         id,
         tuple: owner::NOWHERE,
@@ -342,7 +343,7 @@ fn close_wait(change: &Change, known: Option<&Sock>, now: u64) {
     }
     count(&STATS, stat::CLOSE_WAITS);
     if CLOSE_WAITS
-        .insert(socket.0, &*entry, u64::from(BPF_ANY))
+        .insert(socket.0, entry, u64::from(BPF_ANY))
         .is_err()
     {
         count(&STATS, stat::CLOSE_WAITS_FULL);

@@ -3,12 +3,13 @@
 //! nanoseconds one operation took.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::Instant;
 
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, setsockopt, sockopt};
 use nix::unistd::{Pid, getppid};
 
@@ -22,6 +23,7 @@ fn main() -> io::Result<()> {
     cpus.set(cpu.parse().map_err(|_| invalid())?)?;
     sched_setaffinity(Pid::from_raw(0), &cpus)?;
     enter_network_namespace()?;
+    let mut held = Vec::new();
     for line in io::stdin().lines() {
         let line = line?;
         let (name, operations) = line.split_once(' ').ok_or_else(invalid)?;
@@ -35,6 +37,9 @@ fn main() -> io::Result<()> {
             }),
             "recv" => idle_recv(batch),
             "resets" => resets(batch),
+            "bulk" => bulk(batch),
+            "errors" => errors(batch),
+            "hold" => hold(operations.parse().map_err(|_| invalid())?, &mut held),
             _ => Err(invalid()),
         }?;
         println!("{nanoseconds}");
@@ -103,6 +108,40 @@ fn resets(batch: u32) -> io::Result<f64> {
         drop(client);
         Ok(())
     })
+}
+
+/// 64 KiB after another, which another thread reads.
+fn bulk(batch: u32) -> io::Result<f64> {
+    let (mut client, mut server) = connection(&listener()?)?;
+    let sink = thread::spawn(move || io::copy(&mut server, &mut io::sink()));
+    let block = vec![0; 1 << 16];
+    let result = time(batch, || client.write_all(&block));
+    drop(client);
+    sink.join()
+        .map_err(|_| io::Error::other("the reader panicked"))??;
+    result
+}
+
+/// A send after the program's own shutdown.
+fn errors(batch: u32) -> io::Result<f64> {
+    let (mut client, _server) = connection(&listener()?)?;
+    client.shutdown(Shutdown::Write)?;
+    // Rust's programs ignore SIGPIPE.
+    time(batch, || match client.write(b"a") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        _ => Err(io::Error::other("a send after shutdown did not fail")),
+    })
+}
+
+/// Connections that stay open as long as the process.
+fn hold(connections: u32, held: &mut Vec<(TcpStream, TcpStream)>) -> io::Result<f64> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    let listener = listener()?;
+    for _ in 0..connections {
+        held.push(connection(&listener)?);
+    }
+    Ok(0.0)
 }
 
 /// How long the operation takes, in nanoseconds.

@@ -1,0 +1,368 @@
+//! The page: the goals and whether they are met, then what was measured.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use super::footprint::Footprint;
+use super::load::{ERRORS, LOADS, Load, NGINX};
+use super::programs::Runs;
+use super::rival::Rival;
+use super::{Absent, Sample, TIMED, Timed, machine};
+use crate::process;
+
+const DEFAULTS: Rival = Rival::Tcptrace(&[]);
+const FLOOR: Rival = Rival::Empty(&[]);
+
+/// What was measured.
+pub(super) struct Results<'a> {
+    pub(super) pairs: u32,
+    pub(super) samples: &'a [Sample],
+    pub(super) absent: &'a [Absent],
+    pub(super) timed: &'a [Timed],
+    pub(super) footprint: &'a Footprint,
+}
+
+/// The whole page.
+pub(super) fn write(results: &Results) -> Result<String> {
+    let date = process::answer(Command::new("date").args(["-u", "+%Y-%m-%d"]))
+        .context("date does not run")?;
+    let mut page = format!(
+        "# What tracing costs\n\nWritten by `cargo xtask overhead --pairs {}` on {}: {}.\n",
+        results.pairs,
+        date.trim_end(),
+        machine()?,
+    );
+    page += "\n## Goals\n\n";
+    page += GOALS;
+    page += "\n| goal | limit | measured | |\n|---|---:|---:|---|\n";
+    for Goal {
+        about,
+        limit,
+        measured,
+        unit,
+    } in goals(results)
+    {
+        let met = if measured <= limit {
+            "met"
+        } else {
+            "**not met**"
+        };
+        let _ = writeln!(
+            page,
+            "| {about} | {limit:.1} {unit} | {measured:.1} {unit} | {met} |"
+        );
+    }
+    page += "\n## Side by side\n\n";
+    page += METHOD;
+    for Load { name, about, .. } in LOADS.into_iter().chain([NGINX]) {
+        let _ = writeln!(page, "- **{name}**: {about}.");
+    }
+    page += &ratios(results.samples);
+    for (rival, reason) in results.absent {
+        let _ = writeln!(page, "\n{} is missing: {reason}.", rival.title());
+    }
+    page += "\n## What the kernel counts for each program\n\n";
+    page += PROGRAMS;
+    for timed in results.timed {
+        page += &table(timed);
+    }
+    page += "\n## Memory and start\n\n";
+    page += MEMORY;
+    page += &held(results.footprint);
+    Ok(page)
+}
+
+const GOALS: &str = "\
+A loss is by how much the median ratio below is above 1. *Empty programs* return at once: what they
+lose is the kernel's price for being asked at all, the floor. A load is worth tracing where it is one
+that people run; the bare loopback loads have a hook in every call and are the worst there is.
+";
+
+const METHOD: &str = "\
+Each number comes from a pair: the load without a tracer, then at once with it. Every round measures
+one pair for each row, in turn. The load runs on one CPU, over loopback (which hides what a network
+card adds) in a network namespace of its own; the tracer, `tcptrace -o json … > /dev/null`, runs on
+another, and wrk beside it. An operation is timed in 1000 batches, of which the median counts; of
+nginx it is the time per request over a second. *bpftrace* runs `xtask/src/overhead/same.bt`.
+
+The ratio of a pair is *with* divided by *without*. The table has medians over the pairs, and of the
+ratios the middle half and the extremes as well. *No tracer* compares the load with itself: what
+lies within its extremes is noise.
+
+";
+
+const PROGRAMS: &str = "\
+With `kernel.bpf_stats_enabled` the kernel times each run of a program, the reading of the clock
+included: the empty programs show how much that is. A cell has the average of a run in nanoseconds,
+and how often the program ran for one operation. With **resets** `tcp_send_reset` and
+`tcp_receive_reset` hand over an event each time they run, and with **errors** `sock_send_length`
+does; under `--port 1` nothing passes the filter. Programs run for the other processes of the machine
+too; what ran for less than one operation in 200 is left out.
+";
+
+const MEMORY: &str = "\
+The kernel's maps are preallocated. Sockets remembered are set by `--max-sockets`, the ring by
+`--ring-buffer`; the kernel half's other tables are of fixed size.
+";
+
+/// What is promised, and what is.
+struct Goal {
+    about: String,
+    limit: f64,
+    measured: f64,
+    unit: &'static str,
+}
+
+fn goals(results: &Results) -> Vec<Goal> {
+    let loss = |load: Load, rival| Some((ratio_of(results.samples, load, rival)? - 1.0) * 100.0);
+    let goal = |about: String, limit, measured, unit| {
+        Some(Goal {
+            about,
+            limit: limit?,
+            measured: measured?,
+            unit,
+        })
+    };
+    let mut goals = vec![goal(
+        "nginx under wrk: throughput lost".to_owned(),
+        Some(2.0),
+        ratio_of(results.samples, NGINX, DEFAULTS).map(|ratio| (1.0 - 1.0 / ratio) * 100.0),
+        "%",
+    )];
+    let [ping_pong, churn, _, resets, ..] = LOADS;
+    for load in [ping_pong, churn] {
+        goals.push(goal(
+            format!("{}: loss, 1.3 × the floor's + 1", load.name),
+            loss(load, FLOOR).map(|loss| 1.3 * loss.max(0.0) + 1.0),
+            loss(load, DEFAULTS),
+            "%",
+        ));
+    }
+    for load in [ping_pong, churn, resets, NGINX] {
+        goals.push(goal(
+            format!("{}: loss, below bpftrace's", load.name),
+            loss(load, Rival::Bpftrace),
+            loss(load, DEFAULTS),
+            "%",
+        ));
+    }
+    let time = |rival, load: Load| {
+        let timed = results.timed.iter().find(|it| it.rival == rival)?;
+        timed.all(load)
+    };
+    for load in [ping_pong, churn] {
+        goals.push(goal(
+            format!(
+                "{}: programs' time per operation, 1.3 × the floor's + 200",
+                load.name
+            ),
+            time(FLOOR, load).map(|time| 1.3 * time + 200.0),
+            time(DEFAULTS, load),
+            "ns",
+        ));
+    }
+    let run = |rival, load: Load, program| {
+        let timed = results.timed.iter().find(|it| it.rival == rival)?;
+        timed.run(load, program)
+    };
+    for (load, program) in [
+        (resets, "tcp_receive_reset"),
+        (resets, "tcp_send_reset"),
+        (ERRORS, "sock_send_length"),
+    ] {
+        goals.push(goal(
+            format!("`{program}`: an event filtered out"),
+            Some(60.0),
+            run(TIMED[2], load, program),
+            "ns",
+        ));
+        goals.push(goal(
+            format!("`{program}`: an event handed over"),
+            Some(600.0),
+            run(DEFAULTS, load, program),
+            "ns",
+        ));
+    }
+    let starts = &results.footprint.starts;
+    goals.push(goal(
+        "from exec until it traces".to_owned(),
+        Some(300.0),
+        starts
+            .get(starts.len() / 2)
+            .map(|took| took.as_secs_f64() * 1e3),
+        "ms",
+    ));
+    let most = results.footprint.held.iter().map(|it| it.resident).max();
+    goals.push(goal(
+        "resident memory, at most".to_owned(),
+        Some(64.0),
+        most.map(mebibytes),
+        "MiB",
+    ));
+    goals.into_iter().flatten().collect()
+}
+
+fn ratio_of(samples: &[Sample], load: Load, rival: Rival) -> Option<f64> {
+    let sample = samples
+        .iter()
+        .find(|it| it.load.name == load.name && it.rival == rival)?;
+    let [_, _, median, _, _] = quarters(sample.pairs.iter().map(|it| it.with / it.without));
+    Some(median)
+}
+
+fn ratios(samples: &[Sample]) -> String {
+    let mut text = String::new();
+    let mut load = "";
+    for Sample {
+        load: Load { name, .. },
+        rival,
+        pairs,
+    } in samples
+    {
+        if load != *name {
+            load = name;
+            let _ = write!(
+                text,
+                "\n### {name}\n\n\
+                 | tracer | without, ns | with, ns | ratio | middle half | extremes |\n\
+                 |---|---:|---:|---:|---:|---:|\n"
+            );
+        }
+        let [_, _, without, _, _] = quarters(pairs.iter().map(|it| it.without));
+        let [_, _, with, _, _] = quarters(pairs.iter().map(|it| it.with));
+        let [min, low, median, high, max] = quarters(pairs.iter().map(|it| it.with / it.without));
+        let _ = writeln!(
+            text,
+            "| {} | {without:.0} | {with:.0} | {median:.3} | {low:.3} – {high:.3} \
+             | {min:.3} – {max:.3} |",
+            rival.title()
+        );
+    }
+    text
+}
+
+impl Timed {
+    /// Nanoseconds of all programs for one operation.
+    fn all(&self, load: Load) -> Option<f64> {
+        let (_, measured, programs) = self.runs.iter().find(|it| it.0.name == load.name)?;
+        let sum: u64 = programs.values().map(|runs| runs.nanoseconds).sum();
+        Some(float(sum) / measured.operations)
+    }
+
+    /// Nanoseconds of one run of a program.
+    fn run(&self, load: Load, program: &str) -> Option<f64> {
+        let (.., programs) = self.runs.iter().find(|it| it.0.name == load.name)?;
+        let runs = programs.get(program).filter(|runs| runs.count > 0)?;
+        Some(float(runs.nanoseconds) / float(runs.count))
+    }
+}
+
+fn table(timed: &Timed) -> String {
+    let mut table = format!("\n### {}\n\n| program |", timed.rival.title());
+    for (load, ..) in &timed.runs {
+        let _ = write!(table, " {} |", load.name);
+    }
+    let _ = writeln!(table, "\n|---|{}", "---:|".repeat(timed.runs.len()));
+    let names: BTreeSet<&String> = timed.runs.iter().flat_map(|it| it.2.keys()).collect();
+    for name in names {
+        let cells = timed.runs.iter().map(|(_, measured, programs)| {
+            let runs = programs.get(name).copied().unwrap_or_default();
+            runs.cell(measured.operations)
+        });
+        let cells: Vec<String> = cells.collect();
+        if cells.iter().any(|cell| !cell.is_empty()) {
+            let _ = writeln!(table, "| {name} | {} |", cells.join(" | "));
+        }
+    }
+    let sums = timed.runs.iter().filter_map(|(load, ..)| timed.all(*load));
+    let sums: Vec<String> = sums.map(|sum| format!("{sum:.0}")).collect();
+    let _ = writeln!(table, "| all, ns per operation | {} |", sums.join(" | "));
+    if matches!(timed.rival, Rival::Tcptrace(_)) {
+        let records = timed.records.iter();
+        let records: Vec<String> = records
+            .map(|(name, count)| format!("{count} {name}"))
+            .collect();
+        let _ = writeln!(
+            table,
+            "\nRecords handed over and printed: {}.",
+            records.join(", ")
+        );
+    }
+    table
+}
+
+impl Runs {
+    /// `42 × 2.00`, or nothing for what other processes on the machine caused.
+    fn cell(self, operations: f64) -> String {
+        let each = float(self.count) / operations;
+        if each < 0.005 {
+            return String::new();
+        }
+        let run = float(self.nanoseconds) / float(self.count);
+        format!("{run:.0} × {each:.2}")
+    }
+}
+
+fn held(footprint: &Footprint) -> String {
+    let mut text = String::new();
+    if let [first, .., last] = footprint.starts[..] {
+        let median = footprint.starts[footprint.starts.len() / 2];
+        let _ = writeln!(
+            text,
+            "\nFrom exec until it traces: {:.0} ms, the median of {} starts ({:.0} – {:.0}).",
+            median.as_secs_f64() * 1e3,
+            footprint.starts.len(),
+            first.as_secs_f64() * 1e3,
+            last.as_secs_f64() * 1e3
+        );
+    }
+    text +=
+        "\n| | resident, MiB | of it anonymous, MiB | kernel maps, MiB |\n|---|---:|---:|---:|\n";
+    for held in &footprint.held {
+        let _ = writeln!(
+            text,
+            "| {} | {:.1} | {:.1} | {:.1} |",
+            held.when.trim_end(),
+            mebibytes(held.resident),
+            mebibytes(held.anonymous),
+            mebibytes(held.maps)
+        );
+    }
+    text
+}
+
+fn mebibytes(bytes: u64) -> f64 {
+    float(bytes) / f64::from(1 << 20)
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "counts, times and sizes far below 2^52"
+)]
+fn float(number: u64) -> f64 {
+    number as f64
+}
+
+/// The least, the first quartile, the median, the third quartile and the greatest, each one of
+/// the values.
+fn quarters(values: impl Iterator<Item = f64>) -> [f64; 5] {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let last = values.len() - 1;
+    [0, last / 4, last / 2, last - last / 4, last].map(|rank| values[rank])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quarters_divide_the_sorted_values() {
+        let values = [7.0, 3.0, 9.0, 2.0, 1.0, 5.0, 8.0];
+        let quarters = quarters(values.into_iter());
+        assert_eq!(format!("{quarters:?}"), "[1.0, 2.0, 5.0, 8.0, 9.0]");
+    }
+}
