@@ -38,8 +38,10 @@ macro_rules! field {
     };
 }
 
-/// A field of a structure that the verifier knows to be one, as those of the running task are, and so
-/// read without a helper where this kernel allows it: `own_field!(task, task_flags: u32)`.
+/// A number in the running task or its registers, which are read without a helper where this kernel
+/// gives typed pointers to them: `own_field!(task, task_flags: u32)`. Not for pointers: at each of them
+/// the verifier searches all types of the kernel by name, which costs the start milliseconds.
+/// <https://github.com/torvalds/linux/blob/v6.18/kernel/bpf/btf.c> (`btf_nested_type_is_trusted`)
 macro_rules! own_field {
     ($base:expr, $field:ident: $ty:ty) => {
         $crate::kernel::load::<$ty>($base, $crate::kernel::layout!($field))

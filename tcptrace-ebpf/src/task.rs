@@ -10,7 +10,7 @@ use tcptrace_common::{
 };
 
 use crate::{
-    kernel::{field, has_typed_task, layout, load, own_field, read},
+    kernel::{field, has_typed_task, layout, own_field, read},
     sock::{self, Socket},
 };
 
@@ -54,11 +54,7 @@ pub(crate) fn describe(task: &mut Task) {
     // SAFETY: the helper takes nothing.
     task.cgroup = unsafe { bpf_get_current_cgroup_id() };
     task.flags = own_field!(current, task_flags: u32);
-    let leader = own_field!(current, task_group_leader: u64);
-    // The verifier knows no loads of more than 8 bytes.
-    let (first, second) = task.comm.split_at_mut(8);
-    first.copy_from_slice(&load::<u64>(leader, layout!(task_comm)).to_ne_bytes());
-    second.copy_from_slice(&load::<u64>(leader, layout!(task_comm) + 8).to_ne_bytes());
+    task.comm = field!(field!(current, task_group_leader: u64), task_comm: [u8; 16]);
 }
 
 /// Network namespace of the running task.
@@ -225,11 +221,11 @@ impl Call {
 /// The open file a descriptor of the running task names; 0: none.
 #[inline(never)]
 pub(crate) fn file(fd: u32) -> u64 {
-    let table = own_field!(own_field!(current(), task_files: u64), files_fdt: u64);
-    if table == 0 || fd >= own_field!(table, fdt_max_fds: u32) {
+    let table = field!(field!(current(), task_files: u64), files_fdt: u64);
+    if table == 0 || fd >= field!(table, fdt_max_fds: u32) {
         return 0;
     }
-    read(own_field!(table, fdt_fd: u64), fd * 8)
+    read(field!(table, fdt_fd: u64), fd * 8)
 }
 
 /// The TCP socket a descriptor of the running task names.
