@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use crate::event::{Event, Fact};
+use crate::event::{Event, Fact, Timestamp};
 use crate::host::attribution::Budget;
 use crate::host::netns::processor_time;
 use look::look;
@@ -242,6 +242,11 @@ impl Facts {
         ready
     }
 
+    /// When the oldest of the events that wait happened.
+    pub(super) fn oldest(&self) -> Option<Timestamp> {
+        self.held.values().map(|held| held.event.time).min()
+    }
+
     /// Looks that were not taken, because there were too many or they took too long.
     pub(super) fn skipped(&self) -> u64 {
         self.skipped
@@ -330,6 +335,20 @@ mod tests {
         assert_eq!(hold(&mut facts, stuck(1), 2 * SECOND), None);
         assert_eq!(facts.finish(SECOND).len(), 1);
         assert_eq!((host.asked(), facts.skipped()), (3, 0));
+    }
+
+    #[test]
+    fn the_oldest_event_that_waits_is_known_until_it_waits_no_longer() {
+        let mut facts = Host::default().facts();
+        assert_eq!(facts.oldest(), None);
+        for (pid, time) in [(1, 20), (2, 10)] {
+            let mut event = stuck(pid);
+            event.time = Timestamp(time);
+            assert_eq!(hold(&mut facts, event, SECOND), None);
+        }
+        assert_eq!(facts.oldest(), Some(Timestamp(10)));
+        assert_eq!(facts.finish(SECOND).len(), 2);
+        assert_eq!(facts.oldest(), None);
     }
 
     #[test]
