@@ -25,23 +25,22 @@ pub(super) enum Rival {
     Tcptrace(&'static [&'static str]),
     /// Programs that return at once, at the hooks tcptrace has with these arguments.
     Empty(&'static [&'static str]),
+    /// As at the defaults, but for the exits of system calls.
+    EmptyWithoutCalls,
     /// `same.bt`.
     Bpftrace,
     /// One of Debian's libbpf-tools.
     Tool(&'static str),
 }
 
-/// The calls' exits are classic tracepoints, and make every call of the host slower.
-const NO_CALLS: &[&str] = &["--without", "tracepoint"];
-
 /// Everything compared side by side.
 pub(super) const RIVALS: [Rival; 11] = [
     Rival::None,
     Rival::Tcptrace(&[]),
     Rival::Empty(&[]),
-    Rival::Tcptrace(NO_CALLS),
-    Rival::Empty(NO_CALLS),
+    Rival::EmptyWithoutCalls,
     Rival::Tcptrace(&["--event", "reset"]),
+    Rival::Tcptrace(&["--without", "tracepoint"]),
     Rival::Tcptrace(&["--event", "+fd.invalid"]),
     Rival::Tcptrace(&["--last-user"]),
     Rival::Bpftrace,
@@ -63,6 +62,7 @@ impl Rival {
             Self::None => "no tracer".to_owned(),
             Self::Tcptrace(arguments) => format!("tcptrace, {}", words(arguments)),
             Self::Empty(arguments) => format!("empty programs, {}", words(arguments)),
+            Self::EmptyWithoutCalls => "empty programs, no exits of calls".to_owned(),
             Self::Bpftrace => "bpftrace, the same events".to_owned(),
             Self::Tool(name) => format!("{name} (libbpf-tools)"),
         }
@@ -70,9 +70,11 @@ impl Rival {
 
     /// It is measured with nginx too.
     pub(super) fn serves(self) -> bool {
-        use Rival::{Bpftrace, Empty, Tcptrace};
-        matches!(self, Self::None | Bpftrace | Tcptrace([]) | Empty([]))
-            || self == Tcptrace(NO_CALLS)
+        use Rival::{Bpftrace, Empty, EmptyWithoutCalls, Tcptrace};
+        matches!(
+            self,
+            Self::None | Bpftrace | Tcptrace([]) | Empty([]) | EmptyWithoutCalls
+        )
     }
 
     /// Returns when it traces. Records go to `output`.
@@ -81,6 +83,11 @@ impl Rival {
             Self::None => Running::Nothing,
             Self::Tcptrace(arguments) => Running::Tracer(Tracer::start(arguments, output)?),
             Self::Empty(arguments) => Running::Floor(Floor::attach(&hooks(arguments)?)?),
+            Self::EmptyWithoutCalls => {
+                let mut hooks = hooks(&[])?;
+                hooks.retain(|hook| matches!(hook, Hook::Raw(_)));
+                Running::Floor(Floor::attach(&hooks)?)
+            }
             Self::Bpftrace => Running::Tool(bpftrace()?),
             Self::Tool(name) => Running::Tool(tool(name)?),
         })
