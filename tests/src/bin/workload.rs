@@ -110,12 +110,22 @@ fn resets(batch: u32) -> io::Result<f64> {
     })
 }
 
-/// 64 KiB after another, which another thread reads.
+/// A megabyte one way, and a byte back when it has been read.
 fn bulk(batch: u32) -> io::Result<f64> {
+    const BLOCK: usize = 1 << 20;
     let (mut client, mut server) = connection(&listener()?)?;
-    let sink = thread::spawn(move || io::copy(&mut server, &mut io::sink()));
-    let block = vec![0; 1 << 16];
-    let result = time(batch, || client.write_all(&block));
+    let sink = thread::spawn(move || {
+        let mut block = vec![0; BLOCK];
+        while server.read_exact(&mut block).is_ok() {
+            server.write_all(b"a")?;
+        }
+        io::Result::Ok(())
+    });
+    let block = vec![0; BLOCK];
+    let result = time(batch, || {
+        client.write_all(&block)?;
+        client.read_exact(&mut [0])
+    });
     drop(client);
     sink.join()
         .map_err(|_| io::Error::other("the reader panicked"))??;

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use super::load::Crowd;
 use super::programs;
@@ -20,10 +20,8 @@ const CROWDS: [(u32, &[&str]); 2] = [(100_000, &[]), (1_000_000, &["--max-socket
 pub(super) struct Held {
     /// When it was looked at.
     pub(super) when: String,
-    /// Resident memory of the process, bytes.
+    /// Resident memory of the process, bytes; without the ring, which is a map of the kernel's.
     pub(super) resident: u64,
-    /// The part of it that is not a file, and not the ring shared with the kernel.
-    pub(super) anonymous: u64,
     /// The kernel's memory for its maps, bytes.
     pub(super) maps: u64,
 }
@@ -72,20 +70,35 @@ pub(super) fn measure() -> Result<Footprint> {
 }
 
 fn look(tracer: &Tracer, when: String) -> Result<Held> {
-    let status = fs::read_to_string(format!("/proc/{}/status", tracer.id()))?;
+    let mappings = fs::read_to_string(format!("/proc/{}/smaps", tracer.id()))?;
     Ok(Held {
         when,
-        resident: kilobytes(&status, "VmRSS").context("no VmRSS")? << 10,
-        anonymous: kilobytes(&status, "RssAnon").context("no RssAnon")? << 10,
+        resident: resident(&mappings),
         maps: programs::map_bytes(tracer.id())?,
     })
 }
 
-fn kilobytes(status: &str, name: &str) -> Option<u64> {
-    let line = status
-        .lines()
-        .find_map(|it| it.strip_prefix(name)?.strip_prefix(':'))?;
-    line.trim().strip_suffix(" kB")?.parse().ok()
+/// Sums up what is resident of the mappings, but for those of maps.
+fn resident(mappings: &str) -> u64 {
+    let mut is_map = false;
+    let mut sum = 0;
+    for line in mappings.lines() {
+        if let Some(size) = line.strip_prefix("Rss:") {
+            let kilobytes = size
+                .trim()
+                .strip_suffix(" kB")
+                .and_then(|it| it.parse().ok());
+            sum += if is_map {
+                0
+            } else {
+                kilobytes.unwrap_or(0) << 10
+            };
+        } else if line.starts_with(|first: char| first.is_ascii_hexdigit() && !first.is_uppercase())
+        {
+            is_map = line.ends_with("anon_inode:bpf-map");
+        }
+    }
+    sum
 }
 
 #[cfg(test)]
@@ -93,9 +106,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_read_by_its_whole_name() {
-        let status = "VmRSSX:\t1 kB\nVmRSS:\t  5120 kB\nThreads:\t3\n";
-        assert_eq!(kilobytes(status, "VmRSS"), Some(5120));
-        assert_eq!(kilobytes(status, "Threads"), None);
+    fn the_ring_is_not_the_process_memory() {
+        let mappings = "\
+            7f00-7f10 rw-s 00000000 00:0e 1063    anon_inode:bpf-map\n\
+            Size:  8 kB\nRss:                   8 kB\n\
+            55d0-55e0 rw-p 00000000 00:00 0       [heap]\n\
+            Size:  4 kB\nRss:                   4 kB\n";
+        assert_eq!(resident(mappings), 4096);
     }
 }

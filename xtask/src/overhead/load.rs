@@ -41,7 +41,11 @@ pub(super) const LOADS: [Load; 6] = [
         10_000,
         "connect, accept, one byte each way, end of file, close",
     ),
-    load("bulk", 20_000, "64 KiB written, and read by another thread"),
+    load(
+        "bulk",
+        2_000,
+        "1 MiB from one thread to another, which answers with a byte",
+    ),
     load(
         "resets",
         10_000,
@@ -70,7 +74,7 @@ pub(super) const NGINX: Load = load(
 );
 
 /// How long wrk asks, s.
-const WRK_SECONDS: u32 = 1;
+const WRK_SECONDS: u32 = 2;
 
 /// One measurement.
 #[derive(Clone, Copy)]

@@ -104,7 +104,8 @@ too; what ran for less than one operation in 200 is left out.
 ";
 
 const MEMORY: &str = "\
-The kernel's maps are preallocated. Sockets remembered are set by `--max-sockets`, the ring by
+The kernel's maps are preallocated; the ring is one of them, and not counted again where it is mapped
+into the process. Sockets remembered are set by `--max-sockets`, the ring by
 `--ring-buffer`; the kernel half's other tables are of fixed size.
 ";
 
@@ -324,10 +325,9 @@ fn held(footprint: &Footprint) -> String {
     for held in &footprint.held {
         let _ = writeln!(
             text,
-            "| {} | {:.1} | {:.1} | {:.1} |",
+            "| {} | {:.1} | {:.1} |",
             held.when.trim_end(),
             mebibytes(held.resident),
-            mebibytes(held.anonymous),
             mebibytes(held.maps)
         );
     }
