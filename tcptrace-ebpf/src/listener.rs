@@ -69,9 +69,11 @@ pub(crate) fn remove(listener: Socket) {
 
 /// A connection is about to enter this listener's accept queue.
 #[inline(always)]
-pub(crate) fn watch(listener: Socket, known: &mut Sock) {
+pub(crate) fn watch(listener: Socket, known: Option<&mut Sock>) {
     let full = is_nearly_full(listener);
-    known.full = u8::from(full);
+    if let Some(known) = known {
+        known.full = u8::from(full);
+    }
     if full {
         // Dropped SYNs are worth looking for.
         open_gate(gate::NEARLY_FULL);
@@ -138,9 +140,7 @@ fn only(key: &mut ListenerKey) -> u64 {
         }
         if found != 0 {
             for listener in [found, there].map(Socket) {
-                if let Some(known) = owner::of(listener) {
-                    watch(listener, known);
-                }
+                watch(listener, owner::of(listener));
             }
             // Those behind are not looked at one by one: their queues are watched from now on.
             open_gate(gate::NEARLY_FULL);

@@ -264,21 +264,22 @@ pub(crate) struct Grave {
     destroyed: u64,
 }
 
-/// The socket, of which this is known, is destroyed. The entry stays until this CPU has destroyed
+/// The socket is destroyed. What is known of it stays until this CPU has destroyed
 /// [`RING_OF_DEAD`] more: the RST for data that came after the close goes out after the end, and a
 /// socket born at its address meanwhile takes it over.
 /// <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_input.c> (`tcp_rcv_state_process`)
 #[inline(never)]
-pub(crate) fn death(socket: Socket, known: &mut Sock) {
+pub(crate) fn death(socket: Socket, known: Option<&mut Sock>) {
     // SAFETY: the helper takes nothing.
     let now = unsafe { bpf_ktime_get_ns() };
-    known.destroyed = now;
     if filter::has_owner_filter()
         && let Some(flow) = flow_of(socket)
     {
         // SAFETY: the element stays readable, see `last_of`.
         unsafe { *flow = now };
     }
+    let Some(known) = known else { return };
+    known.destroyed = now;
     let Some(position) = DESTROYED.get_ptr_mut(RING_OF_DEAD) else {
         return;
     };
@@ -294,7 +295,8 @@ pub(crate) fn death(socket: Socket, known: &mut Sock) {
     };
     // SAFETY: this CPU's own element.
     let oldest = unsafe { core::mem::replace(&mut *grave, new) };
-    // Another life at the address has, or will have, a grave of its own.
+    // A later life at the address has, or will have, a grave of its own. One that begins just now may
+    // lose its entry: its owner is unknown then, until it is used.
     if oldest.sk != 0
         && last_of(Socket(oldest.sk)).is_some_and(|known| known.destroyed == oldest.destroyed)
     {

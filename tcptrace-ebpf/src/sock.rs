@@ -178,7 +178,7 @@ impl Socket {
     #[inline(always)]
     pub(crate) fn accept_queue(self) -> (u32, u32) {
         let [len, max]: [u32; 2] = field!(self.0, sk_ack_backlog: [u32; 2]);
-        if layout!(sk_max_ack_backlog) == layout!(sk_ack_backlog) + 4 {
+        if layout!(sk_max_ack_backlog) == layout!(sk_ack_backlog).wrapping_add(4) {
             (len, max)
         } else {
             (len, field!(self.0, sk_max_ack_backlog: u32))

@@ -15,17 +15,13 @@ use crate::{
 fn tcp_destroy_sock(ctx: RawTracePointContext) -> i32 {
     let socket = Socket(ctx.arg(0));
     fds::destroyed(socket);
-    let Some(known) = owner::of(socket) else {
-        // There only for a socket that was in CLOSE_WAIT a moment ago.
-        let _ = CLOSE_WAITS.remove(socket.0);
-        return 0;
-    };
-    owner::death(socket, known);
-    if known.born == OLDER {
+    let mut known = owner::of(socket);
+    owner::death(socket, known.as_deref_mut());
+    if known.as_ref().is_none_or(|known| known.born == OLDER) {
         // The iterator may have found it in CLOSE_WAIT just when it left.
         let _ = CLOSE_WAITS.remove(socket.0);
     }
-    if known.previous == LISTEN {
+    if known.is_some_and(|known| known.previous == LISTEN) {
         // Its children were reset before; the same task may close another one next.
         let _ = CLOSING.remove(task::pid_tgid());
     }

@@ -146,11 +146,9 @@ fn child(ctx: &RawTracePointContext, socket: Socket, known: Option<&mut Sock>) {
         }
         return;
     };
-    let Some(listener) = owner::of(parent) else {
-        return;
-    };
-    listener::watch(parent, listener);
-    if let Some(known) = known {
+    let mut listener = owner::of(parent);
+    listener::watch(parent, listener.as_deref_mut());
+    if let (Some(known), Some(listener)) = (known, listener) {
         known.parent = parent.0;
         known.owner = listener.owner;
         known.confidence = confidence::INHERITED;

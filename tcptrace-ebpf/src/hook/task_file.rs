@@ -56,9 +56,7 @@ fn found(socket: Socket, task: u64, fd: i32) {
     }
     if state == LISTEN {
         listener::add(socket);
-        if let Some(known) = owner::of(socket) {
-            listener::watch(socket, known);
-        }
+        listener::watch(socket, owner::of(socket));
     } else if state == CLOSE_WAIT {
         close_wait(socket, &holder);
     }
