@@ -71,8 +71,11 @@ pub(crate) fn birth(socket: Socket, old: u8, new: u8, now: u64) -> Option<&'stat
 #[inline(always)]
 fn create(socket: Socket, flags: u32) -> Result<&'static mut Sock, i32> {
     const E2BIG: i32 = -7;
-    let unborn: &Sock = &UNBORN;
-    SOCKS.insert(socket.0, unborn, u64::from(flags))?;
+    #[expect(
+        clippy::needless_borrows_for_generic_args,
+        reason = "a copy would take its size of the stack"
+    )]
+    SOCKS.insert(socket.0, &UNBORN, u64::from(flags))?;
     last_of(socket).ok_or(E2BIG)
 }
 
