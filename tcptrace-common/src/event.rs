@@ -209,8 +209,8 @@ wire! {
         pub drops: u32,
         /// See [`Event::backlog`].
         pub backlog: u32,
-        /// Zero.
-        pub pad: [u8; 4],
+        /// The CPU that destroyed it, and will forget it.
+        pub grave: u32,
     } size 144
 }
 

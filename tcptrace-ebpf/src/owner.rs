@@ -10,7 +10,7 @@ use core::mem::offset_of;
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
-    helpers::bpf_ktime_get_ns,
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns},
 };
 use tcptrace_common::event::{FlowKey, Sock, Task, Tuple, confidence, gate, side, stat};
 
@@ -45,8 +45,11 @@ pub(crate) fn last_of(socket: Socket) -> Option<&'static mut Sock> {
 #[inline(never)]
 pub(crate) fn birth(socket: Socket, old: u8, new: u8, now: u64) -> Option<&'static mut Sock> {
     // The address of one that was destroyed just now is soon used again. To take its entry over costs a
-    // third of removing it and inserting another.
-    let known = if let Some(known) = last_of(socket) {
+    // third of removing it and inserting another; but where another CPU may remove it at this moment, it
+    // might be another socket's before it is filled in.
+    let known = if let Some(known) = last_of(socket)
+        && (known.destroyed == 0 || known.grave == this_cpu())
+    {
         *known = UNBORN;
         known
     } else if let Ok(known) = create(socket, BPF_ANY) {
@@ -65,6 +68,12 @@ pub(crate) fn birth(socket: Socket, old: u8, new: u8, now: u64) -> Option<&'stat
         _ => side::UNKNOWN,
     };
     Some(known)
+}
+
+#[inline(always)]
+fn this_cpu() -> u32 {
+    // SAFETY: the helper takes nothing.
+    unsafe { bpf_get_smp_processor_id() }
 }
 
 /// A new entry, or -errno. It is filled in where it is: a copy would take a third of the stack.
@@ -269,7 +278,7 @@ pub(crate) struct Grave {
 
 /// The socket is destroyed. What is known of it stays until this CPU has destroyed
 /// [`RING_OF_DEAD`] more: the RST for data that came after the close goes out after the end, and a
-/// socket born at its address meanwhile takes it over.
+/// socket born at its address meanwhile on this CPU takes it over.
 /// <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_input.c> (`tcp_rcv_state_process`)
 #[inline(never)]
 pub(crate) fn death(socket: Socket, known: Option<&mut Sock>) {
@@ -282,6 +291,7 @@ pub(crate) fn death(socket: Socket, known: Option<&mut Sock>) {
         unsafe { *flow = now };
     }
     let Some(known) = known else { return };
+    known.grave = this_cpu();
     known.destroyed = now;
     let Some(position) = DESTROYED.get_ptr_mut(RING_OF_DEAD) else {
         return;
@@ -334,7 +344,7 @@ static UNBORN: Sock = Sock {
     answers: 0,
     drops: 0,
     backlog: 0,
-    pad: [0; 4],
+    grave: 0,
 };
 
 /// Nobody.
