@@ -118,6 +118,7 @@ pub(super) fn trace(args: &Trace) -> Result<u8, Failure> {
         facts: host.facts,
         plan,
         attempts: Some(attempts),
+        listed: sockets::coverage(),
     };
     let decoder = Decoder {
         clock_offset: clock(ClockId::CLOCK_REALTIME) - monotonic(),
@@ -242,7 +243,6 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     let mut coverage = report.coverage();
     // What is polled is not planned by kind.
     coverage.retain(|it| it.signal.0 != "syn_queue.overflow" || session.wants(it.signal.0));
-    coverage.push(sockets::coverage());
     let shown = Shown {
         resets: report.shows_resets(),
         overflows: report.shows_overflows(),
