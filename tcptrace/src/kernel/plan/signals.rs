@@ -234,6 +234,17 @@ const NO_FLAGS: Loss = never("MSG_DONTWAIT of one call, so that it can look like
 const NO_SPLICE: Loss = never("splice() from a socket");
 const NO_DESCRIPTOR: Loss = never("the descriptor, before the first use");
 
+/// The end of the function by which every accept takes a connection from the queue.
+const fn dequeued(programs: &'static [Program]) -> Rung {
+    Rung {
+        way: Way::Fexit,
+        programs,
+        needs: &["sk_protocol"],
+        costs: None,
+        loses: &[NO_DESCRIPTOR],
+    }
+}
+
 /// The last way to learn who accepted.
 const FIRST_USE: Rung = Rung {
     way: Way::RawTracepoint,
@@ -457,20 +468,8 @@ pub(super) const SIGNALS: &[Row] = &[
                 costs: SLOW_CALLS,
                 loses: &[],
             },
-            Rung {
-                way: Way::Fexit,
-                programs: DEQUEUED_2,
-                needs: &["sk_protocol"],
-                costs: None,
-                loses: &[NO_DESCRIPTOR],
-            },
-            Rung {
-                way: Way::Fexit,
-                programs: DEQUEUED_4,
-                needs: &["sk_protocol"],
-                costs: None,
-                loses: &[NO_DESCRIPTOR],
-            },
+            dequeued(DEQUEUED_2),
+            dequeued(DEQUEUED_4),
             all_exits(&[]),
             FIRST_USE,
         ],
@@ -479,23 +478,7 @@ pub(super) const SIGNALS: &[Row] = &[
     Row {
         signal: Signal("owners of connections accepted by io_uring"),
         asked: Asked::With(CONNECTIONS),
-        rungs: &[
-            Rung {
-                way: Way::Fexit,
-                programs: DEQUEUED_2,
-                needs: &["sk_protocol"],
-                costs: None,
-                loses: &[NO_DESCRIPTOR],
-            },
-            Rung {
-                way: Way::Fexit,
-                programs: DEQUEUED_4,
-                needs: &["sk_protocol"],
-                costs: None,
-                loses: &[NO_DESCRIPTOR],
-            },
-            FIRST_USE,
-        ],
+        rungs: &[dequeued(DEQUEUED_2), dequeued(DEQUEUED_4), FIRST_USE],
     },
     // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_input.c (tcp_conn_request)
     Row {
