@@ -84,8 +84,8 @@ impl Row {
     fn commands(&self) -> String {
         let without = self.without.iter().map(|way| format!("\t--without\t{way}"));
         let without = without.collect::<Vec<_>>().concat();
-        // Where the kernel preempts programs it skips some runs and says so: then the second counts.
-        let commands = ["doctor", "selftest", "selftest"]
+        // Where the kernel preempts programs it skips some runs and says so: then the next counts.
+        let commands = ["doctor", "selftest", "selftest", "selftest"]
             .map(|command| format!("{command}\t/bin/tcptrace\t{command}\t-o\tjson{without}\n"));
         let test = |test| format!("{test}\t{TESTS}/{test}\t--test-threads=1\n");
         let all = commands.into_iter().chain(self.tests.iter().map(test));
@@ -234,6 +234,7 @@ mod tests {
         assert_eq!(
             row.commands(),
             "doctor\t/bin/tcptrace\tdoctor\t-o\tjson\t--without\tkprobe\n\
+             selftest\t/bin/tcptrace\tselftest\t-o\tjson\t--without\tkprobe\n\
              selftest\t/bin/tcptrace\tselftest\t-o\tjson\t--without\tkprobe\n\
              selftest\t/bin/tcptrace\tselftest\t-o\tjson\t--without\tkprobe\n\
              resets\t/tests/deps/resets\t--test-threads=1\n"
