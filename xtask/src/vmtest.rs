@@ -84,7 +84,7 @@ impl Row {
     fn commands(&self) -> String {
         let without = self.without.iter().map(|way| format!("\t--without\t{way}"));
         let without = without.collect::<Vec<_>>().concat();
-        // Where the kernel preempts programs it skips some runs and says so: then the next counts.
+        // Where the kernel preempts programs it skips some of their runs and counts them: see `report`.
         let commands = ["doctor", "selftest", "selftest", "selftest"]
             .map(|command| format!("{command}\t/bin/tcptrace\t{command}\t-o\tjson{without}\n"));
         let test = |test| format!("{test}\t{TESTS}/{test}\t--test-threads=1\n");
