@@ -53,7 +53,10 @@ impl Stage {
         let (event, format) = match self {
             Self::Decode => return Agent::Decoder(decoder),
             Self::Analysis => ("finding", Format::Json),
-            Self::Text => ("+state.changed", Format::Columns(Columns::new(false, true, None))),
+            Self::Text => (
+                "+state.changed",
+                Format::Columns(Columns::new(false, true, None)),
+            ),
             Self::Json => ("+state.changed", Format::Json),
         };
         let selection = Selection::parse(&[event.to_owned()], &[], false).expect("known names");
@@ -77,8 +80,8 @@ impl Agent {
         match self {
             Self::Decoder(decoder) => {
                 for record in records {
-                    let decoded = decoder.decode(bytes_of(record));
-                    std::hint::black_box(&decoded).as_ref().expect("a record");
+                    let event = decoder.decode(bytes_of(record));
+                    std::hint::black_box(&event).as_ref().expect("a record");
                 }
             }
             Self::Session(session) => {

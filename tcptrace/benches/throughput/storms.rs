@@ -1,23 +1,26 @@
 //! Storms of failures as the kernel half would hand them over: raw records of many connections.
 
+use std::ops::RangeInclusive;
+
 use bytemuck::Zeroable as _;
 use tcptrace::session::monotonic;
 use tcptrace_common::event::{Event, Task, confidence, flag, hook, kind, side};
 
-/// Connections that fail before the same ports come again: as many as a host has ephemeral ports.
-const CONNECTIONS: u64 = 28_232;
+/// The ports of clients: one connection from each, before the same ports come again. So many are
+/// ephemeral where nobody has changed `net.ipv4.ip_local_port_range`.
+const PORTS: RangeInclusive<u16> = 32_768..=60_999;
 
 /// A storm: records in the order the ring would have them.
 pub(crate) struct Storm {
     pub(crate) name: &'static str,
     pub(crate) records: Vec<Event>,
-    /// How many connections they are of.
-    connections: u64,
 }
 
 /// One connection of a storm.
 struct Connection {
     nth: u64,
+    /// The client's.
+    port: u16,
 }
 
 /// The number of a system call on x86-64.
@@ -60,12 +63,11 @@ impl Storm {
     }
 
     fn of(name: &'static str, each: impl Fn(&Connection) -> Vec<Event>) -> Self {
-        let connections = 0..CONNECTIONS;
-        let records = connections.flat_map(|nth| each(&Connection { nth }));
+        let connections = (0..).zip(PORTS);
+        let records = connections.flat_map(|(nth, port)| each(&Connection { nth, port }));
         let mut storm = Self {
             name,
             records: records.collect(),
-            connections: CONNECTIONS,
         };
         storm.again();
         storm
@@ -76,14 +78,18 @@ impl Storm {
         let now = monotonic();
         let count = self.records.len() as u64;
         for (nth, record) in (0..).zip(&mut self.records) {
-            let life = self.connections * 1_000;
-            record.id += count;
-            record.cause += if record.cause == 0 { 0 } else { count };
+            record.id += 4 * count;
+            record.cause += if record.cause == 0 { 0 } else { 4 * count };
             record.time = now + nth * 100;
             if record.sk != 0 {
-                record.born += life;
+                // No two have the same birth, see `Connection::end`.
+                record.born += PORTS.len() as u64;
             }
-            for ago in [&mut record.state_since, &mut record.accepted, &mut record.fin] {
+            for ago in [
+                &mut record.state_since,
+                &mut record.accepted,
+                &mut record.fin,
+            ] {
                 *ago = if *ago == 0 { 0 } else { record.time - 300_000 };
             }
         }
@@ -93,7 +99,7 @@ impl Storm {
 impl Connection {
     /// The server's end, in the server's hands.
     fn server(&self, step: u64) -> Event {
-        let mut event = self.end(step, [10, 0, 0, 1], 8_080, [10, 0, 0, 2], self.port());
+        let mut event = self.end(step, [10, 0, 0, 1], 8_080, [10, 0, 0, 2], self.port);
         event.sk = 0xffff_8881_0000_0000 + self.nth * 0x2000;
         event.owner = process(*b"server\0\0\0\0\0\0\0\0\0\0");
         event.side = side::SERVER;
@@ -104,7 +110,7 @@ impl Connection {
 
     /// The client's end, in the client's hands.
     fn client(&self, step: u64) -> Event {
-        let mut event = self.end(step, [10, 0, 0, 2], self.port(), [10, 0, 0, 1], 8_080);
+        let mut event = self.end(step, [10, 0, 0, 2], self.port, [10, 0, 0, 1], 8_080);
         event.sk = 0xffff_8882_0000_0000 + self.nth * 0x2000;
         event.owner = process(*b"client\0\0\0\0\0\0\0\0\0\0");
         event.side = side::CLIENT;
@@ -112,17 +118,12 @@ impl Connection {
         event
     }
 
-    fn port(&self) -> u16 {
-        // Below 2^16: there are no more of them than ephemeral ports.
-        32_768 + self.nth as u16
-    }
-
     fn end(&self, step: u64, local: [u8; 4], port: u16, peer: [u8; 4], peer_port: u16) -> Event {
         let mapped = |[a, b, c, d]: [u8; 4]| [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, a, b, c, d];
         let mut event = Event::zeroed();
         // Connections have up to four records.
         event.id = 1 + self.nth * 4 + step;
-        event.born = 1_000_000 + self.nth * 1_000;
+        event.born = 1_000_000 + self.nth;
         event.state_since = 1;
         event.confidence = confidence::EXACT;
         event.family = 2;
@@ -157,7 +158,7 @@ impl Connection {
 
     /// The RST of a port nobody listens on: from no socket, of nobody.
     fn refusal(&self) -> Event {
-        let mut event = self.end(0, [10, 0, 0, 1], 81, [10, 0, 0, 2], self.port());
+        let mut event = self.end(0, [10, 0, 0, 1], 81, [10, 0, 0, 2], self.port);
         (event.kind, event.hook) = (kind::RESET_SENT, hook::SEND_RESET);
         (event.confidence, event.born, event.fd) = (confidence::UNKNOWN, 0, -1);
         (event.state, event.state_since) = (0, 0);
