@@ -19,7 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::command::{self, Held};
 use super::{Failure, Host, status};
-use crate::cli::{ColorChoice, Output, Trace};
+use crate::cli::{Output, Trace};
 use crate::config::{Filters, Selection};
 use crate::decode::Decoder;
 use crate::diagnose::{Analysis, Limits, Sees};
@@ -34,7 +34,7 @@ use crate::kernel::load::{Kernel, Setup};
 use crate::kernel::plan::{ACCEPT_OVERFLOW, Plan, Planned, Wanted, plan};
 use crate::kernel::privileges::{self, grant_command, required_missing};
 use crate::session::{Session, clock, monotonic};
-use crate::sink::text::{self, Color, Columns};
+use crate::sink::text::{self, Columns};
 use crate::sink::{self, Format, Outputs, Rotation, Stream};
 use crate::source::Source;
 use crate::source::ring::Ring;
@@ -588,12 +588,7 @@ fn outputs(args: &Trace) -> Result<Outputs, Failure> {
     let terminal = io::stdout().is_terminal();
     let format = match args.output {
         Output::Columns => {
-            let color = match args.color {
-                ColorChoice::Auto => Color::Auto,
-                ColorChoice::Always => Color::Always,
-                ColorChoice::Never => Color::Never,
-            };
-            let color = color.is_on(terminal, |name| std::env::var_os(name));
+            let color = super::is_colored(args.color);
             let width = if terminal { terminal_width() } else { None };
             Format::Columns(Columns::new(color, !args.no_header, width))
         }
