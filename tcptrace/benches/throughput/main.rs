@@ -102,7 +102,11 @@ fn instructions(accept: bool) {
             writeln!(now, "{name}: {count}").expect("memory takes it");
             let mut lines = known.lines().filter_map(|line| line.split_once(": "));
             let before = lines.find_map(|(known, count)| (known == name).then_some(count));
-            let before: u64 = before.and_then(|it| it.parse().ok()).unwrap_or(0);
+            let before: u64 = if accept {
+                count
+            } else {
+                before.and_then(|it| it.parse().ok()).unwrap_or(0)
+            };
             let limit = before + before * TOLERANCE / 100;
             exceeded |= count > limit;
             println!("| {} | {} | {count} | {limit} |", stage.name(), storm.name);
