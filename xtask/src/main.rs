@@ -9,6 +9,7 @@ mod overhead;
 mod process;
 mod setup;
 mod test;
+mod throughput;
 mod tidy;
 mod vmtest;
 
@@ -42,6 +43,14 @@ enum Task {
         #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
         pairs: u32,
     },
+    /// Measure what the agent takes for an event, by stage and by kind of storm, and write
+    /// docs/throughput.md. Fails on more instructions than are allowed, and when memory grows. Needs
+    /// valgrind, and ten minutes.
+    Throughput {
+        /// Allow the instructions that are counted now.
+        #[arg(long)]
+        accept: bool,
+    },
     /// Boot other kernels in emulated machines and run the selftest and live tests in each. With no
     /// options all there are, and write docs/kernels.md.
     Vmtest {
@@ -67,6 +76,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test { full, filter } => test::run(full, filter.as_deref()),
         Task::Overhead { pairs } => overhead::run(pairs),
+        Task::Throughput { accept } => throughput::run(accept),
         Task::Vmtest { kernel, without } => vmtest::run(&kernel, &without),
         Task::Tidy { fix } => tidy::run(fix),
     };

@@ -426,7 +426,7 @@ fn settle(
         summary.overflows = against(tally.overflows(), "TcpExtListenOverflows", shown.overflows);
     }
     watch.summary = summary.clone();
-    session.note(Kind::Summary(summary))?;
+    session.note(Kind::Summary(Box::new(summary)))?;
     Ok(session.flush()?)
 }
 
