@@ -11,7 +11,7 @@ use tcptrace_common::layout::OFFSETS;
 use super::facts::Facts;
 use super::symbols::SymbolError;
 use crate::event::Signal;
-pub(super) use signals::functions;
+pub(crate) use signals::functions;
 pub use signals::{ACCEPT_OVERFLOW, Polled, Program, Rung, Way};
 pub(super) use signals::{ACCEPT_QUEUE, FINAL_ACK};
 use signals::{Asked, NEVER_SEEN, POLLED, SIGNALS};
