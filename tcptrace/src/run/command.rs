@@ -35,7 +35,12 @@ impl Held {
         let mut child = Command::new(program);
         child.args(args);
         let (tell_fd, wait_fd) = (tell.as_raw_fd(), wait.as_raw_fd());
+        let release_fd = release.as_raw_fd();
         let hold = move || {
+            // Its own copy would keep it waiting for ever, should this tracer be killed.
+            // SAFETY: close may be called between fork and exec, and nothing else there knows this
+            // descriptor.
+            unsafe { libc::close(release_fd) };
             let pid = std::process::id().to_ne_bytes();
             // SAFETY: write may be called between fork and exec, and the descriptor is open there.
             unsafe { libc::write(tell_fd, pid.as_ptr().cast(), pid.len()) };
