@@ -6,7 +6,7 @@ use clap::Parser as _;
 
 use crate::cli::Cli;
 use crate::config::Selection;
-use crate::decode::Decoder;
+use crate::decode::{Decoded, Decoder};
 use crate::diagnose::{Analysis, Limits, Sees};
 use crate::event::{Event, Timestamp};
 use crate::kernel::btf::Btf;
@@ -30,6 +30,9 @@ pub const TARGETS: [Target; 6] = [
 
 /// Records of the kernel half: decoded, judged and printed in every format. Whatever they hold, no line
 /// has a character that moves a terminal's cursor, and each line for machines is JSON.
+///
+/// # Panics
+/// When that does not hold.
 pub fn records(bytes: &[u8]) {
     let decoder = Decoder {
         clock_offset: 1_700_000_000_000_000_000,
@@ -56,15 +59,15 @@ pub fn records(bytes: &[u8]) {
     let mut print = |event: &Event| {
         outputs
             .write(event)
-            .unwrap_or_else(|error| panic!("{error}"))
+            .unwrap_or_else(|error| panic!("{error}"));
     };
     // What is no whole record must be refused, not read.
     for record in bytes.chunks(size_of::<tcptrace_common::event::Event>()) {
-        let Ok(decoded) = decoder.decode(record) else {
+        let Ok(Decoded { event, .. }) = decoder.decode(record) else {
             continue;
         };
-        print(&decoded.event);
-        analysis.take(&decoded.event, &mut |finding| found.push(finding));
+        print(&event);
+        analysis.take(&event, &mut |finding| found.push(finding));
     }
     analysis.finish(Timestamp(u64::MAX), &mut |finding| found.push(finding));
     found.iter().for_each(&mut print);
@@ -85,6 +88,9 @@ pub fn tables(bytes: &[u8]) {
 }
 
 /// `/proc/PID/cgroup`: a path below the mount of the cgroups, never above it.
+///
+/// # Panics
+/// When it is above.
 pub fn cgroups(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     if let Some(path) = host::cgroup::parse_unified(&text) {
@@ -93,6 +99,9 @@ pub fn cgroups(bytes: &[u8]) {
 }
 
 /// `/proc/kallsyms`.
+///
+/// # Panics
+/// When a function has no bytes.
 pub fn symbols(bytes: &[u8]) {
     if let Ok(place) = symbols::find(bytes, "tcp_rcv_state_process") {
         assert!(!place.is_empty(), "{place:?}");

@@ -14,6 +14,7 @@ use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use tokio::sync::oneshot;
 
+use crate::kernel::confinement::{Part, confine};
 use crate::kernel::privileges::keep_only;
 
 /// A process that waits to become the command.
@@ -64,7 +65,7 @@ impl Held {
                 let ended = child.spawn().and_then(|mut child| {
                     // The command was forked with the privileges of who started us; to wait for it
                     // takes none. Where this fails, so has the same in the main thread.
-                    let _ = keep_only(&CapsHashSet::new());
+                    let _ = keep_only(&CapsHashSet::new()).and_then(|()| confine(Part::Reader));
                     child.wait()
                 });
                 // The run may be over.
