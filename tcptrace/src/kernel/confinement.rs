@@ -76,6 +76,10 @@ const CHANGING: i32 = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC;
 const TCGETS: i32 = 0x5401;
 const TIOCGWINSZ: i32 = 0x5413;
 
+/// Whether a file is a network namespace.
+/// <https://github.com/torvalds/linux/blob/v6.18/include/uapi/linux/nsfs.h>
+const NS_GET_NSTYPE: i32 = 0xb703;
+
 /// Commands of bpf(2) that read and write the maps there are.
 /// <https://github.com/torvalds/linux/blob/v6.18/include/uapi/linux/bpf.h> (`enum bpf_cmd`)
 const MAP_COMMANDS: [i32; 4] = [1, 2, 3, 4];
@@ -155,6 +159,7 @@ const USES: &[Use] = &[
             (libc::SYS_rseq, ANY),
             (libc::SYS_futex, ANY),
             (libc::SYS_sched_yield, ANY),
+            (libc::SYS_setpriority, ANY),
             (libc::SYS_sched_getaffinity, ANY),
             (libc::SYS_membarrier, ANY),
             (libc::SYS_prctl, &[Is(0, libc::PR_SET_NAME)]),
@@ -172,6 +177,7 @@ const USES: &[Use] = &[
             (libc::SYS_geteuid, ANY),
             (libc::SYS_getgid, ANY),
             (libc::SYS_getegid, ANY),
+            (libc::SYS_capget, ANY),
             (libc::SYS_prlimit64, &[Is(2, 0)]),
             (libc::SYS_uname, ANY),
             (libc::SYS_sysinfo, ANY),
@@ -214,6 +220,7 @@ const USES: &[Use] = &[
             (libc::SYS_rt_sigreturn, ANY),
             (libc::SYS_sigaltstack, ANY),
             (libc::SYS_tgkill, ANY),
+            (libc::SYS_tkill, ANY),
             (libc::SYS_socketpair, ANY),
         ],
     },
@@ -229,13 +236,18 @@ const USES: &[Use] = &[
         ],
     },
     Use {
-        purpose: "ask the kernel for its sockets",
+        purpose: "ask the kernel for its sockets, addresses and namespaces",
         parts: &[Part::Reader, Part::Door],
         calls: &[
             (
                 libc::SYS_socket,
                 &[Is(0, libc::AF_NETLINK), Is(2, libc::NETLINK_SOCK_DIAG)],
             ),
+            (
+                libc::SYS_socket,
+                &[Is(0, libc::AF_NETLINK), Is(2, libc::NETLINK_ROUTE)],
+            ),
+            (libc::SYS_ioctl, &[Is(1, NS_GET_NSTYPE)]),
             (libc::SYS_bind, ANY),
             (libc::SYS_getsockname, ANY),
             (libc::SYS_setsockopt, ANY),

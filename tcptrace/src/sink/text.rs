@@ -298,7 +298,11 @@ fn reconcile(
     writeln!(to)
 }
 
-/// Text with everything escaped that would move a cursor or turn the direction of writing.
+/// Text on one line, with everything escaped that would move a cursor or turn the direction of writing.
+pub fn printable(text: impl fmt::Display) -> impl fmt::Display {
+    Printable(text)
+}
+
 struct Printable<T>(T);
 
 impl<T: fmt::Display> fmt::Display for Printable<T> {
