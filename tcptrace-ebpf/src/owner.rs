@@ -83,6 +83,10 @@ pub(crate) fn birth(socket: Socket, state: u8, heritage: &Heritage) -> bool {
 #[inline(always)]
 fn create(socket: Socket, flags: u32) -> Result<&'static mut Sock, i32> {
     const E2BIG: i32 = -7;
+    #[expect(
+        clippy::needless_borrows_for_generic_args,
+        reason = "a copy would take its size of the stack"
+    )]
     SOCKS.insert(socket.0, &UNBORN, u64::from(flags))?;
     last_of(socket).ok_or(E2BIG)
 }

@@ -8,6 +8,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use anyhow::{Context as _, anyhow};
 
 use crate::cli::{Cli, ColorChoice, Command, Explain, ReportFormat};
+use crate::host::sockets;
 use crate::kernel::btf::Btf;
 use crate::kernel::doctor::Report;
 use crate::kernel::facts::Facts;
@@ -132,6 +133,7 @@ fn doctor(output: ReportFormat, verbose: bool, without: Vec<String>) -> Result<u
         facts,
         plan,
         attempts,
+        listed: sockets::coverage(),
     };
     match output {
         ReportFormat::Text => {
@@ -145,14 +147,19 @@ fn doctor(output: ReportFormat, verbose: bool, without: Vec<String>) -> Result<u
     }
 }
 
-/// The page of a name, or without a name what there is.
-fn explain(args: &Explain) -> Result<u8, Failure> {
-    let color = match args.color {
+/// Whether standard output is to be coloured.
+fn is_colored(choice: ColorChoice) -> bool {
+    let color = match choice {
         ColorChoice::Auto => Color::Auto,
         ColorChoice::Always => Color::Always,
         ColorChoice::Never => Color::Never,
     };
-    let color = color.is_on(io::stdout().is_terminal(), |name| std::env::var_os(name));
+    color.is_on(io::stdout().is_terminal(), |name| std::env::var_os(name))
+}
+
+/// The page of a name, or without a name what there is.
+fn explain(args: &Explain) -> Result<u8, Failure> {
+    let color = is_colored(args.color);
     if args.name.is_empty() {
         return print(explain::show::list(color).trim_end());
     }

@@ -196,12 +196,14 @@ impl Session {
         self.tell()
     }
 
-    /// Time has passed: tells the findings that are due.
+    /// Time has passed: tells the findings that are due. For the analysis it has not passed beyond an
+    /// event that is held back: what it belongs to is not judged without it.
     ///
     /// # Errors
     /// An output failed.
     pub fn advance(&mut self) -> Result<(), Error> {
         let now = self.decoder.wall(monotonic());
+        let now = self.facts.oldest().map_or(now, |held| held.min(now));
         if let Some(analysis) = &mut self.analysis {
             analysis.advance(now, &mut |finding| self.found.push(finding));
         }

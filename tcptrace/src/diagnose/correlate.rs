@@ -57,7 +57,8 @@ impl Default for Limits {
 pub struct Sees {
     /// Every RST that TCP of this host sends: one that was not seen was not TCP's.
     pub resets: bool,
-    /// Every handshake whose last segment met a full accept queue: a RST sent for one is not news.
+    /// Every handshake whose last segment met a full accept queue, one by one: a RST sent for one is no
+    /// news then.
     pub final_acks: bool,
 }
 
@@ -377,12 +378,13 @@ impl Analysis {
             };
             case.grade(Severity::Error, certainty);
         }
-        case.event(event, overflow.count);
-        if let Story::Queue(queue) = &mut case.story {
-            queue.take(event, overflow);
-            let acceptor = queue.acceptor();
-            case.belongs_to(acceptor);
-        }
+        let Story::Queue(queue) = &mut case.story else {
+            return;
+        };
+        let new = queue.take(event, overflow);
+        let acceptor = queue.acceptor();
+        case.event(event, new);
+        case.belongs_to(acceptor);
     }
 
     fn pool(&mut self, event: &Event, pool: Pool, tell: &mut impl FnMut(Event)) {

@@ -26,6 +26,8 @@ pub(super) struct FullQueue {
     by_path: [u64; 3],
     /// Whichever of these, by the kernel's counter.
     polled: u64,
+    /// Seen one by one, and still to come in what is polled.
+    unpolled: u64,
     clients: HashSet<SocketAddr>,
     last_accept_ago_us: Option<u64>,
     acceptor: Option<Arc<Acceptor>>,
@@ -49,6 +51,7 @@ impl FullQueue {
             somaxconn: None,
             by_path: [0; 3],
             polled: 0,
+            unpolled: 0,
             clients: HashSet::new(),
             last_accept_ago_us: None,
             acceptor: None,
@@ -70,13 +73,23 @@ impl FullQueue {
         self.listener
     }
 
-    pub(super) fn take(&mut self, event: &Event, overflow: &Overflow) {
+    /// Takes a loss, and returns how much of it is new.
+    pub(super) fn take(&mut self, event: &Event, overflow: &Overflow) -> u64 {
+        let known = match overflow.path {
+            Some(_) => 0,
+            None => self.unpolled.min(overflow.count),
+        };
+        let new = overflow.count - known;
         *match overflow.path {
             Some(OverflowPath::Syn) => &mut self.by_path[0],
             Some(OverflowPath::Ack) => &mut self.by_path[1],
             Some(OverflowPath::Cookie) => &mut self.by_path[2],
             None => &mut self.polled,
-        } += overflow.count;
+        } += new;
+        match overflow.path {
+            Some(_) => self.unpolled += new,
+            None => self.unpolled -= known,
+        }
         let peer = event.socket.as_ref().and_then(|socket| socket.flow.peer);
         if self.clients.len() < CLIENTS {
             self.clients.extend(peer);
@@ -95,6 +108,7 @@ impl FullQueue {
                 _ => {}
             }
         }
+        new
     }
 
     /// Its owner wanted to accept and had no descriptor left.

@@ -411,6 +411,68 @@ fn a_refusal_that_only_its_rst_shows_is_of_the_full_queue() {
 }
 
 #[test]
+fn a_refusal_is_not_polled_and_told_of_by_its_rst_too() {
+    let refused = ResetSent {
+        answers_segment: true,
+        queue_full: true,
+        ..reset()
+    };
+    let polled = Overflow {
+        path: None,
+        count: 3,
+        queue_len: None,
+        queue_max: None,
+        backlog: None,
+        drops: None,
+        last_accept_ago_us: None,
+    };
+    let mut at_listener = listener();
+    at_listener.flow.peer = Some(CLIENT.parse().expect("an address"));
+    let polled = Kind::AcceptQueueOverflow(polled);
+    let events = [
+        event(
+            10,
+            Some(envoy()),
+            Some(at_listener),
+            Kind::ResetSent(refused),
+        ),
+        event(900_000, Some(envoy()), Some(listener()), polled),
+    ];
+    let gap = Sees {
+        final_acks: false,
+        ..Sees::ALL
+    };
+    let found = findings_of(gap, &events);
+    assert_eq!(finding(found.last().expect("a finding")).count, 3);
+}
+
+#[test]
+fn a_rst_over_loopback_that_was_not_seen_going_out_is_of_this_host() {
+    let mut client = at_client(State::Established);
+    client.flow.local = "127.0.0.1:40000".parse().expect("an address");
+    client.flow.peer = Some("127.0.0.1:8080".parse().expect("an address"));
+    let events = [event(
+        20,
+        Some(curl()),
+        Some(client),
+        received(libc::ECONNRESET),
+    )];
+    let gap = Sees {
+        resets: false,
+        ..Sees::ALL
+    };
+    let [told] = &findings_of(gap, &events)[..] else {
+        panic!("one finding");
+    };
+    assert_eq!(finding(told).cause, Cause::ResetByPeer);
+    assert!(
+        finding(told)
+            .title
+            .starts_with("a RST of this host ended 127.0.0.1:40000")
+    );
+}
+
+#[test]
 fn a_storm_is_one_finding_and_nothing_is_lost_from_its_count() {
     let mut analysis = Analysis::new(Limits::default(), Sees::ALL);
     let mut found = Vec::new();

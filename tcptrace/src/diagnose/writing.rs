@@ -189,10 +189,13 @@ fn reset_by_peer(view: View<'_>, verdict: &Verdict) -> Words {
         .and_then(|(seen, _)| seen.socket())
         .or(view.this.socket());
     let victim = who(view.this, "a process");
-    let mut title = format!(
-        "a RST from elsewhere ended {} of {victim}",
-        connection(socket)
-    );
+    let here = socket.is_some_and(|socket| socket.flow.local.ip().is_loopback());
+    let sender = if here {
+        "of this host"
+    } else {
+        "from elsewhere"
+    };
+    let mut title = format!("a RST {sender} ended {} of {victim}", connection(socket));
     if let Some(socket) = socket {
         if answered_our_write(socket) {
             let _ = write!(
@@ -207,6 +210,16 @@ fn reset_by_peer(view: View<'_>, verdict: &Verdict) -> Words {
         if let Some(heard) = socket.heard_ago_ms {
             let _ = write!(title, ", {} after the peer was last heard", Millis(heard));
         }
+    }
+    if here {
+        return Words::new(
+            title,
+            "The RST came over loopback, so this host sent it, and that was not seen. Not every kernel has a \
+             hook that shows the RSTs of sockets that are gone and of ports that nobody listens on (tcptrace \
+             doctor).",
+        )
+        .fix("ask whether the server restarted or closed the connection: ss -ltnp says who listens now")
+        .ruled_out("the network: loopback has none");
     }
     let words = Words::new(
         title,

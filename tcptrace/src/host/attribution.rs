@@ -247,22 +247,28 @@ impl<P: Proc> Verifier<P> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Budget {
     per_unit: Duration,
+    /// Of so long a time more may be spent at once.
+    burst: Duration,
     /// Everything up to this moment is spent.
     spent: Duration,
 }
 
 impl Budget {
-    const BURST: Duration = Duration::from_secs(1);
-
     pub(crate) fn per_second(units: u32) -> Self {
         Self {
             per_unit: Duration::from_secs(1) / units,
+            burst: Duration::from_secs(1),
             spent: Duration::ZERO,
         }
     }
 
+    /// The same, saved up for so long.
+    pub(crate) fn saving(self, burst: Duration) -> Self {
+        Self { burst, ..self }
+    }
+
     pub(crate) fn allows(&self, now: Duration) -> bool {
-        self.spent < now + Self::BURST
+        self.spent < now + self.burst
     }
 
     pub(crate) fn charge(&mut self, units: u64, now: Duration) {

@@ -18,7 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::command::{self, Held};
 use super::{Failure, Host, status};
-use crate::cli::{ColorChoice, Output, Trace};
+use crate::cli::{Output, Trace};
 use crate::config::{Filters, Selection};
 use crate::decode::Decoder;
 use crate::diagnose::{Analysis, Limits, Sees};
@@ -34,7 +34,7 @@ use crate::kernel::load::{Kernel, Setup};
 use crate::kernel::plan::{ACCEPT_OVERFLOW, Plan, Planned, Wanted, plan};
 use crate::kernel::privileges::{self, grant_command, required_missing};
 use crate::session::{Session, clock, monotonic};
-use crate::sink::text::{self, Color, Columns};
+use crate::sink::text::{self, Columns};
 use crate::sink::{self, Format, Opener, Outputs, Rotation, Stream};
 use crate::source::Source;
 use crate::source::ring::Ring;
@@ -120,6 +120,7 @@ pub(super) fn trace(args: &Trace) -> Result<u8, Failure> {
         facts: host.facts,
         plan,
         attempts: Some(attempts),
+        listed: sockets::coverage(),
     };
     let decoder = Decoder {
         clock_offset: clock(ClockId::CLOCK_REALTIME) - monotonic(),
@@ -267,7 +268,6 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     let mut coverage = report.coverage();
     // What is polled is not planned by kind.
     coverage.retain(|it| it.signal.0 != "syn_queue.overflow" || session.wants(it.signal.0));
-    coverage.push(sockets::coverage());
     let shown = Shown {
         resets: report.shows_resets(),
         overflows: report.shows_overflows(),
@@ -613,12 +613,7 @@ fn outputs(args: &Trace, opener: Option<&Opener>) -> Result<Outputs, Failure> {
     let terminal = io::stdout().is_terminal();
     let format = match args.output {
         Output::Columns => {
-            let color = match args.color {
-                ColorChoice::Auto => Color::Auto,
-                ColorChoice::Always => Color::Always,
-                ColorChoice::Never => Color::Never,
-            };
-            let color = color.is_on(terminal, |name| std::env::var_os(name));
+            let color = super::is_colored(args.color);
             let width = if terminal { terminal_width() } else { None };
             Format::Columns(Columns::new(color, !args.no_header, width))
         }

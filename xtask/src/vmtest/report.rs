@@ -249,9 +249,12 @@ fn table(outcomes: &[Outcome]) -> String {
     row("version", &|outcome| outcome.version.clone());
     for name in names {
         row(name, &|outcome| {
+            // What is polled instead of other signals is listed only where it is.
             let signal = outcome.signals.iter().find(|signal| signal.name == name);
-            let way = signal.and_then(|signal| signal.way.clone());
-            way.unwrap_or_else(|| "not seen".to_owned())
+            signal.map_or("not needed".to_owned(), |signal| {
+                let way = signal.way.clone();
+                way.unwrap_or_else(|| "**not seen**".to_owned())
+            })
         });
     }
     row("**failures seen and named**", &|outcome| {

@@ -259,6 +259,17 @@ const NO_FOREIGN_COOKIE: Loss = never("a SYN that an XDP or tc program answers w
 
 const NO_IO_URING: Loss = never("the same by io_uring");
 
+/// The end of every system call, for those that end here.
+const fn all_exits(loses: &'static [Loss]) -> Rung {
+    Rung {
+        way: Way::RawTracepoint,
+        programs: ALL_EXITS,
+        needs: EXITS,
+        costs: SLOW_CALLS,
+        loses,
+    }
+}
+
 pub(super) const SIGNALS: &[Row] = &[
     // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/af_inet.c (inet_sk_set_state)
     Row {
@@ -460,13 +471,7 @@ pub(super) const SIGNALS: &[Row] = &[
                 costs: None,
                 loses: &[NO_DESCRIPTOR],
             },
-            Rung {
-                way: Way::RawTracepoint,
-                programs: ALL_EXITS,
-                needs: EXITS,
-                costs: SLOW_CALLS,
-                loses: &[],
-            },
+            all_exits(&[]),
             FIRST_USE,
         ],
     },
@@ -618,20 +623,14 @@ pub(super) const SIGNALS: &[Row] = &[
                     ),
                 ],
             },
-            Rung {
-                way: Way::RawTracepoint,
-                programs: ALL_EXITS,
-                needs: EXITS,
-                costs: SLOW_CALLS,
-                loses: &[
-                    NO_IO_URING,
-                    never("other calls that open descriptors, such as open and pipe"),
-                    without(
-                        "call_registers",
-                        "the listener (bpf_task_pt_regs, Linux 5.15)",
-                    ),
-                ],
-            },
+            all_exits(&[
+                NO_IO_URING,
+                never("other calls that open descriptors, such as open and pipe"),
+                without(
+                    "call_registers",
+                    "the listener (bpf_task_pt_regs, Linux 5.15)",
+                ),
+            ]),
         ],
     },
     // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_ipv4.c (tcp_v4_connect)
@@ -646,13 +645,7 @@ pub(super) const SIGNALS: &[Row] = &[
                 costs: SLOW_CALLS,
                 loses: &[NO_IO_URING],
             },
-            Rung {
-                way: Way::RawTracepoint,
-                programs: ALL_EXITS,
-                needs: EXITS,
-                costs: SLOW_CALLS,
-                loses: &[NO_IO_URING],
-            },
+            all_exits(&[NO_IO_URING]),
         ],
     },
     // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/af_inet.c (__inet_bind)
@@ -667,13 +660,7 @@ pub(super) const SIGNALS: &[Row] = &[
                 costs: SLOW_CALLS,
                 loses: &[NO_IO_URING],
             },
-            Rung {
-                way: Way::RawTracepoint,
-                programs: ALL_EXITS,
-                needs: EXITS,
-                costs: SLOW_CALLS,
-                loses: &[NO_IO_URING],
-            },
+            all_exits(&[NO_IO_URING]),
         ],
     },
     // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/af_inet.c (inet_shutdown)
@@ -688,13 +675,7 @@ pub(super) const SIGNALS: &[Row] = &[
                 costs: SLOW_CALLS,
                 loses: &[NO_IO_URING],
             },
-            Rung {
-                way: Way::RawTracepoint,
-                programs: ALL_EXITS,
-                needs: EXITS,
-                costs: SLOW_CALLS,
-                loses: &[NO_IO_URING],
-            },
+            all_exits(&[NO_IO_URING]),
         ],
     },
     Row {

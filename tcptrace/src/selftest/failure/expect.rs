@@ -26,8 +26,6 @@ pub(in crate::selftest) struct Expect {
     pub(in crate::selftest) says: Vec<(&'static str, Value)>,
     /// The signal, as the coverage names it, without which no such event can come.
     pub(in crate::selftest) signal: &'static str,
-    /// What the coverage says of a signal that does not show this case.
-    pub(in crate::selftest) limit: Option<&'static str>,
     select: Vec<(&'static str, Value)>,
 }
 
@@ -47,7 +45,6 @@ impl Expect {
                 "fd.invalid" => "invalid descriptors",
                 _ => "state changes",
             },
-            limit: None,
             select: vec![],
         }
     }
@@ -66,12 +63,6 @@ impl Expect {
     /// Seen through this signal of the coverage.
     pub(super) fn through(mut self, signal: &'static str) -> Self {
         self.signal = signal;
-        self
-    }
-
-    /// Not seen where the coverage of the signal says this.
-    pub(super) fn unless(mut self, limit: &'static str) -> Self {
-        self.limit = Some(limit);
         self
     }
 

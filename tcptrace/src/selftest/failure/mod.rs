@@ -161,8 +161,8 @@ impl Family {
 /// 10 ms long: a request that follows an answer more closely cannot be told from one it answers.
 const TICK: Duration = Duration::from_millis(20);
 
-/// What the coverage says where a RST without a full socket is not seen.
-pub(super) const NO_SOCKET: &str = "a RST for a closed port";
+/// The signal that shows RSTs without a full socket.
+pub(super) const NO_SOCKET: &str = "reset sent without a connection";
 
 #[cfg(test)]
 mod tests {

@@ -26,7 +26,7 @@ pub(super) const HERE: Failure = Failure {
                     format!("{}: the RST of the closed port", family.name),
                 )
                 .local(addr)
-                .unless(NO_SOCKET)
+                .through(NO_SOCKET)
                 .says("error.type", "no_listener"),
             ]);
             shown

@@ -41,7 +41,7 @@ pub(super) const FAILURE: Failure = Failure {
             shown.events.push(
                 Expect::new("reset.sent", what)
                     .local(addr)
-                    .unless(NO_SOCKET),
+                    .through(NO_SOCKET),
             );
             let named = Named::new(Cause::StaleConnection, what).with(&client);
             shown
