@@ -151,7 +151,12 @@ fn every_thread_of_a_tracer_is_confined() {
         let directory = tempfile::tempdir()?;
         let path = directory.path().join("events.json");
         let path = path.to_str().context("a path of this test")?;
-        let tracer = trace(netns, &["--output-file", path, "--", "sleep", "60"])?;
+        // Its own output, so that the tracer's ends with the tracer.
+        let command = ["sh", "-c", "exec sleep 5 >/dev/null 2>&1"];
+        let tracer = trace(
+            netns,
+            &[&["--output-file", path, "--"][..], &command].concat(),
+        )?;
         let tasks = format!("/proc/{}/task", tracer.pid());
         let mut names = vec![];
         wait_until("every thread to be confined", || {
