@@ -4,6 +4,8 @@ mod apt;
 mod build;
 mod cross;
 mod demo;
+mod dependencies;
+mod fuzz;
 mod index;
 mod overhead;
 mod process;
@@ -61,6 +63,14 @@ enum Task {
         #[arg(long, value_name = "WAY")]
         without: Vec<String>,
     },
+    /// Fuzz what reads bytes that others write. New findings go to fuzz/artifacts.
+    Fuzz {
+        /// Only this reader; all of them otherwise.
+        target: Option<String>,
+        /// How long each.
+        #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
+        seconds: u32,
+    },
     /// Check what no other tool checks in the source files and the index of the pages.
     Tidy {
         /// Write docs/explain.md anew first.
@@ -78,6 +88,7 @@ fn main() -> ExitCode {
         Task::Overhead { pairs } => overhead::run(pairs),
         Task::Throughput { accept } => throughput::run(accept),
         Task::Vmtest { kernel, without } => vmtest::run(&kernel, &without),
+        Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
         Task::Tidy { fix } => tidy::run(fix),
     };
     match outcome {

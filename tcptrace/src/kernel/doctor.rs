@@ -6,6 +6,7 @@ use std::iter;
 use caps::Capability;
 use serde_json::{Value, json};
 
+use super::confinement::{self, Confinement, Part};
 use super::facts::Facts;
 use super::plan::{
     ACCEPT_OVERFLOW, ACCEPT_QUEUE, FINAL_ACK, Plan, Planned, Polled, Refused, Rung, Way,
@@ -193,6 +194,7 @@ impl Report {
         self.verdict(w, &outcomes)?;
         self.to_do(w, &outcomes)?;
         self.privileges(w)?;
+        self.confinement(w, every_way)?;
         if every_way {
             writeln!(w, "\nHost")?;
             for (name, value) in self.host() {
@@ -375,6 +377,42 @@ impl Report {
         Ok(())
     }
 
+    /// What no thread can do any more once everything is attached.
+    fn confinement(&self, w: &mut impl Write, every_part: bool) -> io::Result<()> {
+        let Confinement { seccomp, landlock } = self.facts.confinement;
+        writeln!(w, "\nConfined once attached")?;
+        writeln!(
+            w,
+            "  {:<10} {}",
+            "seccomp",
+            if seccomp {
+                "each thread can make only the calls of its part"
+            } else {
+                "this kernel has none: what the privileges left allow can be done"
+            }
+        )?;
+        writeln!(
+            w,
+            "  {:<10} {}",
+            "landlock",
+            if landlock {
+                "the thread that opens --output-file is kept to its directory, the others open none"
+            } else {
+                "this kernel has none: the thread that opens --output-file could open others"
+            }
+        )?;
+        if seccomp && every_part {
+            for (part, name) in Part::ALL {
+                let purposes: Vec<_> = confinement::purposes(part).collect();
+                writeln!(w, "  {name} may")?;
+                for purpose in purposes {
+                    writeln!(w, "      {purpose}")?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The report for a program: everything.
     #[must_use]
     pub fn json(&self) -> Value {
@@ -432,6 +470,10 @@ impl Report {
                 "kernel.kptr_restrict": facts.kptr_restrict,
             },
             "capabilities": capabilities,
+            "confinement": {
+                "seccomp": facts.confinement.seccomp,
+                "landlock": facts.confinement.landlock,
+            },
             "grant": self.grant(),
             "signals": signals,
             "never_seen": never_seen,

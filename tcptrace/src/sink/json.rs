@@ -2,7 +2,7 @@
 //!
 //! The frame of a record is written by hand: its names are constants that need no escaping, and
 //! through a serializer that looks at each of them a record would cost twice the time. What comes
-//! from outside is escaped by `serde_json`.
+//! from outside is escaped by `serde_json`, and what a terminal would obey besides.
 
 use std::fmt::{self, Write as _};
 
@@ -10,6 +10,7 @@ use bytes::{BufMut as _, BytesMut};
 use jiff::Timestamp;
 
 use super::record::{self, Value, name};
+use super::text::is_unprintable;
 use super::{Body, Context, Error};
 use crate::event::Event;
 
@@ -90,7 +91,7 @@ impl Records {
             ))
         };
         let record: serde_json::Value = serde_json::from_slice(&line).map_err(failed)?;
-        serde_json::to_writer_pretty(to.writer(), &record).map_err(failed)?;
+        printable(to, &serde_json::to_string_pretty(&record).map_err(failed)?);
         to.put_u8(b'\n');
         Ok(())
     }
@@ -201,19 +202,34 @@ fn list<T>(to: &mut Vec<u8>, values: &[T], mut each: impl FnMut(&mut Vec<u8>, &T
 /// Adds text without its quotes.
 fn escaped(to: &mut Vec<u8>, text: &str) {
     // Without an early end, so that it is done many bytes at a time.
-    let special = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\';
+    let special = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\' || byte > b'~';
     if !text.bytes().fold(false, |any, byte| any | special(byte)) {
         to.extend_from_slice(text.as_bytes());
         return;
     }
     // With its own quotes, which are taken off again. Text in memory cannot fail.
     let quoted = serde_json::to_string(text).unwrap_or_default();
-    to.extend_from_slice(
-        quoted
-            .get(1..quoted.len() - 1)
-            .unwrap_or_default()
-            .as_bytes(),
-    );
+    printable(to, quoted.get(1..quoted.len() - 1).unwrap_or_default());
+}
+
+/// Adds JSON with everything escaped that a terminal would obey and JSON lets stand: who looks at a
+/// file of records with `cat` is at the mercy of the processes that chose the names in it.
+fn printable(to: &mut BytesMut, json: &str) {
+    let is_left = |character: char| character > '~' && is_unprintable(character);
+    let mut rest = json;
+    while let Some(at) = rest.find(is_left) {
+        let (before, from) = rest.split_at(at);
+        to.extend_from_slice(before.as_bytes());
+        let mut characters = from.chars();
+        if let Some(character) = characters.next() {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                // Memory takes all.
+                let _ = write!(to, "\\u{unit:04x}");
+            }
+        }
+        rest = characters.as_str();
+    }
+    to.extend_from_slice(rest.as_bytes());
 }
 
 /// What a line that is too long does without: what has no bound and is in `/proc` or on the terminal
@@ -384,6 +400,31 @@ mod tests {
                 "{}: {} bytes",
                 event.name(),
                 buffer.len()
+            );
+        }
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_escaped_and_the_rest_left() {
+        let mut event = samples::reset_sent();
+        if let Some(process) = &mut event.owner.process {
+            process.exe = Some("/a\u{1b}[2J\n\"\\\u{7f}\u{9b}31m\u{202e}\u{e0041}é世".into());
+        }
+        let escaped = r#""/a\u001b[2J\n\"\\\u007f\u009b31m\u202e\udb40\udc41é世""#;
+        let mut line = BytesMut::new();
+        Records::new(samples::context()).line(&event, &mut line);
+        let pretty = rendered(&event);
+        for json in [std::str::from_utf8(&line).expect("JSON is text"), &pretty] {
+            assert!(json.contains(escaped), "{json}");
+            let record: Json = serde_json::from_str(json).expect("it is JSON");
+            let path = record["attributes"][name::PROCESS_PATH].as_str();
+            assert_eq!(
+                path,
+                event
+                    .owner
+                    .process
+                    .as_ref()
+                    .and_then(|it| it.exe.as_deref())
             );
         }
     }

@@ -297,7 +297,11 @@ fn reconcile(
     writeln!(to)
 }
 
-/// Text with everything escaped that would move a cursor or turn the direction of writing.
+/// Text on one line, with everything escaped that would move a cursor or turn the direction of writing.
+pub fn printable(text: impl fmt::Display) -> impl fmt::Display {
+    Printable(text)
+}
+
 struct Printable<T>(T);
 
 impl<T: fmt::Display> fmt::Display for Printable<T> {
@@ -322,9 +326,13 @@ impl<T: fmt::Display> fmt::Display for Printable<T> {
 }
 
 /// Controls, separators of lines and paragraphs, and marks of direction.
-fn is_unprintable(character: char) -> bool {
+pub(crate) fn is_unprintable(character: char) -> bool {
     character.is_control()
-        || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+        || matches!(
+            character,
+            '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+                | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
+        )
 }
 
 /// East Asian characters and pictures take two columns; near enough for names and paths.

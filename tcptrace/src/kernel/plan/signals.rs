@@ -116,7 +116,7 @@ impl fmt::Display for Rung {
 }
 
 /// The kernel functions any way needs.
-pub(in crate::kernel) fn functions() -> BTreeSet<&'static str> {
+pub(crate) fn functions() -> BTreeSet<&'static str> {
     let rungs = SIGNALS.iter().flat_map(|row| row.rungs);
     rungs
         .filter(|rung| rung.is_at_function())
