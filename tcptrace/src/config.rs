@@ -108,11 +108,13 @@ impl Selection {
     /// Whether an event is printed for its own sake.
     #[must_use]
     pub fn prints(&self, event: &Event) -> bool {
-        let name = event.name().strip_prefix("tcptrace.").unwrap_or_default();
-        let Some(index) = Kind::SELECTABLE.iter().position(|&kind| kind == name) else {
+        let Some(index) = event.kind.selectable() else {
             // Coverage, loss and the summary are about the stream itself.
             return true;
         };
+        if self.errnos.is_empty() {
+            return self.chosen[index];
+        }
         let asked_for = match &event.kind {
             Kind::Finding(finding) => finding
                 .errors
@@ -120,7 +122,7 @@ impl Selection {
                 .any(|(errno, _)| self.errnos.contains(errno)),
             _ => errno(event).is_some_and(|errno| self.errnos.contains(&errno)),
         };
-        self.chosen[index] && (self.errnos.is_empty() || asked_for)
+        self.chosen[index] && asked_for
     }
 
     /// Some event of this name, without the prefix, may be printed.

@@ -68,7 +68,7 @@ impl Decoder {
                 *owner = task;
                 None
             }
-            (_, task) => task,
+            (_, task) => task.map(Box::new),
         };
         Ok(Decoded {
             unconfirmed: raw.inode != 0 && actor.is_none() && !is(flag::TASK_CONTEXT),

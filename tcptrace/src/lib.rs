@@ -6,6 +6,8 @@ pub mod decode;
 pub mod diagnose;
 pub mod event;
 pub mod explain;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod host;
 pub mod kernel;
 pub mod run;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use tcptrace::cli::Cli;
+use tcptrace::sink::text::printable;
 
 fn main() -> ExitCode {
     match tcptrace::run::run(Cli::parse()) {
@@ -12,7 +13,7 @@ fn main() -> ExitCode {
             // Nobody may be left to read it.
             let _ = std::io::Write::write_all(
                 &mut std::io::stderr(),
-                format!("tcptrace: {:#}\n", failure.error).as_bytes(),
+                format!("tcptrace: {}\n", printable(format!("{:#}", failure.error))).as_bytes(),
             );
             ExitCode::from(failure.status)
         }

@@ -8,6 +8,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use anyhow::{Context as _, anyhow};
 
 use crate::cli::{Cli, ColorChoice, Command, Explain, ReportFormat};
+use crate::host::sockets;
 use crate::kernel::btf::Btf;
 use crate::kernel::doctor::Report;
 use crate::kernel::facts::Facts;
@@ -132,6 +133,7 @@ fn doctor(output: ReportFormat, verbose: bool, without: Vec<String>) -> Result<u
         facts,
         plan,
         attempts,
+        listed: sockets::coverage(),
     };
     match output {
         ReportFormat::Text => {

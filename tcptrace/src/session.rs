@@ -4,7 +4,7 @@
 mod facts;
 
 use std::borrow::Cow;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -100,7 +100,7 @@ impl Session {
         if let Kind::FdExhausted(exhausted) = &mut event.kind {
             count_descriptors(&event.owner, exhausted, age);
         }
-        self.publish(decoded.event, age)
+        self.pass_on(event, age)
     }
 
     /// Asks `/proc` who holds the socket of an event that happened `age` ago.
@@ -128,6 +128,11 @@ impl Session {
     /// # Errors
     /// An output failed.
     pub fn publish(&mut self, mut event: Event, age: Duration) -> Result<(), Error> {
+        self.pass_on(&mut event, age)
+    }
+
+    /// By reference as far as it goes: an event is large, and most are kept nowhere.
+    fn pass_on(&mut self, event: &mut Event, age: Duration) -> Result<(), Error> {
         if self.is_full() {
             return Ok(());
         }
@@ -138,12 +143,11 @@ impl Session {
             owner.exe = details.and_then(|details| details.exe.clone());
         }
         // A finding is made of events that are not printed, too.
-        if self.selection.prints(&event) || self.selection.has("finding") {
-            let now = Duration::from_nanos(monotonic());
-            let questions = facts::questions(&event);
-            match self.facts.hold(event, questions, age, now) {
-                Some(unheld) => event = unheld,
-                None => return Ok(()),
+        if self.analysis.is_some() || self.selection.prints(event) {
+            let now = || Duration::from_nanos(monotonic());
+            let questions = facts::questions(event);
+            if self.facts.holds(event, questions, age, now) {
+                return Ok(());
             }
         }
         self.complete(event)
@@ -161,7 +165,7 @@ impl Session {
     /// An output failed.
     pub fn resume(&mut self) -> Result<(), Error> {
         let ready = self.facts.ready(Duration::from_nanos(monotonic()));
-        ready.into_iter().try_for_each(|event| self.complete(event))
+        ready.iter().try_for_each(|event| self.complete(event))
     }
 
     /// Looks at the host that were not taken, so that events came without facts.
@@ -177,19 +181,19 @@ impl Session {
     }
 
     /// Takes an event with its facts.
-    fn complete(&mut self, event: Event) -> Result<(), Error> {
+    fn complete(&mut self, event: &Event) -> Result<(), Error> {
         if self.is_full() {
             return Ok(());
         }
-        self.tally.saw(&event);
+        self.tally.saw(event);
         if let Some(analysis) = &mut self.analysis {
-            analysis.take(&event, &mut |finding| self.found.push(finding));
+            analysis.take(event, &mut |finding| self.found.push(finding));
         }
-        if self.selection.prints(&event) {
+        if self.selection.prints(event) {
             if let Some(cause) = event.caused_by.and_then(|cause| self.evidence.take(cause)) {
                 self.print(&cause)?;
             }
-            self.print(&event)?;
+            self.print(event)?;
         } else {
             self.evidence.keep(event);
         }
@@ -217,7 +221,7 @@ impl Session {
     /// An output failed.
     pub fn finish(&mut self) -> Result<(), Error> {
         let ready = self.facts.finish(Duration::from_nanos(monotonic()));
-        for event in ready {
+        for event in &ready {
             self.complete(event)?;
         }
         let now = self.decoder.wall(monotonic());
@@ -229,6 +233,9 @@ impl Session {
 
     /// Prints what was found, each finding after the evidence that was not printed yet.
     fn tell(&mut self) -> Result<(), Error> {
+        if self.found.is_empty() {
+            return Ok(());
+        }
         let mut found = std::mem::take(&mut self.found);
         for finding in found.drain(..) {
             if self.is_full() {
@@ -343,11 +350,13 @@ fn count_descriptors(owner: &Owner, exhausted: &mut FdExhausted, age: Duration) 
     }
 }
 
-/// Events that are printed only when one they caused is.
+/// Events that are printed only when one they caused is: each in the place of the oldest.
 #[derive(Debug)]
 struct Evidence {
-    events: Map<EventId, Event>,
-    order: VecDeque<EventId>,
+    events: Vec<Option<Event>>,
+    /// Where the next one goes.
+    next: usize,
+    places: Map<EventId, usize>,
     kept: bool,
 }
 
@@ -357,27 +366,34 @@ impl Evidence {
 
     fn new(kept: bool) -> Self {
         Self {
-            events: Map::default(),
-            order: VecDeque::new(),
+            events: Vec::new(),
+            next: 0,
+            places: Map::default(),
             kept,
         }
     }
 
-    fn keep(&mut self, event: Event) {
+    fn keep(&mut self, event: &Event) {
         if !self.kept {
             return;
         }
-        if self.order.len() >= Self::CAPACITY
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.events.remove(&oldest);
+        let place = self.next;
+        self.next = (place + 1) % Self::CAPACITY;
+        if let Some(oldest) = self.events.get_mut(place) {
+            if let Some(oldest) = oldest
+                && self.places.get(&oldest.id) == Some(&place)
+            {
+                self.places.remove(&oldest.id);
+            }
+            *oldest = Some(event.clone());
+        } else {
+            self.events.push(Some(event.clone()));
         }
-        self.order.push_back(event.id);
-        self.events.insert(event.id, event);
+        self.places.insert(event.id, place);
     }
 
     fn take(&mut self, id: EventId) -> Option<Event> {
-        self.events.remove(&id)
+        self.events[self.places.remove(&id)?].take()
     }
 }
 
@@ -663,7 +679,7 @@ mod tests {
                 .decoder
                 .decode(bytemuck::bytes_of(&record))
                 .expect("a record");
-            evidence.keep(decoded.event);
+            evidence.keep(&decoded.event);
         }
         assert_eq!(evidence.events.len(), Evidence::CAPACITY);
         assert_eq!(evidence.take(EventId(0)), None);

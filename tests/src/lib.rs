@@ -15,6 +15,7 @@ pub use tcptrace::selftest::actor::{Actor, Fd, Pair, wait_until};
 pub use tcptrace::selftest::netns::{Counters, Netns};
 pub use tcptrace::selftest::tracer::{Record, Trace, Tracer};
 
+pub mod bpf;
 pub mod findings;
 pub mod hosts;
 pub mod program;

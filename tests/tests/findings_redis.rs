@@ -84,8 +84,8 @@ fn a_connection_closed_by_client_kill() {
 fn a_connection_idle_for_longer_than_redis_allows() {
     in_netns(|netns| {
         let redis = Redis::start(&["--timeout", "1"])?;
-        let mut client = client()?;
         let tracer = trace(netns, &[])?;
+        let mut client = client()?;
         // redis looks once a second.
         wait_for_close_wait(1)?;
         client.done("say a PING")?;

@@ -4,11 +4,14 @@ mod apt;
 mod build;
 mod cross;
 mod demo;
+mod dependencies;
+mod fuzz;
 mod index;
 mod overhead;
 mod process;
 mod setup;
 mod test;
+mod throughput;
 mod tidy;
 mod vmtest;
 
@@ -42,6 +45,14 @@ enum Task {
         #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
         pairs: u32,
     },
+    /// Measure what the agent takes for an event, by stage and by kind of storm, and write
+    /// docs/throughput.md. Fails on more instructions than are allowed, and when memory grows. Needs
+    /// valgrind, and ten minutes.
+    Throughput {
+        /// Allow the instructions that are counted now.
+        #[arg(long)]
+        accept: bool,
+    },
     /// Boot other kernels in emulated machines and run the selftest and live tests in each. With no
     /// options all there are, and write docs/kernels.md.
     Vmtest {
@@ -51,6 +62,14 @@ enum Task {
         /// Let tcptrace do without this way of attaching, like fentry; may be given again.
         #[arg(long, value_name = "WAY")]
         without: Vec<String>,
+    },
+    /// Fuzz what reads bytes that others write. New findings go to fuzz/artifacts.
+    Fuzz {
+        /// Only this reader; all of them otherwise.
+        target: Option<String>,
+        /// How long each.
+        #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
+        seconds: u32,
     },
     /// Check what no other tool checks in the source files and the index of the pages.
     Tidy {
@@ -67,7 +86,9 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test { full, filter } => test::run(full, filter.as_deref()),
         Task::Overhead { pairs } => overhead::run(pairs),
+        Task::Throughput { accept } => throughput::run(accept),
         Task::Vmtest { kernel, without } => vmtest::run(&kernel, &without),
+        Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
         Task::Tidy { fix } => tidy::run(fix),
     };
     match outcome {

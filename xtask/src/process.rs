@@ -46,6 +46,18 @@ pub(crate) fn as_root(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
+/// Lets cargo run tests as root, and nothing else, so that its files stay the user's.
+pub(crate) fn cargo_test_as_root(cargo: &mut Command) -> Result<&mut Command> {
+    if !is_root() {
+        let triple = host_triple()?.to_uppercase().replace('-', "_");
+        cargo.env(
+            format!("CARGO_TARGET_{triple}_RUNNER"),
+            "sudo --preserve-env",
+        );
+    }
+    Ok(cargo)
+}
+
 /// Runs the command to its end with our output as its own.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command

@@ -107,14 +107,7 @@ fn live_tests(full: bool, filter: Option<&str>) -> Result<Outcome> {
     if full {
         command.env("TCPTRACE_FULL", "1");
     }
-    if !process::is_root() {
-        // Only the tests run as root, so that cargo's files stay the user's.
-        let triple = process::host_triple()?.to_uppercase().replace('-', "_");
-        command.env(
-            format!("CARGO_TARGET_{triple}_RUNNER"),
-            "sudo --preserve-env",
-        );
-    }
+    process::cargo_test_as_root(&mut command)?;
     let outcome = Outcome::of_tests(&process::run_and_keep(&mut command)?);
     ensure!(
         outcome.ignored == 0,

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{index, process};
+use crate::{dependencies, index, process};
 
 /// Marks of unfinished work, written apart so that this file does not hold them.
 const UNFINISHED: [&str; 4] = [
@@ -22,6 +22,7 @@ pub(crate) fn run(fix: bool) -> Result<()> {
         index::write()?;
     }
     let mut complaints = Vec::from_iter(index::complaint()?);
+    complaints.extend(dependencies::complaints()?);
     visit(process::workspace(), &mut complaints)?;
     for complaint in &complaints {
         eprintln!("{complaint}");

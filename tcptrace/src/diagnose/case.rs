@@ -27,7 +27,7 @@ pub(super) struct Case {
     certainty: Certainty,
     severity: Severity,
     owner: Owner,
-    actor: Option<Process>,
+    actor: Option<Box<Process>>,
     socket: Option<Socket>,
     peer: Option<Process>,
     /// The processes it stands for, as far as [`PIDS`].
@@ -66,7 +66,9 @@ pub(super) enum Story {
 /// different times.
 #[derive(Debug, Default)]
 struct Evidence {
+    /// In order.
     first: Vec<(Timestamp, EventId)>,
+    /// In order, and after the first.
     last: Vec<(Timestamp, EventId)>,
 }
 
@@ -126,19 +128,18 @@ impl Case {
         if let Story::Exit(exited) = &mut self.story {
             exited.take(view);
         }
-        let owner = view.this.owner();
-        if let Some(process) = &owner.process
+        if let Some(process) = view.this.process()
             && self.pids.len() < PIDS
             && !self.pids.contains(&process.pid)
         {
             self.pids.push(process.pid);
         }
         if self.owner.process.is_none() {
-            self.owner = owner;
+            self.owner = view.this.owner();
         }
         if self.peer.is_none() {
-            let holder = || view.this.port_holder()?.owner.clone();
-            self.peer = view.peer().or_else(holder);
+            let holder = || view.this.port_holder()?.owner.as_ref();
+            self.peer = view.peer().or_else(holder).cloned();
         }
         if self.socket.is_none() {
             self.socket = view.this.socket().cloned();
@@ -368,24 +369,37 @@ impl Evidence {
     const HALF: usize = Finding::EVIDENCE / 2;
 
     fn add(&mut self, one: (Timestamp, EventId)) {
-        if self.first.contains(&one) || self.last.contains(&one) {
+        let Err(place) = self.first.binary_search(&one) else {
             return;
-        }
-        self.first.push(one);
-        if self.first.len() > Self::HALF {
-            self.first.sort_unstable();
-            self.last.extend(self.first.pop());
-        }
-        if self.last.len() > Self::HALF {
-            self.last.sort_unstable();
-            self.last.remove(0);
+        };
+        let one = if place == Self::HALF {
+            one
+        } else {
+            self.first.insert(place, one);
+            if self.first.len() <= Self::HALF {
+                return;
+            }
+            self.first.remove(Self::HALF)
+        };
+        // What is earlier than all of a full list would be the first to leave it again.
+        if let Err(place) = self.last.binary_search(&one)
+            && (place > 0 || self.last.len() < Self::HALF)
+        {
+            if self.last.len() == Self::HALF {
+                self.last.remove(0);
+                self.last.insert(place - 1, one);
+            } else {
+                self.last.insert(place, one);
+            }
         }
     }
 
     fn ids(&self) -> Vec<EventId> {
-        let mut all: Vec<_> = self.first.iter().chain(&self.last).copied().collect();
-        all.sort_unstable();
-        all.into_iter().map(|(_, id)| id).collect()
+        self.first
+            .iter()
+            .chain(&self.last)
+            .map(|&(_, id)| id)
+            .collect()
     }
 }
 

@@ -143,7 +143,7 @@ pub(super) fn tell(view: View<'_>, verdict: &Verdict) -> Option<Words> {
         Cause::KilledByAdmin => Words::new(
             format!(
                 "{} ended the connection {} of {closer}{got}",
-                super::verdict::named(seen.first.actor.as_ref(), "a privileged process"),
+                super::verdict::named(seen.first.actor.as_deref(), "a privileged process"),
                 connection(socket)
             ),
             "ss -K (or another caller of the kernel's SOCK_DESTROY) aborts a connection from outside: \
@@ -152,12 +152,12 @@ pub(super) fn tell(view: View<'_>, verdict: &Verdict) -> Option<Words> {
         .fix("ask who runs ss -K here: a failover or drain script, a sidecar, a person")
         .ruled_out("the programs at both ends: neither closed"),
         Cause::ListenerClosed => {
-            let by = seen.first.actor.as_ref();
+            let by = seen.first.actor.as_deref();
             let local = socket.map(|socket| crate::event::End(socket.flow.local).to_string());
             Words::new(
                 format!(
                     "{} closed the listener {} with connections in its queue{got}",
-                    super::verdict::named(by.or(view.this.process().as_ref()), "a process"),
+                    super::verdict::named(by.or(view.this.process()), "a process"),
                     local.unwrap_or_default()
                 ),
                 "A connection is complete before accept is called. Those that were still in the queue \

@@ -1,6 +1,7 @@
 //! One connection in trouble: what was seen at each of its ends, whatever the order it was told in.
 
-use std::net::SocketAddr;
+use std::hash::{Hash, Hasher};
+use std::net::{IpAddr, SocketAddr};
 
 use crate::event::{
     CallError, Cause, Confidence, ConnectFailed, Errno, Event, EventId, Exit, Fact, Flow, Kind,
@@ -9,12 +10,19 @@ use crate::event::{
 };
 
 /// Names a connection whichever of its ends is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Key {
-    ends: [SocketAddr; 2],
-    /// Loopback addresses name another connection in every network namespace; other addresses name
-    /// the same one in both of the namespaces it connects.
-    netns: u32,
+///
+/// Both addresses as IPv6 (v4-mapped), the ports, and the network namespace of a loopback address, which
+/// names another connection in every one; other addresses name the same one in both of the
+/// namespaces it connects. In five words, because each event is looked up several times by it, and
+/// what is remembered of many connections should fit into a processor's cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Key([u64; 5]);
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // Not as a slice: that would be hashed as bytes, with its length.
+        self.0.iter().for_each(|&word| state.write_u64(word));
+    }
 }
 
 impl Key {
@@ -24,18 +32,32 @@ impl Key {
         if local.port() == 0 || local.ip().is_unspecified() {
             return None;
         }
-        let ends = if local <= peer {
-            [local, peer]
-        } else {
-            [peer, local]
-        };
+        let (mine, its) = (words(local), words(peer));
+        let end = usize::from(mine > its);
+        let (low, high) = if end == 0 { (mine, its) } else { (its, mine) };
         let netns = if local.ip().is_loopback() {
             flow.netns
         } else {
             0
         };
-        Some((Self { ends, netns }, usize::from(local > peer)))
+        let ports = low[2] << 48 | high[2] << 32 | u64::from(netns);
+        Some((Self([low[0], low[1], high[0], high[1], ports]), end))
     }
+}
+
+/// An address in two words and its port in one.
+fn words(end: SocketAddr) -> [u64; 3] {
+    let address = match end.ip() {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    };
+    let word = |segments: [u16; 4]| {
+        let segments = segments.into_iter().map(u64::from);
+        segments.fold(0, |word, segment| word << 16 | segment)
+    };
+    let [high @ .., _, _, _, _] = address.segments();
+    let [_, _, _, _, low @ ..] = address.segments();
+    [word(high), word(low), end.port().into()]
 }
 
 /// What was seen of a connection.
@@ -104,11 +126,10 @@ pub(super) struct View<'a> {
     pub(super) other: &'a End,
 }
 
-impl View<'_> {
+impl<'a> View<'a> {
     /// The process at the other end: seen there, or found by the host.
-    pub(super) fn peer(self) -> Option<Process> {
-        let found = || self.this.other_end().cloned();
-        self.other.process().or_else(found)
+    pub(super) fn peer(self) -> Option<&'a Process> {
+        self.other.process().or_else(|| self.this.other_end())
     }
 
     /// The same connection from its other end.
@@ -213,13 +234,23 @@ impl End {
     /// Whose it is: the surest of what its events say, and of several the first. A connection nobody
     /// had accepted is the doing of whoever closed its listener.
     pub(super) fn owner(&self) -> Owner {
-        if let Some(closer) = self.listener_closer() {
-            return Owner {
+        match self.listener_closer() {
+            Some(closer) => Owner {
                 confidence: Confidence::Exact,
                 process: Some(closer.clone()),
                 ..Owner::default()
-            };
+            },
+            None => self.surest().cloned().unwrap_or_default(),
         }
+    }
+
+    /// The process it belongs to.
+    pub(super) fn process(&self) -> Option<&Process> {
+        self.listener_closer()
+            .or_else(|| self.surest()?.process.as_ref())
+    }
+
+    fn surest(&self) -> Option<&Owner> {
         let sure = |confidence| match confidence {
             Confidence::Unknown => 0,
             Confidence::Inherited => 1,
@@ -232,12 +263,7 @@ impl End {
             .iter()
             .map(|seen| &seen.first)
             .max_by_key(|event| (sure(event.owner.confidence), std::cmp::Reverse(event.time)));
-        surest.map(|event| event.owner.clone()).unwrap_or_default()
-    }
-
-    /// The process it belongs to.
-    pub(super) fn process(&self) -> Option<Process> {
-        self.owner().process
+        surest.map(|event| &event.owner)
     }
 
     /// How its process ended, when that is what closed it.
@@ -253,7 +279,7 @@ impl End {
 
     fn listener_closer(&self) -> Option<&Process> {
         let (seen, reset) = self.reset_sent()?;
-        seen.first.actor.as_ref().filter(|_| reset.unaccepted)
+        seen.first.actor.as_deref().filter(|_| reset.unaccepted)
     }
 
     /// The socket as the first event saw it that had one.
@@ -294,6 +320,9 @@ impl End {
         {
             seen.take(event);
         } else if self.seen.len() < SORTS {
+            // Most ends show one or two sorts, and there are thousands of ends: room for more would
+            // spread what is used over as many pages.
+            self.seen.reserve_exact(1);
             self.seen.push(Seen {
                 first: event.clone(),
                 last: (event.time, event.id),

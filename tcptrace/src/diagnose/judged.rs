@@ -1,28 +1,39 @@
 //! The connections that were judged, so that what comes of them later finds its case.
 
-use std::collections::VecDeque;
+use std::hash::{BuildHasher as _, Hash};
 
 use foldhash::fast::RandomState;
+use hashbrown::HashTable;
 
-use super::Map;
 use super::connection::{Connection, Key};
 use super::subject::Subject;
 use crate::event::{Event, EventId, Kind, SocketId};
 
 /// Connections that have been judged, the latest of them.
+///
+/// Each takes the place of the oldest, and the tables hold places only: in a storm every event is
+/// looked up here, and these tables stay in a processor's cache.
 #[derive(Debug)]
 pub(super) struct Judged {
-    by_key: Map<Key, Known>,
-    by_event: Map<EventId, Subject>,
-    order: VecDeque<(Option<Key>, [Option<EventId>; 2])>,
+    places: Vec<Known>,
+    /// Where the next one goes.
+    next: usize,
     limit: usize,
+    by_key: Index,
+    by_root: [Index; ROOTS],
 }
 
 #[derive(Debug)]
 struct Known {
+    key: Option<Key>,
     sockets: [Option<SocketId>; 2],
+    /// What later errors will name as their cause.
+    roots: [Option<EventId>; ROOTS],
     subject: Subject,
 }
+
+/// Events of one connection that later ones may name as their cause: the RST at each end.
+const ROOTS: usize = 2;
 
 impl Known {
     /// Something of the same connection, as far as its socket says.
@@ -38,10 +49,11 @@ impl Judged {
     /// None yet, and never more than `limit`.
     pub(super) fn new(limit: usize) -> Self {
         Self {
-            by_key: Map::with_capacity_and_hasher(limit, RandomState::default()),
-            by_event: Map::with_capacity_and_hasher(2 * limit, RandomState::default()),
-            order: VecDeque::with_capacity(limit),
+            places: Vec::with_capacity(limit),
+            next: 0,
             limit,
+            by_key: Index::new(limit),
+            by_root: std::array::from_fn(|_| Index::new(limit)),
         }
     }
 
@@ -54,48 +66,95 @@ impl Judged {
             // Somebody tries anew, maybe from the same port.
             return None;
         }
-        let by_cause = event.caused_by.and_then(|id| self.by_event.get(&id));
+        let by_cause = || {
+            let cause = event.caused_by?;
+            (0..ROOTS).find_map(|nth| {
+                let known = |place: usize| self.places[place].roots[nth];
+                self.by_root[nth].find(&cause, known)
+            })
+        };
         let by_key = || {
             let (key, end) = key?;
-            let known = self.by_key.get(&key)?;
-            let id = event
-                .socket
-                .as_ref()
-                .map_or(SocketId::default(), |it| it.id);
-            known.is_of(end, id).then_some(&known.subject)
+            let place = self.by_key.find(&key, |place| self.places[place].key)?;
+            let id = event.socket.as_ref().map(|it| it.id).unwrap_or_default();
+            self.places[place].is_of(end, id).then_some(place)
         };
-        by_cause.or_else(by_key).copied()
+        let place = by_cause().or_else(by_key)?;
+        Some(self.places[place].subject)
     }
 
     /// Remembers a connection, if it has two ends, and what later errors will name as their cause.
     pub(super) fn remember(&mut self, key: Option<Key>, connection: &Connection, subject: Subject) {
-        if self.order.len() >= self.limit
-            && let Some((key, events)) = self.order.pop_front()
-        {
-            if let Some(key) = key {
-                self.by_key.remove(&key);
-            }
-            for event in events.into_iter().flatten() {
-                self.by_event.remove(&event);
-            }
-        }
-        let mut roots = connection.seen().filter(|seen| {
-            matches!(
-                seen.first.kind,
-                Kind::ResetReceived(_)
-                    | Kind::ResetSent(_)
-                    | Kind::ConnectionTimeout(_)
-                    | Kind::ConnectFailed(_)
-            )
+        let mut roots = connection.seen().filter_map(|seen| match seen.first.kind {
+            Kind::ResetReceived(_)
+            | Kind::ResetSent(_)
+            | Kind::ConnectionTimeout(_)
+            | Kind::ConnectFailed(_) => Some(seen.first.id),
+            _ => None,
         });
-        let roots = [roots.next(), roots.next()].map(|seen| seen.map(|it| it.first.id));
-        for root in roots.into_iter().flatten() {
-            self.by_event.insert(root, subject);
+        let known = Known {
+            key,
+            sockets: connection.sockets(),
+            roots: std::array::from_fn(|_| roots.next()),
+            subject,
+        };
+        let place = self.next;
+        self.next = (place + 1) % self.limit;
+        if place < self.places.len() {
+            self.by_key.remove(place, |at| self.places[at].key);
+            for (nth, index) in self.by_root.iter_mut().enumerate() {
+                index.remove(place, |at| self.places[at].roots[nth]);
+            }
+            self.places[place] = known;
+        } else {
+            self.places.push(known);
         }
-        if let Some(key) = key {
-            let sockets = connection.sockets();
-            self.by_key.insert(key, Known { sockets, subject });
+        self.by_key.insert(place, |at| self.places[at].key);
+        for (nth, index) in self.by_root.iter_mut().enumerate() {
+            index.insert(place, |at| self.places[at].roots[nth]);
         }
-        self.order.push_back((key, roots));
+    }
+}
+
+/// Places by what is at them, which the table does not hold itself.
+#[derive(Debug)]
+struct Index {
+    places: HashTable<u32>,
+    hasher: RandomState,
+}
+
+impl Index {
+    fn new(limit: usize) -> Self {
+        Self {
+            places: HashTable::with_capacity(limit),
+            hasher: RandomState::default(),
+        }
+    }
+
+    fn find<T: Hash + Eq>(&self, what: &T, at: impl Fn(usize) -> Option<T>) -> Option<usize> {
+        let hash = self.hasher.hash_one(what);
+        let is_it = |&place: &u32| at(place as usize).as_ref() == Some(what);
+        self.places.find(hash, is_it).map(|&place| place as usize)
+    }
+
+    /// Of two places with the same the later one counts.
+    fn insert<T: Hash + Eq>(&mut self, place: usize, at: impl Fn(usize) -> Option<T>) {
+        let Some(what) = at(place) else { return };
+        let Self { places, hasher } = self;
+        let hash = hasher.hash_one(&what);
+        let is_it = |&other: &u32| at(other as usize).as_ref() == Some(&what);
+        let rehash = |&other: &u32| hasher.hash_one(at(other as usize).as_ref().unwrap_or(&what));
+        let entry = places.entry(hash, is_it, rehash);
+        // No limit is near 2^32.
+        entry.insert(u32::try_from(place).unwrap_or_default());
+    }
+
+    /// Forgets a place, unless a later one has the same.
+    fn remove<T: Hash + Eq>(&mut self, place: usize, at: impl Fn(usize) -> Option<T>) {
+        let Some(what) = at(place) else { return };
+        let hash = self.hasher.hash_one(&what);
+        if let Ok(entry) = self.places.find_entry(hash, |&it| it as usize == place) {
+            entry.remove();
+        }
     }
 }

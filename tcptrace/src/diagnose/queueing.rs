@@ -3,7 +3,7 @@
 use super::verdict::Words;
 use crate::event::{
     Acceptor, Cause, Count, End, Errno, Event, Fact, Kind, Micros, Millis, Overflow, OverflowPath,
-    Process, State, SynQueue, Timestamp,
+    Process, SynQueue, Timestamp,
 };
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -365,7 +365,6 @@ pub(super) fn overflow(event: &Event) -> Option<(&Overflow, Option<SocketAddr>)>
         return None;
     };
     let socket = event.socket.as_ref()?;
-    debug_assert!(matches!(socket.state, None | Some(State::Listen)));
     let local = socket.flow.local;
     Some((overflow, (local.port() != 0).then_some(local)))
 }

@@ -379,8 +379,8 @@ fn deadlines_show_as_a_common_interval() {
     );
 }
 
-#[test]
-fn a_refusal_that_only_its_rst_shows_is_of_the_full_queue() {
+/// A listener answers a handshake it has no room for.
+fn refused_by_a_full_queue() -> Event {
     let refused = ResetSent {
         answers_segment: true,
         queue_full: true,
@@ -388,14 +388,19 @@ fn a_refusal_that_only_its_rst_shows_is_of_the_full_queue() {
     };
     let mut at_listener = listener();
     at_listener.flow.peer = Some(CLIENT.parse().expect("an address"));
+    event(
+        10,
+        Some(envoy()),
+        Some(at_listener),
+        Kind::ResetSent(refused),
+    )
+}
+
+#[test]
+fn a_refusal_that_only_its_rst_shows_is_of_the_full_queue() {
     let client = at_client(State::Established);
     let events = [
-        event(
-            10,
-            Some(envoy()),
-            Some(at_listener),
-            Kind::ResetSent(refused),
-        ),
+        refused_by_a_full_queue(),
         event(20, Some(curl()), Some(client), received(libc::ECONNRESET)),
     ];
     let gap = Sees {
@@ -412,11 +417,6 @@ fn a_refusal_that_only_its_rst_shows_is_of_the_full_queue() {
 
 #[test]
 fn a_refusal_is_not_polled_and_told_of_by_its_rst_too() {
-    let refused = ResetSent {
-        answers_segment: true,
-        queue_full: true,
-        ..reset()
-    };
     let polled = Overflow {
         path: None,
         count: 3,
@@ -426,16 +426,9 @@ fn a_refusal_is_not_polled_and_told_of_by_its_rst_too() {
         drops: None,
         last_accept_ago_us: None,
     };
-    let mut at_listener = listener();
-    at_listener.flow.peer = Some(CLIENT.parse().expect("an address"));
     let polled = Kind::AcceptQueueOverflow(polled);
     let events = [
-        event(
-            10,
-            Some(envoy()),
-            Some(at_listener),
-            Kind::ResetSent(refused),
-        ),
+        refused_by_a_full_queue(),
         event(900_000, Some(envoy()), Some(listener()), polled),
     ];
     let gap = Sees {

@@ -114,13 +114,13 @@ impl Words {
 /// Who did or suffered it: `nginx[12]`, or what stands in where nobody is known.
 pub(super) fn who<'a>(end: &'a End, or: &'a str) -> impl fmt::Display + 'a {
     let process = end.process();
-    fmt::from_fn(move |f| named(process.as_ref(), or).fmt(f))
+    fmt::from_fn(move |f| named(process, or).fmt(f))
 }
 
 /// The other end's process, or what stands in.
-pub(super) fn peer<'a>(view: View<'_>, or: &'a str) -> impl fmt::Display + use<'a> {
+pub(super) fn peer<'a>(view: View<'a>, or: &'a str) -> impl fmt::Display + 'a {
     let process = view.peer();
-    fmt::from_fn(move |f| named(process.as_ref(), or).fmt(f))
+    fmt::from_fn(move |f| named(process, or).fmt(f))
 }
 
 /// A process, or what stands in.
@@ -143,8 +143,7 @@ pub(super) fn then_got(end: &End, since: Timestamp) -> impl fmt::Display + use<>
     let mut text = String::new();
     if let Some((seen, call)) = end.first_error() {
         let later = Micros(seen.first.time.0.saturating_sub(since.0) / 1_000);
-        let owner = end.process();
-        let who = named(owner.as_ref(), "the other end");
+        let who = named(end.process(), "the other end");
         // A String takes all.
         let _ = write!(text, "; {later} later {who} got {}", call.errno);
         if let Some(syscall) = call.syscall {
@@ -155,12 +154,8 @@ pub(super) fn then_got(end: &End, since: Timestamp) -> impl fmt::Display + use<>
             let _ = write!(text, " and {}", Count(others - 1, "more error"));
         }
     } else if end.reset_received().is_some() {
-        let owner = end.process();
-        let _ = write!(
-            text,
-            "; {} has not noticed yet",
-            named(owner.as_ref(), "the other end")
-        );
+        let who = named(end.process(), "the other end");
+        let _ = write!(text, "; {who} has not noticed yet");
     }
     fmt::from_fn(move |f| f.write_str(&text))
 }

@@ -41,7 +41,7 @@ pub enum Kind {
     /// Events the kernel could not hand over.
     EventsLost(Loss),
     /// The counts of a whole run.
-    Summary(Summary),
+    Summary(Box<Summary>),
 }
 
 impl Kind {
@@ -62,6 +62,28 @@ impl Kind {
         "retransmit",
         "finding",
     ];
+
+    /// Its place in [`SELECTABLE`](Self::SELECTABLE); `None` for what is about the stream itself.
+    #[must_use]
+    pub fn selectable(&self) -> Option<usize> {
+        Some(match self {
+            Self::ResetSent(_) => 0,
+            Self::ResetReceived(_) => 1,
+            Self::CloseWaitEntered(_) => 2,
+            Self::CloseWaitStuck(_) => 3,
+            Self::AcceptQueueOverflow(_) => 4,
+            Self::SynQueueOverflow(_) => 5,
+            Self::SocketError(_) => 6,
+            Self::ConnectFailed(_) => 7,
+            Self::ConnectionTimeout(_) => 8,
+            Self::FdExhausted(_) => 9,
+            Self::FdInvalid(_) => 10,
+            Self::StateChanged(_) => 11,
+            Self::Retransmit(_) => 12,
+            Self::Finding(_) => 13,
+            Self::Coverage(_) | Self::EventsLost(_) | Self::Summary(_) => return None,
+        })
+    }
 
     /// The event's name in the stream.
     #[must_use]
@@ -365,4 +387,23 @@ pub struct SummaryRow {
     pub error: Option<String>,
     /// How many.
     pub count: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sink::samples;
+
+    #[test]
+    fn every_kind_is_in_its_place() {
+        for event in samples::all().into_iter().chain(samples::verdicts()) {
+            let chosen = event.kind.selectable().map(|nth| Kind::SELECTABLE[nth]);
+            let name = event.name().strip_prefix("tcptrace.");
+            let is_of_the_stream = matches!(
+                event.kind,
+                Kind::Coverage(_) | Kind::EventsLost(_) | Kind::Summary(_)
+            );
+            assert_eq!(chosen, name.filter(|_| !is_of_the_stream));
+        }
+    }
 }

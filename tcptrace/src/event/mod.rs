@@ -40,7 +40,8 @@ pub struct Event {
     pub owner: Owner,
     /// The process that acted, when it is not the owner: the one that ran `ss -K`, the one that
     /// closed the listener.
-    pub actor: Option<Process>,
+    /// Boxed, because it is rare and every event would be larger for it.
+    pub actor: Option<Box<Process>>,
     /// What the host said of it just after; empty for most.
     pub facts: Vec<Fact>,
     /// What happened.

@@ -125,7 +125,11 @@ impl fmt::Display for Comm {
     /// What is not printable text is escaped, so that a hostile name cannot move a terminal's
     /// cursor.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for chunk in self.as_bytes().utf8_chunks() {
+        let bytes = self.as_bytes();
+        if bytes.iter().all(|byte| (b' '..=b'~').contains(byte)) {
+            return f.write_str(str::from_utf8(bytes).unwrap_or_default());
+        }
+        for chunk in bytes.utf8_chunks() {
             for character in chunk.valid().chars() {
                 if character.is_control() {
                     write!(f, "{}", character.escape_default())?;

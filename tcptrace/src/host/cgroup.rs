@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
@@ -97,10 +97,14 @@ impl Cgroups {
 
 /// The v2 line of `/proc/PID/cgroup`, `0::/path`.
 /// <https://docs.kernel.org/admin-guide/cgroup-v2.html#processes>
-fn parse_unified(text: &str) -> Option<&Path> {
+pub(crate) fn parse_unified(text: &str) -> Option<&Path> {
     let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    // Outside our own cgroup namespace.
-    (!path.starts_with("..")).then(|| Path::new(path))
+    // Outside our own cgroup namespace it begins with `..`.
+    let is_below = |part| matches!(part, Component::Normal(_));
+    Path::new(path)
+        .components()
+        .all(is_below)
+        .then(|| Path::new(path))
 }
 
 #[cfg(test)]
@@ -167,6 +171,9 @@ mod tests {
             ("12:cpu:/a\n0::/system.slice/b\n", Some("system.slice/b")),
             ("0::/\n", Some("")),
             ("0::/../other\n", None),
+            ("0::/a/../../other\n", None),
+            ("0:://etc\n", None),
+            ("0::/..name\n", Some("..name")),
             ("1:name=systemd:/a\n", None),
         ] {
             assert_eq!(parse_unified(text), path.map(Path::new), "{text:?}");

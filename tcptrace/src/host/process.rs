@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use nix::time::{ClockId, clock_gettime};
 use procfs::process::LimitValue;
 
@@ -155,8 +156,8 @@ impl Details {
 /// [`Processes::CAPACITY`] of them: those asked for longest ago make room.
 #[derive(Debug, Default)]
 pub struct Processes {
-    recent: HashMap<u32, Entry>,
-    older: HashMap<u32, Entry>,
+    recent: HashMap<u32, Entry, RandomState>,
+    older: HashMap<u32, Entry, RandomState>,
 }
 
 #[derive(Clone, Debug)]
@@ -178,24 +179,36 @@ impl Processes {
     /// process that started after the event.
     pub fn get(&mut self, pid: u32, age: Duration) -> Option<&Details> {
         let now = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?);
+        let is_fresh = |entry: &Entry| now.saturating_sub(entry.read) < Self::FRESH;
+        if !self.recent.get(&pid).is_some_and(is_fresh) {
+            self.look(pid, now, is_fresh);
+        }
+        let entry = self.recent.get(&pid)?;
+        // The start is rounded down to a tick, so a process never seems younger than it is.
+        (entry.details.started <= now.saturating_sub(age)).then_some(&entry.details)
+    }
+
+    /// Looks at a process, and remembers it as one asked for lately.
+    fn look(&mut self, pid: u32, now: Duration, is_fresh: impl Fn(&Entry) -> bool) {
         let known = self.recent.remove(&pid).or_else(|| self.older.remove(&pid));
-        let fresh = known
-            .as_ref()
-            .is_some_and(|entry| now.saturating_sub(entry.read) < Self::FRESH);
-        let entry = if fresh {
+        let entry = if known.as_ref().is_some_and(is_fresh) {
             known
         } else {
             let details = open(pid).and_then(|process| Details::read(&process));
             details
                 .map(|details| Entry { details, read: now })
                 .or(known)
-        }?;
+        };
+        if let Some(entry) = entry {
+            self.remember(pid, entry);
+        }
+    }
+
+    fn remember(&mut self, pid: u32, entry: Entry) {
         if self.recent.len() >= Self::CAPACITY / 2 {
             self.older = std::mem::take(&mut self.recent);
         }
-        let entry = self.recent.entry(pid).insert_entry(entry).into_mut();
-        // The start is rounded down to a tick, so a process never seems younger than it is.
-        (entry.details.started <= now.saturating_sub(age)).then_some(&entry.details)
+        self.recent.insert(pid, entry);
     }
 }
 
@@ -264,15 +277,13 @@ mod tests {
         let mut processes = Processes::default();
         let details = describe_self();
         for pid in 0..100_000 {
-            // Filled as `get` would; so many processes cannot be started.
-            processes.recent.insert(
-                pid,
-                Entry {
-                    details: details.clone(),
-                    read: Duration::MAX,
-                },
-            );
-            processes.get(pid, Duration::ZERO);
+            // So many processes cannot be started.
+            let entry = Entry {
+                details: details.clone(),
+                read: Duration::MAX,
+            };
+            processes.remember(pid, entry);
+            assert!(processes.get(pid, Duration::ZERO).is_some());
             assert!(processes.recent.len() + processes.older.len() <= Processes::CAPACITY);
         }
     }

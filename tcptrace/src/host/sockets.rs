@@ -175,6 +175,17 @@ pub fn coverage() -> Coverage {
     coverage_of(WITHOUT_DIAG.as_deref())
 }
 
+/// Reads bytes as if the kernel had given them, either way.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read(bytes: &[u8]) {
+    let mut each = |socket| {
+        std::hint::black_box(socket);
+    };
+    // What is no table or no answer is an error, and nothing else.
+    let _ = table::walk(bytes, crate::event::Flow::default(), &mut each);
+    diag::read(bytes, &mut each);
+}
+
 fn coverage_of(without_diag: Option<&str>) -> Coverage {
     let way = match without_diag {
         None => "sock_diag",

@@ -20,8 +20,9 @@ const TYPE_HEADER: usize = 12;
 const NAME_MAX: usize = 512;
 /// Modifiers around a type, and anonymous structs inside each other; real kernels stay below 10.
 const DEPTH_MAX: u32 = 32;
-/// Members looked at in one lookup, so that types which contain themselves cannot hold us up.
-const MEMBERS_MAX: u32 = 1 << 17;
+/// Members looked at in one lookup, so that types which contain themselves cannot hold us up; real
+/// kernels stay below 1000.
+const MEMBERS_MAX: u32 = 1 << 14;
 
 /// Why a kernel's types cannot be read.
 #[derive(Debug)]

@@ -1,10 +1,12 @@
 //! Says what is seen on this host and through what, what is not, and how to mend it.
 
 use std::io::{self, Write};
+use std::iter;
 
 use caps::Capability;
 use serde_json::{Value, json};
 
+use super::confinement::{self, Confinement, Part};
 use super::facts::Facts;
 use super::plan::{
     ACCEPT_OVERFLOW, ACCEPT_QUEUE, FINAL_ACK, Plan, Planned, Polled, Refused, Rung, Way,
@@ -34,6 +36,8 @@ pub struct Report {
     pub plan: Plan,
     /// What became of it; `None` when nothing was tried, for want of privileges.
     pub attempts: Option<Vec<Attempt>>,
+    /// How the host lists its sockets, which takes no hook.
+    pub listed: Coverage,
 }
 
 /// What became of one signal.
@@ -166,12 +170,13 @@ impl Report {
             way: Some(polled.way.to_owned()),
             note: Some(not_shown(polled.loses).join("; ")),
         });
+        let listed = iter::once(self.listed.clone());
         let never = self.plan.never_seen.iter().map(|&(signal, why)| Coverage {
             signal,
             way: None,
             note: Some(why.to_owned()),
         });
-        planned.chain(polled).chain(never).collect()
+        planned.chain(polled).chain(listed).chain(never).collect()
     }
 
     /// Writes the report for a person: what is seen, what is not, and what to do. `every_way` adds the
@@ -189,6 +194,7 @@ impl Report {
         self.verdict(w, &outcomes)?;
         self.to_do(w, &outcomes)?;
         self.privileges(w)?;
+        self.confinement(w, every_way)?;
         if every_way {
             writeln!(w, "\nHost")?;
             for (name, value) in self.host() {
@@ -206,9 +212,10 @@ impl Report {
 
     /// How much is seen, what is not, and why.
     fn verdict(&self, w: &mut impl Write, outcomes: &[Outcome<'_>]) -> io::Result<()> {
-        let polled = self.polled().count();
-        let served = outcomes.iter().filter(|it| it.taken().is_some()).count() + polled;
-        let all = outcomes.len() + polled;
+        // Those that need no hook.
+        let others = self.polled().count() + 1;
+        let served = outcomes.iter().filter(|it| it.taken().is_some()).count() + others;
+        let all = outcomes.len() + others;
         let release = &self.facts.release;
         match (&self.attempts, required_missing(&self.facts).as_slice()) {
             (Some(_), _) => writeln!(w, "{served} of {all} signals are seen on Linux {release}.")?,
@@ -353,8 +360,55 @@ impl Report {
                 writeln!(w, "{INDENT}does not show {lost}")?;
             }
         }
+        let Coverage { signal, way, note } = &self.listed;
+        writeln!(w, "  {:<10} {}", "seen", signal.0)?;
+        writeln!(
+            w,
+            "    {:<9} {}",
+            "taken",
+            way.as_deref().unwrap_or_default()
+        )?;
+        if let Some(note) = note {
+            writeln!(w, "{INDENT}{note}")?;
+        }
         for (signal, why) in self.plan.never_seen {
             writeln!(w, "  {:<10} {}\n{INDENT}{why}", "never", signal.0)?;
+        }
+        Ok(())
+    }
+
+    /// What no thread can do any more once everything is attached.
+    fn confinement(&self, w: &mut impl Write, every_part: bool) -> io::Result<()> {
+        let Confinement { seccomp, landlock } = self.facts.confinement;
+        writeln!(w, "\nConfined once attached")?;
+        writeln!(
+            w,
+            "  {:<10} {}",
+            "seccomp",
+            if seccomp {
+                "each thread can make only the calls of its part"
+            } else {
+                "this kernel has none: what the privileges left allow can be done"
+            }
+        )?;
+        writeln!(
+            w,
+            "  {:<10} {}",
+            "landlock",
+            if landlock {
+                "the thread that opens --output-file is kept to its directory, the others open none"
+            } else {
+                "this kernel has none: the thread that opens --output-file could open others"
+            }
+        )?;
+        if seccomp && every_part {
+            for (part, name) in Part::ALL {
+                let purposes: Vec<_> = confinement::purposes(part).collect();
+                writeln!(w, "  {name} may")?;
+                for purpose in purposes {
+                    writeln!(w, "      {purpose}")?;
+                }
+            }
         }
         Ok(())
     }
@@ -382,6 +436,7 @@ impl Report {
                     }],
                 })
             }))
+            .chain(iter::once(self.listed_json()))
             .collect();
         let capabilities: Vec<_> = privileges(facts)
             .map(|privilege| {
@@ -415,6 +470,10 @@ impl Report {
                 "kernel.kptr_restrict": facts.kptr_restrict,
             },
             "capabilities": capabilities,
+            "confinement": {
+                "seccomp": facts.confinement.seccomp,
+                "landlock": facts.confinement.landlock,
+            },
             "grant": self.grant(),
             "signals": signals,
             "never_seen": never_seen,
@@ -444,6 +503,26 @@ impl Report {
             "does_not_show": taken.map_or(&[][..], |it| it.loses),
             "costs": taken.and_then(|it| it.costs),
             "ways": ways,
+        })
+    }
+
+    fn listed_json(&self) -> Value {
+        let Coverage { signal, way, note } = &self.listed;
+        let lost = note
+            .as_deref()
+            .map(|note| note.trim_start_matches("does not show "));
+        let lost: Vec<_> = lost.into_iter().collect();
+        json!({
+            "signal": signal.0,
+            "required": false,
+            "seen": true,
+            "way": way,
+            "does_not_show": lost,
+            "ways": [{
+                "way": way,
+                "verdict": Verdict::Taken.name(),
+                "does_not_show": lost,
+            }],
         })
     }
 
@@ -616,12 +695,21 @@ mod tests {
     use super::super::plan::{Wanted, plan};
     use super::*;
 
+    fn listed() -> Coverage {
+        Coverage {
+            signal: Signal("queues and ages of sockets"),
+            way: Some("sock_diag".to_owned()),
+            note: None,
+        }
+    }
+
     fn report(facts: Facts, attempts: Option<Vec<Attempt>>) -> Report {
         let plan = plan(&everything(), &facts, &[]);
         Report {
             facts,
             plan,
             attempts,
+            listed: listed(),
         }
     }
 
@@ -677,7 +765,7 @@ mod tests {
         );
         let short = text(&report);
         assert!(
-            short.starts_with("21 of 21 signals are seen on Linux 6.18.44.\n\nTo do\n"),
+            short.starts_with("22 of 22 signals are seen on Linux 6.18.44.\n\nTo do\n"),
             "{short}"
         );
         let long = written(&report, true);
@@ -688,6 +776,7 @@ mod tests {
             "    taken     tracepoint syscalls:sys_exit_listen\n",
             "    spare     raw_tracepoint inet_sock_set_state\n",
             "  seen       syn_queue.overflow\n    taken     polled",
+            "  seen       queues and ages of sockets\n    taken     sock_diag\n",
             "  never      header of a received RST\n",
         ] {
             assert!(long.contains(part), "{part} is not in:\n{long}");
@@ -715,7 +804,7 @@ mod tests {
         let way = coverage(&report, owners).way;
         assert_eq!(way.as_deref(), Some("fexit inet_csk_accept of 2 arguments"));
         let short = text(&report);
-        assert!(short.starts_with("21 of 21"), "{short}");
+        assert!(short.starts_with("22 of 22"), "{short}");
         assert!(
             short.contains(
                 "Seen, but not by the best way\n  owners of accepted connections\n      through \
@@ -775,6 +864,7 @@ mod tests {
             plan: plan(&nobody, &facts(), &[]),
             facts: facts(),
             attempts: None,
+            listed: listed(),
         };
         assert_eq!(report.shows_overflows(), None);
         assert!(report.shows_final_acks(), "of all there are to be seen");
@@ -800,7 +890,7 @@ mod tests {
         let short = text(&report);
         assert!(
             short.starts_with(
-                "20 of 21 signals are seen on Linux 6.1.192.\n\nNot seen\n  retransmits\n      \
+                "21 of 22 signals are seen on Linux 6.1.192.\n\nNot seen\n  retransmits\n      \
                  raw_tracepoint tcp_retransmit_skb: Linux 6.1.192 has no tracepoint"
             ),
             "{short}"
@@ -820,7 +910,7 @@ mod tests {
         let report = report(facts, None);
         let short = text(&report);
         for part in [
-            "Nothing was tried: CAP_BPF and CAP_PERFMON missing. 21 of 21 signals could be seen on \
+            "Nothing was tried: CAP_BPF and CAP_PERFMON missing. 22 of 22 signals could be seen on \
              Linux 6.18.44.\n",
             "  -> sudo setcap cap_bpf,cap_perfmon,cap_sys_ptrace,cap_dac_read_search,cap_syslog,\
              cap_sys_nice+ep '/usr/bin/tcptrace', or run it with sudo\n",

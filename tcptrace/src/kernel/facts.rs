@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use caps::{CapSet, Capability};
 
 use super::btf::{Btf, BtfError};
+use super::confinement::Confinement;
 use super::symbols::{self, SymbolError};
 use super::{plan, privileges};
 
@@ -46,6 +47,8 @@ pub struct Facts {
     pub lockdown: Option<String>,
     /// Maps are read and written only with `CAP_BPF`, as before Linux 5.19.
     pub maps_need_cap_bpf: bool,
+    /// What there is to confine the tracer with.
+    pub confinement: Confinement,
     /// `kernel.unprivileged_bpf_disabled`
     pub unprivileged_bpf_disabled: Option<i32>,
     /// `kernel.perf_event_paranoid`
@@ -82,6 +85,7 @@ impl Facts {
             initial_pid_namespace: is_link("/proc/self/ns/pid", INITIAL_PID),
             lockdown: text("/sys/kernel/security/lockdown").and_then(|modes| chosen(&modes)),
             maps_need_cap_bpf: privileges::maps_need_cap_bpf(),
+            confinement: Confinement::of_kernel(),
             unprivileged_bpf_disabled: number("/proc/sys/kernel/unprivileged_bpf_disabled"),
             perf_event_paranoid: number("/proc/sys/kernel/perf_event_paranoid"),
             kptr_restrict: number("/proc/sys/kernel/kptr_restrict"),

@@ -1,6 +1,7 @@
 //! What this kernel offers: where it keeps each field, which hooks it has, and what that lets us see.
 
 pub mod btf;
+pub mod confinement;
 pub mod doctor;
 pub mod facts;
 pub mod layout;

@@ -11,7 +11,7 @@ use tcptrace_common::layout::OFFSETS;
 use super::facts::Facts;
 use super::symbols::SymbolError;
 use crate::event::Signal;
-pub(super) use signals::functions;
+pub(crate) use signals::functions;
 pub use signals::{ACCEPT_OVERFLOW, Polled, Program, Rung, Way};
 pub(super) use signals::{ACCEPT_QUEUE, FINAL_ACK};
 use signals::{Asked, NEVER_SEEN, POLLED, SIGNALS};
@@ -264,6 +264,7 @@ pub(super) mod tests {
     use tcptrace_common::event::kind;
 
     use super::*;
+    use crate::kernel::confinement::Confinement;
 
     /// A host like the development machine: Linux 6.18, root, nothing missing.
     pub(in crate::kernel) fn facts() -> Facts {
@@ -297,6 +298,10 @@ pub(super) mod tests {
             initial_pid_namespace: true,
             lockdown: Some("none".to_owned()),
             maps_need_cap_bpf: false,
+            confinement: Confinement {
+                seccomp: true,
+                landlock: false,
+            },
             unprivileged_bpf_disabled: Some(2),
             perf_event_paranoid: Some(2),
             kptr_restrict: Some(0),

@@ -13,6 +13,7 @@ use nix::sys::prctl;
 use procfs::sys::kernel::Version;
 
 use super::facts::Facts;
+use crate::sink::text::printable;
 
 /// A capability and what it is for.
 #[derive(Debug)]
@@ -161,10 +162,16 @@ pub fn grant_command(facts: &Facts) -> String {
         .filter(|it| it.granted)
         .map(|it| it.capability.to_string().to_lowercase())
         .collect();
-    let path = facts.executable.display();
+    // A shell takes all as it is between these quotes but another one.
+    let path = facts
+        .executable
+        .display()
+        .to_string()
+        .replace('\'', r"'\''");
     format!(
-        "sudo setcap {}+ep '{path}', or run it with sudo",
-        names.join(",")
+        "sudo setcap {}+ep '{}', or run it with sudo",
+        names.join(","),
+        printable(path)
     )
 }
 

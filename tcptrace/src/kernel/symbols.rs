@@ -51,7 +51,7 @@ pub fn function(name: &str) -> Result<Range<u64>, SymbolError> {
 
 /// From the function's address up to the next one: the kernel lists its own symbols in order.
 /// <https://github.com/torvalds/linux/blob/v6.18/scripts/kallsyms.c> (`sort_symbols`)
-fn find(mut list: impl BufRead, name: &str) -> Result<Range<u64>, SymbolError> {
+pub(crate) fn find(mut list: impl BufRead, name: &str) -> Result<Range<u64>, SymbolError> {
     let mut start = None;
     let mut line = String::new();
     while list.read_line(&mut line)? > 0 {

@@ -14,6 +14,7 @@ use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use tokio::sync::oneshot;
 
+use crate::kernel::confinement::{Part, confine};
 use crate::kernel::privileges::keep_only;
 
 /// A process that waits to become the command.
@@ -35,7 +36,12 @@ impl Held {
         let mut child = Command::new(program);
         child.args(args);
         let (tell_fd, wait_fd) = (tell.as_raw_fd(), wait.as_raw_fd());
+        let release_fd = release.as_raw_fd();
         let hold = move || {
+            // Its own copy would keep it waiting for ever, should this tracer be killed.
+            // SAFETY: close may be called between fork and exec, and nothing else there knows this
+            // descriptor.
+            unsafe { libc::close(release_fd) };
             let pid = std::process::id().to_ne_bytes();
             // SAFETY: write may be called between fork and exec, and the descriptor is open there.
             unsafe { libc::write(tell_fd, pid.as_ptr().cast(), pid.len()) };
@@ -59,7 +65,7 @@ impl Held {
                 let ended = child.spawn().and_then(|mut child| {
                     // The command was forked with the privileges of who started us; to wait for it
                     // takes none. Where this fails, so has the same in the main thread.
-                    let _ = keep_only(&CapsHashSet::new());
+                    let _ = keep_only(&CapsHashSet::new()).and_then(|()| confine(Part::Reader));
                     child.wait()
                 });
                 // The run may be over.

@@ -5,12 +5,11 @@ mod watch;
 use std::fs::File;
 use std::future::Future;
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
-use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
-use caps::Capability;
+use caps::{Capability, CapsHashSet};
 use nix::time::ClockId;
 use tcptrace_common::filter::Config;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -27,6 +26,7 @@ use crate::event::{Event, EventId, Flow, Kind, Reconciled, Timestamp};
 use crate::host::attribution::{self, Verifier};
 use crate::host::cgroup::Cgroups;
 use crate::host::{counters::Counters, door, netns, snapshot, sockets};
+use crate::kernel::confinement::{self, Part, confine};
 use crate::kernel::doctor::{Attempt, Report};
 use crate::kernel::facts::Facts;
 use crate::kernel::layout::Resolved;
@@ -35,7 +35,7 @@ use crate::kernel::plan::{ACCEPT_OVERFLOW, Plan, Planned, Wanted, plan};
 use crate::kernel::privileges::{self, grant_command, required_missing};
 use crate::session::{Session, clock, monotonic};
 use crate::sink::text::{self, Columns};
-use crate::sink::{self, Format, Outputs, Rotation, Stream};
+use crate::sink::{self, Format, Opener, Outputs, Rotation, Stream};
 use crate::source::Source;
 use crate::source::ring::Ring;
 use watch::Watch;
@@ -80,7 +80,9 @@ pub(super) fn trace(args: &Trace) -> Result<u8, Failure> {
     }
     let ring_bytes = ring_bytes(args.ring_buffer)?;
     // Before anything is loaded: what is wrong with the request does not need the kernel.
-    let outputs = outputs(args)?;
+    let opener = args.output_file.as_ref().map(|_| Opener::start());
+    let opener = opener.transpose().context("no thread to open files")?;
+    let outputs = outputs(args, opener.as_ref())?;
     let mut filters = Filters::of(args, &selection)?;
     let host = Host::look();
     check_privileges(&host)?;
@@ -118,6 +120,7 @@ pub(super) fn trace(args: &Trace) -> Result<u8, Failure> {
         facts: host.facts,
         plan,
         attempts: Some(attempts),
+        listed: sockets::coverage(),
     };
     let decoder = Decoder {
         clock_offset: clock(ClockId::CLOCK_REALTIME) - monotonic(),
@@ -130,7 +133,7 @@ pub(super) fn trace(args: &Trace) -> Result<u8, Failure> {
     let analysis = Analysis::new(Limits::default(), sees(args, &report));
     let session = Session::new(decoder, selection, outputs, verifier, analysis, args.count);
     raise_priority();
-    give_up_privileges(args, &report.facts)?;
+    give_up_privileges(args, &report.facts, opener)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -170,8 +173,9 @@ fn raise_priority() {
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -BOOST) };
 }
 
-/// From here on the program reads: what it needed to attach is given up, for root too.
-fn give_up_privileges(args: &Trace, facts: &Facts) -> Result<()> {
+/// From here on the program reads: what it needed to attach is given up, for root too, and what its
+/// threads do not do they can do no longer.
+fn give_up_privileges(args: &Trace, facts: &Facts, opener: Option<Opener>) -> Result<()> {
     if facts.has(Capability::CAP_SYS_ADMIN)
         && let Err(error) = door::keep()
         && !args.quiet
@@ -182,15 +186,37 @@ fn give_up_privileges(args: &Trace, facts: &Facts) -> Result<()> {
             "tcptrace: other network namespaces are not looked into: {error:#}"
         );
     }
-    let mut kept = privileges::kept(facts);
-    // What was opened for somebody else's directory must be opened there again.
-    let again = |path: &PathBuf| privileges::rehearse(&kept, || sink::File::may_open(path));
-    if let Some(path) = &args.output_file
-        && !again(path)?
-    {
-        kept.insert(Capability::CAP_DAC_OVERRIDE);
+    if let (Some(path), Some(opener)) = (&args.output_file, opener) {
+        // What was opened in somebody else's directory must be opened there again.
+        let mut opens = CapsHashSet::new();
+        if !privileges::rehearse(&opens, || sink::File::may_open(path))? {
+            opens = [
+                Capability::CAP_DAC_OVERRIDE,
+                Capability::CAP_DAC_READ_SEARCH,
+            ]
+            .into();
+        }
+        // Behind links its directory may be another one.
+        let files: Vec<_> = path
+            .canonicalize()
+            .into_iter()
+            .chain([path.clone()])
+            .collect();
+        opener.run(move || {
+            privileges::keep_only(&opens)?;
+            confinement::keep_to(files.iter().map(|path| sink::directory_of(path)))?;
+            confine(Part::Files)
+        })??;
     }
-    privileges::keep_only(&kept)
+    privileges::keep_only(&privileges::kept(facts))?;
+    if !facts.confinement.seccomp && !args.quiet {
+        // Nobody may be left to read it.
+        let _ = writeln!(
+            io::stderr(),
+            "tcptrace: every call may still be made: this kernel has no seccomp"
+        );
+    }
+    confine(Part::Reader)
 }
 
 /// Some dozen names, once in the life of the program.
@@ -242,7 +268,6 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     let mut coverage = report.coverage();
     // What is polled is not planned by kind.
     coverage.retain(|it| it.signal.0 != "syn_queue.overflow" || session.wants(it.signal.0));
-    coverage.push(sockets::coverage());
     let shown = Shown {
         resets: report.shows_resets(),
         overflows: report.shows_overflows(),
@@ -426,7 +451,7 @@ fn settle(
         summary.overflows = against(tally.overflows(), "TcpExtListenOverflows", shown.overflows);
     }
     watch.summary = summary.clone();
-    session.note(Kind::Summary(summary))?;
+    session.note(Kind::Summary(Box::new(summary)))?;
     Ok(session.flush()?)
 }
 
@@ -574,7 +599,7 @@ fn is_seen(planned: &Planned, attempts: &[Attempt]) -> bool {
     })
 }
 
-fn outputs(args: &Trace) -> Result<Outputs, Failure> {
+fn outputs(args: &Trace, opener: Option<&Opener>) -> Result<Outputs, Failure> {
     let mut outputs = Outputs::new(sink::Context {
         run: u32::from_ne_bytes(random()?),
         key: random()?,
@@ -596,12 +621,15 @@ fn outputs(args: &Trace) -> Result<Outputs, Failure> {
         Output::Jsonpretty => Format::JsonPretty,
     };
     outputs.add(format, Box::new(Stream::stdout()?));
-    if let Some(path) = &args.output_file {
+    if let (Some(path), Some(opener)) = (&args.output_file, opener) {
         let rotation = args.rotate_size.map(|size| Rotation {
             size,
             keep: args.rotate_keep,
         });
-        outputs.add(Format::Json, Box::new(sink::File::open(path, rotation)?));
+        outputs.add(
+            Format::Json,
+            Box::new(sink::File::open(path, rotation, opener.clone())?),
+        );
     }
     Ok(outputs)
 }

@@ -8,7 +8,7 @@
 mod look;
 mod question;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread;
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use super::Map;
 use crate::event::{Event, Fact, Timestamp};
 use crate::host::attribution::Budget;
 use crate::host::netns::processor_time;
@@ -41,7 +42,7 @@ pub(super) struct Facts {
     held: BTreeMap<u64, Held>,
     next: u64,
     /// When each question was last asked, on the monotonic clock.
-    asked: HashMap<Question, Duration>,
+    asked: Map<Question, Duration>,
     purses: [Purse; PURSES],
     skipped: u64,
 }
@@ -93,7 +94,7 @@ impl Facts {
             answered: Arc::default(),
             held: BTreeMap::new(),
             next: 0,
-            asked: HashMap::new(),
+            asked: Map::default(),
             purses: std::array::from_fn(|_| Purse {
                 looks: Budget::per_second(LOOKS).saving(SAVED),
                 time: Budget::per_second(TIME).saving(SAVED),
@@ -102,26 +103,32 @@ impl Facts {
         }
     }
 
-    /// Takes an event that happened `age` ago when one of these questions is to be asked; gives it
-    /// back when none is. `now` is the monotonic clock.
-    pub(super) fn hold(
+    /// Keeps an event that happened `age` ago when one of these questions is to be asked; false when
+    /// none is. `now` is the monotonic clock, read only where there is a question.
+    pub(super) fn holds(
         &mut self,
-        event: Event,
-        mut questions: Vec<Question>,
+        event: &Event,
+        questions: [Option<Question>; 2],
         age: Duration,
-        now: Duration,
-    ) -> Option<Event> {
-        questions.retain(|question| self.is_due(question, now));
-        if questions.is_empty() {
-            return Some(event);
+        now: impl FnOnce() -> Duration,
+    ) -> bool {
+        if questions.iter().all(Option::is_none) {
+            return false;
         }
-        questions.retain(|question| self.may_ask(question, now));
-        if questions.is_empty() || !self.ask(questions, now.saturating_sub(age), now) {
+        let now = now();
+        let due = questions.map(|it| it.filter(|question| self.is_due(question, now)));
+        if due.iter().all(Option::is_none) {
+            return false;
+        }
+        let asked = due.into_iter().flatten();
+        let asked: Vec<_> = asked.filter(|it| self.may_ask(it, now)).collect();
+        if asked.is_empty() || !self.ask(asked, now.saturating_sub(age), now) {
             self.skipped += 1;
-            return Some(event);
+            return false;
         }
+        let event = event.clone();
         self.held.insert(self.next, Held { event, since: now });
-        None
+        true
     }
 
     /// It was not asked a moment ago; of the other ends of connections a few speak for the others.
@@ -281,8 +288,8 @@ mod tests {
 
     /// Holds back what [`questions`] say.
     fn hold(facts: &mut Facts, event: Event, now: Duration) -> Option<Event> {
-        let questions = questions(&event);
-        facts.hold(event, questions, Duration::ZERO, now)
+        let held = facts.holds(&event, questions(&event), Duration::ZERO, || now);
+        (!held).then_some(event)
     }
 
     const SECOND: Duration = Duration::from_secs(1);

@@ -1,15 +1,20 @@
 //! A file of records: only its owner may read it, and it is moved aside when it has grown.
 
+mod opener;
+
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat};
+use rustix::fs::{AtFlags as UnlinkFlags, renameat, unlinkat};
+
+pub use opener::Opener;
+use opener::Place;
 
 use super::{Error, Sink};
 use crate::event::Event;
@@ -30,6 +35,7 @@ pub struct Rotation {
 pub struct File {
     path: PathBuf,
     handle: fs::File,
+    opener: Opener,
     rotation: Option<Rotation>,
     pending: Vec<u8>,
     /// Bytes in the file, with those pending; `None` for what is no regular file and so cannot be
@@ -43,12 +49,17 @@ impl File {
     /// # Errors
     ///
     /// [`Error::Failed`] with the path, the reason and what to do.
-    pub fn open(path: impl Into<PathBuf>, rotation: Option<Rotation>) -> Result<Self, Error> {
+    pub fn open(
+        path: impl Into<PathBuf>,
+        rotation: Option<Rotation>,
+        opener: Opener,
+    ) -> Result<Self, Error> {
         let path = path.into();
-        let (handle, size) = open(&path)?;
+        let (handle, size) = open(&path, &opener)?;
         Ok(Self {
             path,
             handle,
+            opener,
             rotation,
             pending: Vec::new(),
             size,
@@ -59,10 +70,7 @@ impl File {
     #[must_use]
     pub fn may_open(path: &Path) -> bool {
         let may = |path: &Path, access| faccessat(AT_FDCWD, path, access, AtFlags::AT_EACCESS);
-        let directory = match path.parent() {
-            Some(directory) if directory != Path::new("") => directory,
-            _ => Path::new("."),
-        };
+        let directory = directory_of(path);
         let write = AccessFlags::W_OK;
         matches!(may(path, write), Ok(()) | Err(Errno::ENOENT))
             && may(directory, write | AccessFlags::X_OK).is_ok()
@@ -75,28 +83,14 @@ impl File {
         size > 0 && size + more as u64 > rotation.size
     }
 
-    /// `PATH` becomes `PATH.1`, that `PATH.2` and so on; the last one goes.
     fn rotate(&mut self, keep: u32) -> Result<(), Error> {
         self.flush()?;
-        let failed = |error| Error::failed("rotate", &self.path.display(), &error);
-        if keep == 0 {
-            gone_is_fine(fs::remove_file(&self.path)).map_err(failed)?;
-        }
-        for number in (1..=keep).rev() {
-            let from = if number == 1 {
-                self.path.clone()
-            } else {
-                self.numbered(number - 1)
-            };
-            gone_is_fine(fs::rename(from, self.numbered(number))).map_err(failed)?;
-        }
+        let path = self.path.clone();
+        let rotated = self.opener.run(move || move_aside(&path, keep));
+        rotated
+            .flatten()
+            .map_err(|error| Error::failed("rotate", &self.path.display(), &error))?;
         self.reopen()
-    }
-
-    fn numbered(&self, number: u32) -> PathBuf {
-        let mut name = OsString::from(&self.path);
-        name.push(format!(".{number}"));
-        name.into()
     }
 }
 
@@ -124,29 +118,58 @@ impl Sink for File {
 
     fn reopen(&mut self) -> Result<(), Error> {
         self.flush()?;
-        (self.handle, self.size) = open(&self.path)?;
+        (self.handle, self.size) = open(&self.path, &self.opener)?;
         Ok(())
     }
 }
 
-fn open(path: &Path) -> Result<(fs::File, Option<u64>), Error> {
-    let opened = fs::OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(path);
-    let sized = opened.and_then(|file| {
+/// The directory a file is in.
+#[must_use]
+pub fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(directory) if directory != Path::new("") => directory,
+        _ => Path::new("."),
+    }
+}
+
+fn open(path: &Path, opener: &Opener) -> Result<(fs::File, Option<u64>), Error> {
+    let owned = path.to_owned();
+    let file = opener.run(move || {
+        let file = Place::find(&owned)?.open()?;
         let metadata = file.metadata()?;
         Ok((file, metadata.is_file().then_some(metadata.len())))
     });
-    sized.map_err(|error| Error::failed("open", &path.display(), &error))
+    file.flatten()
+        .map_err(|error| Error::failed("open", &path.display(), &error))
+}
+
+/// `PATH` becomes `PATH.1`, that `PATH.2` and so on; the last one goes.
+fn move_aside(path: &Path, keep: u32) -> io::Result<()> {
+    let Place {
+        directory, name, ..
+    } = Place::find(path)?;
+    let numbered = |number: u32| {
+        let mut numbered = OsString::from(name);
+        if number > 0 {
+            numbered.push(format!(".{number}"));
+        }
+        numbered
+    };
+    if keep == 0 {
+        gone_is_fine(unlinkat(&directory, name, UnlinkFlags::empty()))?;
+    }
+    for number in (1..=keep).rev() {
+        let (from, to) = (numbered(number - 1), numbered(number));
+        gone_is_fine(renameat(&directory, from, &directory, to))?;
+    }
+    Ok(())
 }
 
 /// An older file that is not there, or no longer, needs no move.
-fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
+fn gone_is_fine(result: rustix::io::Result<()>) -> io::Result<()> {
     match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
+        Err(rustix::io::Errno::NOENT) => Ok(()),
+        result => Ok(result?),
     }
 }
 
@@ -165,6 +188,10 @@ mod tests {
         .expect("the directory is ours");
     }
 
+    fn opener() -> Opener {
+        Opener::start().expect("a thread")
+    }
+
     fn read(path: &Path) -> String {
         fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     }
@@ -174,7 +201,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("events.json");
         for record in ["one\n", "two\n"] {
-            let mut file = File::open(&path, None).expect("the directory is ours");
+            let mut file = File::open(&path, None, opener()).expect("the directory is ours");
             write(&mut file, record);
             file.flush().expect("the directory is ours");
         }
@@ -191,7 +218,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("events.json");
         let rotation = Some(Rotation { size: 8, keep: 2 });
-        let mut file = File::open(&path, rotation).expect("the directory is ours");
+        let mut file = File::open(&path, rotation, opener()).expect("the directory is ours");
         for record in [
             "aaa\n",
             "bbb\n",
@@ -216,7 +243,7 @@ mod tests {
         let path = directory.path().join("events.json");
         fs::write(&path, "before\n").expect("the directory is ours");
         let rotation = Some(Rotation { size: 8, keep: 0 });
-        let mut file = File::open(&path, rotation).expect("the directory is ours");
+        let mut file = File::open(&path, rotation, opener()).expect("the directory is ours");
         write(&mut file, "after\n");
         file.flush().expect("the directory is ours");
         assert_eq!(read(&path), "after\n");
@@ -233,7 +260,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("events.json");
         let moved = directory.path().join("moved");
-        let mut file = File::open(&path, None).expect("the directory is ours");
+        let mut file = File::open(&path, None, opener()).expect("the directory is ours");
         write(&mut file, "one\n");
         fs::rename(&path, &moved).expect("the directory is ours");
         write(&mut file, "two\n");
@@ -248,7 +275,7 @@ mod tests {
     fn a_failure_names_the_file() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("missing/events.json");
-        let error = File::open(&path, None)
+        let error = File::open(&path, None, opener())
             .err()
             .expect("there is no such directory");
         let expected = format!(
@@ -257,8 +284,8 @@ mod tests {
         );
         assert_eq!(error.to_string(), expected);
 
-        let mut full =
-            File::open("/dev/full", Some(Rotation { size: 1, keep: 1 })).expect("it is there");
+        let mut full = File::open("/dev/full", Some(Rotation { size: 1, keep: 1 }), opener())
+            .expect("it is there");
         write(&mut full, "a device is never moved aside\n");
         let error = full.flush().expect_err("it is full");
         assert!(

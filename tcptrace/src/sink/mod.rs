@@ -15,7 +15,7 @@ use std::io;
 
 use bytes::{Bytes, BytesMut};
 
-pub use file::{File, Rotation};
+pub use file::{File, Opener, Rotation, directory_of};
 pub use sentence::Body;
 pub use stream::Stream;
 

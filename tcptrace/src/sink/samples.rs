@@ -481,7 +481,7 @@ pub(crate) fn all() -> Vec<Event> {
         bare(Kind::Coverage(coverage)),
         bare(Kind::Coverage(gap)),
         bare(Kind::EventsLost(loss)),
-        bare(Kind::Summary(summary())),
+        bare(Kind::Summary(Box::new(summary()))),
     ]
 }
 

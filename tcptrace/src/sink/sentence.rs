@@ -68,14 +68,13 @@ impl fmt::Display for Body<'_> {
 }
 
 /// Why the owner is not certain, in the record's word.
-pub(super) fn doubt(event: &Event) -> Option<String> {
-    match event.owner.confidence {
-        Confidence::Exact | Confidence::Unknown => None,
-        Confidence::Shared => Some(format!("shared by {}", event.owner.holders.len())),
-        Confidence::Inherited | Confidence::Seeded => {
-            Some(event.owner.confidence.as_str().to_owned())
-        }
-    }
+pub(super) fn doubt(event: &Event) -> Option<impl fmt::Display> {
+    let (confidence, holders) = (event.owner.confidence, event.owner.holders.len());
+    let is_certain = matches!(confidence, Confidence::Exact | Confidence::Unknown);
+    (!is_certain).then_some(fmt::from_fn(move |f| match confidence {
+        Confidence::Shared => write!(f, "shared by {holders}"),
+        _ => f.write_str(confidence.as_str()),
+    }))
 }
 
 /// The kernel's own reason. People search for it; it comes last because it misleads.
@@ -516,11 +515,11 @@ mod tests {
         assert_eq!(unaccepted, "listener closed before accept");
         let aborted = reset(|event, reset| {
             reset.aborted = true;
-            event.actor = Some(Process {
+            event.actor = Some(Box::new(Process {
                 pid: 99,
                 comm: Comm::from("ss"),
                 ..Process::default()
-            });
+            }));
         });
         assert_eq!(aborted, "killed by ss[99] (ss -K)");
         for (state, reason, told) in [

@@ -8,7 +8,7 @@ use std::fmt::{self, Write as _};
 use std::io;
 
 use anstyle::{AnsiColor, Style};
-use bytes::BytesMut;
+use bytes::{BufMut as _, BytesMut};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
@@ -95,12 +95,11 @@ impl Columns {
             _ => line.text(left, Detail(event)),
         }
         // What has no room whole is in the record.
-        let doubt = doubt(event).map(|doubt| format!(" ({doubt})"));
-        let word = kernel_word(event).map(|word| format!(" [{}]", Printable(word)));
-        for aside in doubt.into_iter().chain(word) {
-            if line.used + columns(&aside) <= end {
-                line.text(usize::MAX, aside);
-            }
+        if let Some(doubt) = doubt(event) {
+            line.whole(end, format_args!(" ({doubt})"));
+        }
+        if let Some(word) = kernel_word(event) {
+            line.whole(end, format_args!(" [{word}]"));
         }
         line.end();
         if let Kind::Finding(finding) = &event.kind {
@@ -298,7 +297,11 @@ fn reconcile(
     writeln!(to)
 }
 
-/// Text with everything escaped that would move a cursor or turn the direction of writing.
+/// Text on one line, with everything escaped that would move a cursor or turn the direction of writing.
+pub fn printable(text: impl fmt::Display) -> impl fmt::Display {
+    Printable(text)
+}
+
 struct Printable<T>(T);
 
 impl<T: fmt::Display> fmt::Display for Printable<T> {
@@ -306,6 +309,9 @@ impl<T: fmt::Display> fmt::Display for Printable<T> {
         struct Escape<'a, 'b>(&'a mut fmt::Formatter<'b>);
         impl fmt::Write for Escape<'_, '_> {
             fn write_str(&mut self, text: &str) -> fmt::Result {
+                if is_plain(text) {
+                    return self.0.write_str(text);
+                }
                 text.chars().try_for_each(|character| {
                     if is_unprintable(character) {
                         write!(self.0, "{}", character.escape_default())
@@ -320,9 +326,13 @@ impl<T: fmt::Display> fmt::Display for Printable<T> {
 }
 
 /// Controls, separators of lines and paragraphs, and marks of direction.
-fn is_unprintable(character: char) -> bool {
+pub(crate) fn is_unprintable(character: char) -> bool {
     character.is_control()
-        || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+        || matches!(
+            character,
+            '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+                | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
+        )
 }
 
 /// East Asian characters and pictures take two columns; near enough for names and paths.
@@ -342,8 +352,23 @@ fn width(character: char) -> usize {
 }
 
 /// The columns a text takes.
-fn columns(text: &str) -> usize {
-    text.chars().map(width).sum()
+fn columns(text: &impl fmt::Display) -> usize {
+    struct Sum(usize);
+    impl fmt::Write for Sum {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            self.0 += text.chars().map(width).sum::<usize>();
+            Ok(())
+        }
+    }
+    let mut sum = Sum(0);
+    // A type whose Display fails ends early.
+    let _ = write!(sum, "{text}");
+    sum.0
+}
+
+/// Printable characters of one byte and one column: nearly all there are.
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
 }
 
 /// One line in the making.
@@ -378,10 +403,10 @@ impl<'a> Line<'a> {
                 Confidence::Exact => "",
                 _ => "~",
             };
-            let id = format!("[{}]", process.pid);
+            let id = format_args!("[{}]", process.pid);
             self.text(usize::MAX, doubt);
             self.text(
-                (start + PROCESS).saturating_sub(self.used + id.len()),
+                (start + PROCESS).saturating_sub(self.used + columns(&id)),
                 process.comm,
             );
             self.text(usize::MAX, id);
@@ -396,6 +421,13 @@ impl<'a> Line<'a> {
         let start = self.used;
         self.text(usize::MAX, content);
         self.pad(start + width);
+    }
+
+    /// As it is, if it ends before `end`; else not at all.
+    fn whole(&mut self, end: usize, content: fmt::Arguments<'_>) {
+        if self.used + columns(&Printable(content)) <= end {
+            self.text(usize::MAX, content);
+        }
     }
 
     /// At most `width` columns.
@@ -418,7 +450,7 @@ impl<'a> Line<'a> {
 
     fn pad(&mut self, end: usize) {
         let spaces = end.saturating_sub(self.used) + 1;
-        self.to.extend(std::iter::repeat_n(b' ', spaces));
+        self.to.put_bytes(b' ', spaces);
         self.used += spaces;
     }
 
@@ -470,6 +502,10 @@ impl Cut<'_> {
 
 impl fmt::Write for Cut<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
+        if !self.full && self.last.is_none() && text.len() < self.left && is_plain(text) {
+            self.left -= text.len();
+            return self.to.write_str(text);
+        }
         text.chars().try_for_each(|character| self.push(character))
     }
 }
@@ -492,7 +528,7 @@ mod tests {
 
     /// Columns a terminal shows it in.
     fn shown(line: &str) -> usize {
-        super::columns(line.trim_end_matches('\n'))
+        super::columns(&line.trim_end_matches('\n'))
     }
 
     #[test]

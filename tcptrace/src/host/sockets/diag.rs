@@ -265,6 +265,16 @@ fn parse(payload: &[u8], netns: u32) -> Option<TcpSocket> {
     Some(socket)
 }
 
+/// Reads bytes as an answer.
+#[cfg(any(test, fuzzing))]
+pub(super) fn read(bytes: &[u8], each: &mut impl FnMut(TcpSocket)) {
+    // What is no answer is an error, and nothing else.
+    let _ = walk(bytes, 1, &mut Dump::default(), |payload| {
+        parse(payload, 0).map(&mut *each).is_some()
+    });
+    parse(bytes, 0).map(each);
+}
+
 /// `struct tcp_info` only ever grows at its end, and an older kernel's is shorter.
 /// <https://github.com/torvalds/linux/blob/v6.18/include/uapi/linux/tcp.h>
 fn parse_info(bytes: &[u8]) -> Option<Info> {

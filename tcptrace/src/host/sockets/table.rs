@@ -60,7 +60,11 @@ pub(super) fn connection(local: SocketAddr, peer: SocketAddr, netns: u32) -> Opt
 
 /// Hands each socket of a file to `each`, with `flow` for what the file does not say; returns how many
 /// lines could not be read.
-fn walk(file: impl BufRead, flow: Flow, each: &mut impl FnMut(TcpSocket)) -> std::io::Result<u64> {
+pub(super) fn walk(
+    file: impl BufRead,
+    flow: Flow,
+    each: &mut impl FnMut(TcpSocket),
+) -> std::io::Result<u64> {
     let mut unreadable = 0;
     // The first line names the columns.
     for line in file.lines().skip(1) {

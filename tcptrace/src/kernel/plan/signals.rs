@@ -116,7 +116,7 @@ impl fmt::Display for Rung {
 }
 
 /// The kernel functions any way needs.
-pub(in crate::kernel) fn functions() -> BTreeSet<&'static str> {
+pub(crate) fn functions() -> BTreeSet<&'static str> {
     let rungs = SIGNALS.iter().flat_map(|row| row.rungs);
     rungs
         .filter(|rung| rung.is_at_function())
@@ -233,6 +233,17 @@ const REFUSED_RECEIVE: Loss = never("a receive refused by a security module");
 const NO_FLAGS: Loss = never("MSG_DONTWAIT of one call, so that it can look like SO_SNDTIMEO");
 const NO_SPLICE: Loss = never("splice() from a socket");
 const NO_DESCRIPTOR: Loss = never("the descriptor, before the first use");
+
+/// The end of the function by which every accept takes a connection from the queue.
+const fn dequeued(programs: &'static [Program]) -> Rung {
+    Rung {
+        way: Way::Fexit,
+        programs,
+        needs: &["sk_protocol"],
+        costs: None,
+        loses: &[NO_DESCRIPTOR],
+    }
+}
 
 /// The last way to learn who accepted.
 const FIRST_USE: Rung = Rung {
@@ -457,20 +468,8 @@ pub(super) const SIGNALS: &[Row] = &[
                 costs: SLOW_CALLS,
                 loses: &[],
             },
-            Rung {
-                way: Way::Fexit,
-                programs: DEQUEUED_2,
-                needs: &["sk_protocol"],
-                costs: None,
-                loses: &[NO_DESCRIPTOR],
-            },
-            Rung {
-                way: Way::Fexit,
-                programs: DEQUEUED_4,
-                needs: &["sk_protocol"],
-                costs: None,
-                loses: &[NO_DESCRIPTOR],
-            },
+            dequeued(DEQUEUED_2),
+            dequeued(DEQUEUED_4),
             all_exits(&[]),
             FIRST_USE,
         ],
@@ -479,23 +478,7 @@ pub(super) const SIGNALS: &[Row] = &[
     Row {
         signal: Signal("owners of connections accepted by io_uring"),
         asked: Asked::With(CONNECTIONS),
-        rungs: &[
-            Rung {
-                way: Way::Fexit,
-                programs: DEQUEUED_2,
-                needs: &["sk_protocol"],
-                costs: None,
-                loses: &[NO_DESCRIPTOR],
-            },
-            Rung {
-                way: Way::Fexit,
-                programs: DEQUEUED_4,
-                needs: &["sk_protocol"],
-                costs: None,
-                loses: &[NO_DESCRIPTOR],
-            },
-            FIRST_USE,
-        ],
+        rungs: &[dequeued(DEQUEUED_2), dequeued(DEQUEUED_4), FIRST_USE],
     },
     // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_input.c (tcp_conn_request)
     Row {

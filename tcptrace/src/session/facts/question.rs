@@ -70,10 +70,10 @@ impl Question {
 pub(super) const PURSES: usize = 3;
 
 /// What is asked about an event: nothing about most.
-pub(in crate::session) fn questions(event: &Event) -> Vec<Question> {
+pub(in crate::session) fn questions(event: &Event) -> [Option<Question>; 2] {
     let pid = pid(event);
     let workload = pid.map(|pid| Question::Workload { pid });
-    let asked = match &event.kind {
+    match &event.kind {
         Kind::FdExhausted(exhausted) if exhausted.errno.0 == libc::EMFILE => {
             [pid.map(|pid| Question::Holdings { pid }), None]
         }
@@ -88,8 +88,7 @@ pub(in crate::session) fn questions(event: &Event) -> Vec<Question> {
             [other_end(event), None]
         }
         _ => [None, None],
-    };
-    asked.into_iter().flatten().collect()
+    }
 }
 
 fn pid(event: &Event) -> Option<u32> {
@@ -174,20 +173,20 @@ pub(super) mod tests {
     use crate::event::{CloseWait, Exit, Flow, Owner, PeerFin, Socket, Timeout};
     use crate::sink::samples;
 
+    fn asked(event: &Event) -> Vec<Question> {
+        questions(event).into_iter().flatten().collect()
+    }
+
     #[test]
     fn each_kind_asks_its_own() {
         let mut exhausted = samples::all();
         exhausted.retain(|event| matches!(event.kind, Kind::FdExhausted(_)));
         let mut exhausted = exhausted.pop().expect("a sample of each kind");
-        assert_eq!(questions(&exhausted), [Question::Holdings { pid: 1_234 }]);
+        assert_eq!(asked(&exhausted), [Question::Holdings { pid: 1_234 }]);
         if let Kind::FdExhausted(fds) = &mut exhausted.kind {
             fds.errno = Errno(libc::ENFILE);
         }
-        assert_eq!(
-            questions(&exhausted),
-            [],
-            "the host's limit, not the process's"
-        );
+        assert_eq!(asked(&exhausted), [], "the host's limit, not the process's");
 
         let queue = samples::queue_full();
         let accepts = Question::AcceptQueue {
@@ -196,13 +195,13 @@ pub(super) mod tests {
             inode: Some(81_234),
             netns: 4_026_531_840,
         };
-        assert_eq!(questions(&queue), [accepts, WORKLOAD]);
+        assert_eq!(asked(&queue), [accepts, WORKLOAD]);
         let nobody = Event {
             owner: Owner::default(),
             ..queue
         };
-        assert_eq!(questions(&nobody), []);
-        assert_eq!(questions(&samples::reset_sent()), []);
+        assert_eq!(asked(&nobody), []);
+        assert_eq!(asked(&samples::reset_sent()), []);
     }
 
     pub(in crate::session::facts) const WORKLOAD: Question = Question::Workload { pid: 1_234 };
@@ -237,7 +236,7 @@ pub(super) mod tests {
             at_start: false,
         };
         let mut event = connected(Kind::CloseWaitEntered(wait));
-        assert_eq!(questions(&event), [], "a FIN that nobody waited before");
+        assert_eq!(asked(&event), [], "a FIN that nobody waited before");
         if let Some(socket) = &mut event.socket {
             socket.fin = Some(PeerFin {
                 ago_us: 10,
@@ -246,7 +245,7 @@ pub(super) mod tests {
                 idle_ms: 5_000,
             });
         }
-        assert_eq!(questions(&event), [WORKLOAD, other_end()]);
+        assert_eq!(asked(&event), [WORKLOAD, other_end()]);
     }
 
     #[test]
@@ -260,9 +259,9 @@ pub(super) mod tests {
             keepalive: false,
         };
         let silent = connected(Kind::ConnectionTimeout(timeout.clone()));
-        assert_eq!(questions(&silent), [other_end()]);
+        assert_eq!(asked(&silent), [other_end()]);
         timeout.send_window = 1;
-        assert_eq!(questions(&connected(Kind::ConnectionTimeout(timeout))), []);
+        assert_eq!(asked(&connected(Kind::ConnectionTimeout(timeout))), []);
     }
 
     fn changed(from: State, to: State) -> Event {
@@ -289,10 +288,10 @@ pub(super) mod tests {
     #[test]
     fn an_exit_asks_for_the_other_end_of_an_open_connection() {
         let open = changed(State::Established, State::FinWait1);
-        assert_eq!(questions(&open), []);
-        assert_eq!(questions(&exits_open()), [other_end()]);
+        assert_eq!(asked(&open), []);
+        assert_eq!(asked(&exits_open()), [other_end()]);
         let half_closed = changed(State::CloseWait, State::LastAck);
-        assert_eq!(questions(&exits(half_closed)), [], "the peer went first");
+        assert_eq!(asked(&exits(half_closed)), [], "the peer went first");
     }
 
     #[test]
@@ -304,7 +303,7 @@ pub(super) mod tests {
                 socket.accepted_ago_us = accepted_ago_us;
                 socket.bytes_sent = bytes_sent;
             }
-            questions(&event)
+            asked(&event)
         };
         assert_eq!(
             unused(State::FinWait1, Side::Server, Some(999_999), 0),
@@ -333,7 +332,7 @@ pub(super) mod tests {
             pid: Some(1_234),
             wanted: local,
         };
-        assert_eq!(questions(&event), [expected]);
+        assert_eq!(asked(&event), [expected]);
         if let Some(socket) = &mut event.socket {
             socket.flow.local.set_port(0);
         }
@@ -342,6 +341,6 @@ pub(super) mod tests {
             pid: Some(1_234),
             peer: None,
         };
-        assert_eq!(questions(&event), [expected]);
+        assert_eq!(asked(&event), [expected]);
     }
 }

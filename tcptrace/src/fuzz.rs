@@ -1,0 +1,181 @@
+//! What reads bytes that others write, each behind one function: for the fuzzers of `fuzz/`, and for
+//! the tests that read their corpora.
+
+use bytes::Bytes;
+use clap::Parser as _;
+
+use crate::cli::Cli;
+use crate::config::Selection;
+use crate::decode::{Decoded, Decoder};
+use crate::diagnose::{Analysis, Limits, Sees};
+use crate::event::{Event, Timestamp};
+use crate::kernel::btf::Btf;
+use crate::kernel::{layout, plan, symbols};
+use crate::sink::text::{Columns, is_unprintable};
+use crate::sink::{Context, Error, Format, Outputs, Sink};
+use crate::{explain, host};
+
+/// A reader, by the name of its fuzzer and of the directory of its corpus.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All readers.
+pub const TARGETS: [Target; 6] = [
+    ("records", records),
+    ("btf", btf),
+    ("tables", tables),
+    ("cgroups", cgroups),
+    ("symbols", symbols),
+    ("arguments", arguments),
+];
+
+/// Records of the kernel half: decoded, judged and printed in every format. Whatever they hold, no line
+/// has a character that moves a terminal's cursor, and each line for machines is JSON.
+///
+/// # Panics
+/// When that does not hold.
+pub fn records(bytes: &[u8]) {
+    let decoder = Decoder {
+        clock_offset: 1_700_000_000_000_000_000,
+        ns_per_jiffy: 4_000_000,
+        reset_reasons: vec![(1, "NO_SOCKET")],
+    };
+    let mut outputs = Outputs::new(Context {
+        run: 1,
+        key: [0; 16],
+        host_name: "host".to_owned(),
+        host_id: None,
+    });
+    let columns = Columns::new(false, true, Some(120));
+    outputs.add(Format::Columns(columns), Box::new(OneLineEach));
+    outputs.add(Format::Json, Box::new(Json));
+    // So few that they are reached.
+    let limits = Limits {
+        connections: 4,
+        cases: 2,
+        judged: 4,
+    };
+    let mut analysis = Analysis::new(limits, Sees::ALL);
+    let mut found = Vec::new();
+    let mut print = |event: &Event| {
+        outputs
+            .write(event)
+            .unwrap_or_else(|error| panic!("{error}"));
+    };
+    // What is no whole record must be refused, not read.
+    for record in bytes.chunks(size_of::<tcptrace_common::event::Event>()) {
+        let Ok(Decoded { event, .. }) = decoder.decode(record) else {
+            continue;
+        };
+        print(&event);
+        analysis.take(&event, &mut |finding| found.push(finding));
+    }
+    analysis.finish(Timestamp(u64::MAX), &mut |finding| found.push(finding));
+    found.iter().for_each(&mut print);
+}
+
+/// The kernel's description of its types, with all that is asked of it.
+pub fn btf(bytes: &[u8]) {
+    if let Ok(btf) = Btf::parse(bytes.to_vec()) {
+        let resolved = layout::resolve(&btf, None);
+        let functions = btf.functions(&plan::functions());
+        std::hint::black_box((resolved, functions, btf.tracepoints().count()));
+    }
+}
+
+/// Lines of `/proc/PID/net/tcp`, and a message of `sock_diag`.
+pub fn tables(bytes: &[u8]) {
+    host::sockets::read(bytes);
+}
+
+/// `/proc/PID/cgroup`: a path below the mount of the cgroups, never above it.
+///
+/// # Panics
+/// When it is above.
+pub fn cgroups(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    if let Some(path) = host::cgroup::parse_unified(&text) {
+        assert!(path.is_relative(), "{}", path.display());
+    }
+}
+
+/// `/proc/kallsyms`.
+///
+/// # Panics
+/// When a function has no bytes.
+pub fn symbols(bytes: &[u8]) {
+    if let Ok(place) = symbols::find(bytes, "tcp_rcv_state_process") {
+        assert!(!place.is_empty(), "{place:?}");
+    }
+}
+
+/// The command line, one argument a line, and a name to explain.
+pub fn arguments(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let line = std::iter::once("tcptrace").chain(text.lines());
+    if let Ok(Cli { trace, .. }) = Cli::try_parse_from(line) {
+        let selection = Selection::parse(&trace.event, &trace.errno, false);
+        std::hint::black_box(selection.map(|it| it.kinds()).ok());
+    }
+    std::hint::black_box(explain::find(&text).is_ok());
+}
+
+/// Takes columns: of every line, only what a terminal prints.
+struct OneLineEach;
+
+impl Sink for OneLineEach {
+    fn write(&mut self, _: &Event, record: &Bytes) -> Result<(), Error> {
+        let text = std::str::from_utf8(record).expect("text");
+        let unprintable = |c: char| c != '\n' && is_unprintable(c);
+        assert!(!text.contains(unprintable), "{text:?}");
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// Takes JSON: one object a line, and nothing raw in it that a terminal obeys.
+struct Json;
+
+impl Sink for Json {
+    fn write(&mut self, _: &Event, record: &Bytes) -> Result<(), Error> {
+        let text = std::str::from_utf8(record).expect("text");
+        let line = text.strip_suffix('\n').expect("a whole line");
+        assert!(!line.contains(is_unprintable), "{line:?}");
+        let value: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        assert!(value.is_object(), "{line}");
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn every_reader_takes_its_whole_corpus() {
+        let corpora = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
+        for (name, reader) in TARGETS {
+            let files = fs::read_dir(corpora.join(name)).unwrap_or_else(|error| {
+                panic!("no corpus of {name}: {error}");
+            });
+            let mut read = 0;
+            for file in files {
+                let path = file.expect("an entry").path();
+                let bytes = fs::read(&path).expect("a file");
+                eprintln!("{}", path.display());
+                reader(&bytes);
+                read += 1;
+            }
+            assert!(read > 0, "the corpus of {name} is empty");
+        }
+    }
+}
