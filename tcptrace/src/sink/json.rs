@@ -5,6 +5,7 @@
 //! from outside is escaped by `serde_json`, and what a terminal would obey besides.
 
 use std::fmt::{self, Write as _};
+use std::io;
 
 use bytes::{BufMut as _, BytesMut};
 use jiff::Timestamp;
@@ -91,7 +92,12 @@ impl Records {
             ))
         };
         let record: serde_json::Value = serde_json::from_slice(&line).map_err(failed)?;
-        printable(to, &serde_json::to_string_pretty(&record).map_err(failed)?);
+        let mut text = Vec::new();
+        printable(
+            &mut text,
+            &serde_json::to_string_pretty(&record).map_err(failed)?,
+        );
+        to.extend_from_slice(&text);
         to.put_u8(b'\n');
         Ok(())
     }
@@ -214,7 +220,7 @@ fn escaped(to: &mut Vec<u8>, text: &str) {
 
 /// Adds JSON with everything escaped that a terminal would obey and JSON lets stand: who looks at a
 /// file of records with `cat` is at the mercy of the processes that chose the names in it.
-fn printable(to: &mut BytesMut, json: &str) {
+fn printable(to: &mut Vec<u8>, json: &str) {
     let is_left = |character: char| character > '~' && is_unprintable(character);
     let mut rest = json;
     while let Some(at) = rest.find(is_left) {
@@ -224,7 +230,7 @@ fn printable(to: &mut BytesMut, json: &str) {
         if let Some(character) = characters.next() {
             for unit in character.encode_utf16(&mut [0; 2]) {
                 // Memory takes all.
-                let _ = write!(to, "\\u{unit:04x}");
+                let _ = io::Write::write_fmt(to, format_args!("\\u{unit:04x}"));
             }
         }
         rest = characters.as_str();
