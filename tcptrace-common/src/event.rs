@@ -340,6 +340,23 @@ pub mod hook {
     pub const SYN_RECV_SOCK: u8 = 21;
     /// One more than the last hook.
     pub const COUNT: u8 = 22;
+    /// One more than the last hook whose program has a stand-in.
+    pub const STAND_INS: u8 = 4;
+}
+
+/// Where a hook counts: programs first, by hook, then their stand-ins.
+pub const SLOTS: u32 = (hook::COUNT + hook::STAND_INS) as u32;
+
+wire! {
+    /// Whether a program that has a stand-in is at work on a CPU.
+    pub struct StandIn {
+        /// How often its stand-in did its work.
+        pub times: u64,
+        /// 1 while the program works.
+        pub runs: u64,
+        /// 1 while its stand-in does.
+        pub stands_in: u64,
+    } size 24
 }
 
 /// How sure the owner of a socket is.
@@ -413,11 +430,12 @@ pub const NO_REASON: u32 = u32::MAX;
 
 /// First bit of the CPU number in [`Event::id`].
 ///
-/// An id is a CPU, a hook and a count of that hook on that CPU: a program never interrupts itself,
-/// so the count needs no atomic operation (which could return its result only from 5.12 on).
+/// An id is a CPU, a slot of a hook and a count of it on that CPU: a program never interrupts itself,
+/// and its stand-in has another slot, so the count needs no atomic operation (which could return its
+/// result only from 5.12 on).
 pub const ID_CPU_SHIFT: u32 = 43;
 
-/// First bit of the hook in [`Event::id`]; the count is below.
+/// First bit of the slot in [`Event::id`]; the count is below.
 pub const ID_HOOK_SHIFT: u32 = 38;
 
 /// Work the kernel half leaves out while a gate is closed.
@@ -442,6 +460,8 @@ pub mod stat {
     pub const FLOWS_FULL: u32 = 3;
     /// Sockets in CLOSE_WAIT that found no room in theirs.
     pub const CLOSE_WAITS_FULL: u32 = 4;
+    /// Sockets found in another state than the one remembered.
+    pub const CHANGES_UNSEEN: u32 = 5;
     /// One more than the last counter.
-    pub const COUNT: u32 = 5;
+    pub const COUNT: u32 = 6;
 }

@@ -3,6 +3,12 @@
 /// An offset, position or value this kernel does not have.
 pub const ABSENT: u32 = u32::MAX;
 
+/// A set of system calls: a bit for each number.
+pub type Looks = [u64; LOOKS_WORDS];
+
+/// Words of [`Looks`]: room for every number there is.
+pub const LOOKS_WORDS: usize = 8;
+
 /// Declares [`Layout`] and the BTF path of each of its offsets, so that neither can drift from the
 /// other.
 macro_rules! layout {

@@ -9,6 +9,7 @@ use tcptrace_common::event::{Event, ID_CPU_SHIFT, ID_HOOK_SHIFT, NO_REASON};
 use crate::{
     kernel::config,
     maps::{EVENTS, LOST, SEQUENCE, count},
+    stand_in,
 };
 
 /// The user, or the evidence of what the user asked for, wants this kind.
@@ -20,15 +21,16 @@ pub(crate) fn is_wanted(kind: u8) -> bool {
 /// A new event id.
 #[inline(always)]
 pub(crate) fn next_id(hook: u8) -> u64 {
-    let Some(sequence) = SEQUENCE.get_ptr_mut(u32::from(hook)) else {
+    let slot = stand_in::slot(hook);
+    let Some(sequence) = SEQUENCE.get_ptr_mut(slot) else {
         return 0;
     };
-    // SAFETY: this CPU's own element, and the hook's own program never interrupts itself.
+    // SAFETY: this CPU's own element, and what interrupts the hook's program has another slot.
     let sequence = unsafe { &mut *sequence };
     *sequence += 1;
     // SAFETY: the helper takes nothing.
     let cpu = u64::from(unsafe { bpf_get_smp_processor_id() });
-    cpu << ID_CPU_SHIFT | u64::from(hook) << ID_HOOK_SHIFT | *sequence & ((1 << ID_HOOK_SHIFT) - 1)
+    cpu << ID_CPU_SHIFT | u64::from(slot) << ID_HOOK_SHIFT | *sequence & ((1 << ID_HOOK_SHIFT) - 1)
 }
 
 /// Reserves a record, lets `fill` complete it and submits it. A record that finds no room is
@@ -36,7 +38,7 @@ pub(crate) fn next_id(hook: u8) -> u64 {
 #[inline(always)]
 pub(crate) fn emit(id: u64, kind: u8, hook: u8, fill: impl FnOnce(&mut Event)) {
     let Some(mut entry) = EVENTS.reserve::<Event>(0) else {
-        count(&LOST, u32::from(hook));
+        count(&LOST, stand_in::slot(hook));
         return;
     };
     let event = reset(&mut entry);

@@ -53,7 +53,7 @@ pub(crate) fn closes(socket: Socket, fd: i32) {
 /// before.
 #[inline(always)]
 pub(crate) fn destroyed(socket: Socket) {
-    if !is_wanted(kind::FD_INVALID) || !task::acts_on(socket) {
+    if !is_wanted(kind::FD_INVALID) || task::acting_on(socket, None).is_none() {
         return;
     }
     let call = Call::current();

@@ -3,7 +3,10 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user};
-use tcptrace_common::{filter::Config, layout::ABSENT, layout::Layout};
+use tcptrace_common::{
+    filter::Config,
+    layout::{ABSENT, LOOKS_WORDS, Layout, Looks},
+};
 
 /// Where this kernel keeps each field; the agent overwrites it before the load.
 #[unsafe(no_mangle)]
@@ -12,6 +15,11 @@ pub(crate) static LAYOUT: Layout = Layout::ABSENT;
 /// What the user asked for; the agent overwrites it before the load.
 #[unsafe(no_mangle)]
 pub(crate) static CONFIG: Config = Config::OFF;
+
+/// The system calls that look at files by name, a bit for each number; the agent overwrites it before
+/// the load.
+#[unsafe(no_mangle)]
+pub(crate) static LOOKS: Looks = [0; LOOKS_WORDS];
 
 /// A load-time constant of the layout. The read is volatile so that the compiler does not fold the
 /// value compiled in; the verifier folds the one loaded.

@@ -28,6 +28,7 @@ mod maps;
 mod owner;
 mod segment;
 mod sock;
+mod stand_in;
 mod task;
 
 #[panic_handler]

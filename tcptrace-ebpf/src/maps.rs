@@ -5,7 +5,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
 use tcptrace_common::{
-    event::{CloseWait, FlowKey, ListenerKey, Sock, gate, hook, stat},
+    event::{CloseWait, FlowKey, ListenerKey, SLOTS, Sock, StandIn, gate, hook, stat},
     filter::{NetworkKey, PortKey},
 };
 
@@ -19,13 +19,18 @@ use crate::{
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 25, 0);
 
-/// Records that found no room in [`EVENTS`], by hook.
+/// Records that found no room in [`EVENTS`], by slot of the hook.
 #[map]
-pub(crate) static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(hook::COUNT as u32, 0);
+pub(crate) static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS, 0);
 
-/// Count part of the event ids, by hook.
+/// Count part of the event ids, by slot of the hook.
 #[map]
-pub(crate) static SEQUENCE: PerCpuArray<u64> = PerCpuArray::with_max_entries(hook::COUNT as u32, 0);
+pub(crate) static SEQUENCE: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS, 0);
+
+/// Whether a program or its stand-in is at work, by hook.
+#[map]
+pub(crate) static STAND_INS: PerCpuArray<StandIn> =
+    PerCpuArray::with_max_entries(hook::STAND_INS as u32, 0);
 
 /// The counters of [`stat`].
 #[map]

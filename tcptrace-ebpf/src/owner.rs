@@ -17,7 +17,7 @@ use tcptrace_common::event::{FlowKey, Sock, Task, Tuple, confidence, gate, side,
 use crate::{
     filter,
     maps::{DESTROYED, FLOWS, RING_OF_DEAD, SOCKS, STATS, count, open_gate},
-    sock::{LISTEN, SYN_RECV, SYN_SENT, Socket},
+    sock::{CLOSE, LISTEN, SYN_RECV, SYN_SENT, Socket},
     task::{self, Call, PF_EXITING, PF_KTHREAD},
 };
 
@@ -50,6 +50,10 @@ pub(crate) fn birth(socket: Socket, old: u8, new: u8, now: u64) -> Option<&'stat
     let known = if let Some(known) = last_of(socket)
         && (known.destroyed == 0 || known.grave == this_cpu())
     {
+        if known.destroyed == 0 {
+            // The end of the life before, or the same socket's last use.
+            expect(known, CLOSE);
+        }
         *known = UNBORN;
         known
     } else if let Ok(known) = create(socket, BPF_ANY) {
@@ -220,6 +224,15 @@ pub(crate) fn has_answered(known: &mut Sock) {
 #[inline(always)]
 fn parent(known: &Sock) -> Option<&'static mut Sock> {
     of(Socket(known.parent)).filter(|it| it.state == LISTEN && it.born <= known.born)
+}
+
+/// A socket that lives is in this state. Where another one is remembered, the kernel let a change go by
+/// unseen, and did not always say so. What the iterator found may have been changing at that moment.
+#[inline(always)]
+pub(crate) fn expect(known: &Sock, state: u8) {
+    if known.state != state && known.born != OLDER {
+        count(&STATS, stat::CHANGES_UNSEEN);
+    }
 }
 
 /// Its owner, just learned, is exiting.

@@ -5,12 +5,12 @@ use aya_ebpf::helpers::{
     bpf_get_current_task_btf, bpf_get_current_uid_gid, bpf_task_pt_regs,
 };
 use tcptrace_common::{
-    event::{Event, Task, flag},
+    event::{Event, Sock, Task, flag},
     layout::ABSENT,
 };
 
 use crate::{
-    kernel::{field, has_typed_task, layout, own_field, read},
+    kernel::{LOOKS, field, has_typed_task, layout, own_field, read},
     sock::{self, Socket},
 };
 
@@ -25,22 +25,32 @@ pub(crate) fn pid_tgid() -> u64 {
     bpf_get_current_pid_tgid()
 }
 
-/// The hook runs for a process that acts on the socket. A lock that is held says so: the network's
-/// interrupt never touches a locked socket, it queues for the task instead. A kernel thread only
-/// finishes what a process began.
+/// The flags of the process that acts on the socket, of which this is known, if the hook runs for one.
+/// A lock that is held says so: the network's interrupt never touches a locked socket, it queues for the
+/// task instead. A kernel thread only finishes what a process began.
 /// <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_ipv4.c> (`tcp_v4_rcv`)
 #[inline(always)]
-pub(crate) fn acts_on(socket: Socket) -> bool {
-    acting_on(socket).is_some()
-}
-
-/// The flags of the process that acts on the socket, if the hook runs for one.
-#[inline(always)]
-pub(crate) fn acting_on(socket: Socket) -> Option<u32> {
+pub(crate) fn acting_on(socket: Socket, known: Option<&Sock>) -> Option<u32> {
     if !socket.is_locked() {
         return None;
     }
-    Some(own_field!(current(), task_flags: u32)).filter(|flags| flags & PF_KTHREAD == 0)
+    let flags = own_field!(current(), task_flags: u32);
+    let is_owner = known.is_some_and(|known| known.owner.tgid == (pid_tgid() >> 32) as u32);
+    (flags & PF_KTHREAD == 0 && (is_owner || !only_looks())).then_some(flags)
+}
+
+/// The running task looks at files by name. In `/proc/PID/fd` that takes a reference for a moment, and
+/// it is the last one when the process closes the file meanwhile: then the end of the look ends the
+/// socket, but whoever looked has nothing to do with it.
+/// <https://github.com/torvalds/linux/blob/v6.18/fs/proc/fd.c> (`proc_fd_link`)
+#[inline(never)]
+fn only_looks() -> bool {
+    let number = Call::current().number() as u32;
+    let Some(looks) = LOOKS.get(number as usize / 64) else {
+        return false;
+    };
+    // SAFETY: a static's element is valid for reads. Volatile, as in `layout!`.
+    unsafe { core::ptr::read_volatile(looks) >> (number % 64) & 1 != 0 }
 }
 
 /// Describes the running task.

@@ -3,19 +3,33 @@
 
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 
+use tcptrace_common::event::hook;
+
 use crate::{
     fds,
     maps::{CLOSE_WAITS, CLOSING},
     owner::{self, OLDER},
-    sock::{LISTEN, Socket},
-    task,
+    sock::{CLOSE, LISTEN, Socket},
+    stand_in, task,
 };
 
 #[raw_tracepoint]
 fn tcp_destroy_sock(ctx: RawTracePointContext) -> i32 {
-    let socket = Socket(ctx.arg(0));
+    stand_in::run(hook::DESTROY_SOCK, || destroyed(Socket(ctx.arg(0))))
+}
+
+#[raw_tracepoint]
+fn stand_in_for_tcp_destroy_sock(ctx: RawTracePointContext) -> i32 {
+    stand_in::stand_in(hook::DESTROY_SOCK, || destroyed(Socket(ctx.arg(0))))
+}
+
+#[inline(always)]
+fn destroyed(socket: Socket) {
     fds::destroyed(socket);
     let mut known = owner::of(socket);
+    if let Some(known) = &known {
+        owner::expect(known, CLOSE);
+    }
     owner::death(socket, known.as_deref_mut());
     if known.as_ref().is_none_or(|known| known.born == OLDER) {
         // The iterator may have found it in CLOSE_WAIT just when it left.
@@ -25,5 +39,4 @@ fn tcp_destroy_sock(ctx: RawTracePointContext) -> i32 {
         // Its children were reset before; the same task may close another one next.
         let _ = CLOSING.remove(task::pid_tgid());
     }
-    0
 }

@@ -13,12 +13,17 @@ use crate::{
     maps::REFUSALS,
     owner,
     sock::{SYN_SENT, Socket},
+    stand_in,
 };
 
 #[raw_tracepoint]
 fn tcp_receive_reset(ctx: RawTracePointContext) -> i32 {
-    received(Socket(ctx.arg(0)));
-    0
+    stand_in::run(hook::RECEIVE_RESET, || received(Socket(ctx.arg(0))))
+}
+
+#[raw_tracepoint]
+fn stand_in_for_tcp_receive_reset(ctx: RawTracePointContext) -> i32 {
+    stand_in::stand_in(hook::RECEIVE_RESET, || received(Socket(ctx.arg(0))))
 }
 
 #[inline(always)]

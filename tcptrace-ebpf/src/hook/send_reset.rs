@@ -24,11 +24,21 @@ use crate::{
     owner,
     segment::Segment,
     sock::{CLOSE, LISTEN, Socket, TIME_WAIT},
-    task,
+    stand_in, task,
 };
 
 #[raw_tracepoint]
 fn tcp_send_reset(ctx: RawTracePointContext) -> i32 {
+    stand_in::run(hook::SEND_RESET, || reset(&ctx))
+}
+
+#[raw_tracepoint]
+fn stand_in_for_tcp_send_reset(ctx: RawTracePointContext) -> i32 {
+    stand_in::stand_in(hook::SEND_RESET, || reset(&ctx))
+}
+
+#[inline(always)]
+fn reset(ctx: &RawTracePointContext) {
     // The position is 2 or the argument is not there; another one would be another kernel.
     let reason = if layout!(send_reset_reason) == 2 {
         ctx.arg::<u64>(2) as u32
@@ -36,7 +46,6 @@ fn tcp_send_reset(ctx: RawTracePointContext) -> i32 {
         NO_REASON
     };
     sent(Socket(ctx.arg(0)), ctx.arg(1), reason);
-    0
 }
 
 #[fentry(function = "tcp_v4_send_reset")]
@@ -111,7 +120,8 @@ fn is_to_this_host_v6(skb: u64) -> bool {
 /// From a connection, or what was one until a moment ago.
 #[inline(always)]
 fn connected(socket: Socket, skb: u64, reason: u32, state: u8) {
-    let acting = task::acting_on(socket);
+    let mut known = owner::of(socket);
+    let acting = task::acting_on(socket, known.as_deref());
     let by_task = acting.is_some();
     // A closing program leaves the state CLOSE before the RST goes out; `ss -K` resets first.
     // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp.c (__tcp_close, tcp_abort)
@@ -121,7 +131,7 @@ fn connected(socket: Socket, skb: u64, reason: u32, state: u8) {
         && skb == 0
     {
         let fd = task::Call::current().descriptor_of(socket);
-        let mut known = owner::learn(socket, owner::of(socket), fd);
+        known = owner::learn(socket, known, fd);
         owner::exits(known.as_deref_mut(), flags);
         if let Some(known) = known {
             // SAFETY: the helper takes nothing.

@@ -22,6 +22,7 @@ use crate::{
         CLOSE, CLOSE_WAIT, CLOSING as STATE_CLOSING, ESTABLISHED, FIN_WAIT1, LAST_ACK, LISTEN,
         SYN_RECV, SYN_SENT, Socket,
     },
+    stand_in,
     task::{self, Call, PF_EXITING},
 };
 
@@ -36,21 +37,30 @@ const ECONNRESET: i32 = 104;
 
 #[raw_tracepoint]
 fn inet_sock_set_state(ctx: RawTracePointContext) -> i32 {
+    stand_in::run(hook::SET_STATE, || changes(&ctx))
+}
+
+#[raw_tracepoint]
+fn stand_in_for_inet_sock_set_state(ctx: RawTracePointContext) -> i32 {
+    stand_in::stand_in(hook::SET_STATE, || changes(&ctx))
+}
+
+#[inline(always)]
+fn changes(ctx: &RawTracePointContext) {
     // SAFETY: the helper takes nothing.
     let now = unsafe { bpf_ktime_get_ns() };
-    let Change { socket, old, new } = Change::of(&ctx);
+    let Change { socket, old, new } = Change::of(ctx);
     // MPTCP and SCTP sockets come by here too; what is remembered is TCP.
     if begins_life(old, new) {
         if socket.is_tcp() {
-            begin(&ctx, now);
+            begin(ctx, now);
         }
-        return 0;
+        return;
     }
     let known = owner::of(socket);
     if known.is_some() || socket.is_tcp() {
-        change(&ctx, known, now);
+        change(ctx, known, now);
     }
-    0
 }
 
 #[inline(always)]
@@ -173,7 +183,7 @@ fn change(ctx: &RawTracePointContext, mut known: Option<&'static mut Sock>, now:
         }
         // Only the program's own shutdown and close lead there.
         (_, FIN_WAIT1 | LAST_ACK) => {
-            if let Some(flags) = task::acting_on(socket) {
+            if let Some(flags) = task::acting_on(socket, known.as_deref()) {
                 let fd = Call::current().descriptor_of(socket);
                 known = owner::learn(socket, known, fd);
                 owner::exits(known.as_deref_mut(), flags);
@@ -195,6 +205,7 @@ fn change(ctx: &RawTracePointContext, mut known: Option<&'static mut Sock>, now:
 
 #[inline(always)]
 fn advance(Change { socket, old, new }: Change, known: &mut Sock, now: u64) {
+    owner::expect(known, old);
     known.state_since = now;
     known.previous = old;
     known.state = new;
@@ -366,7 +377,7 @@ fn event(id: u64, kind: u8, &Change { socket, old, new }: &Change, known: Option
             // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_ipv4.c (tcp_v4_connect)
             event.errno = EADDRNOTAVAIL;
         }
-        if task::acts_on(socket) {
+        if task::acting_on(socket, known).is_some() {
             task::record(event, socket);
         }
     });

@@ -331,8 +331,8 @@ pub struct Loss {
     pub hook: String,
     /// How many since the last such record.
     pub count: u64,
-    /// Why: `ring_full`, `table_full` (what it would have told is unknown later), `recursion`,
-    /// `malformed` (of another version of the kernel half).
+    /// Why: `ring_full`, `table_full` (what it would have told is unknown later), `recursion` (the kernel
+    /// said that it skipped a program), `unseen` (it did not say so), `malformed` (of another version of the kernel half).
     pub reason: &'static str,
 }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use tcptrace_common::layout::{ABSENT, Layout, OFFSETS};
+use tcptrace_common::layout::{ABSENT, Layout, Looks, OFFSETS};
 
 use super::btf::{Argument, Btf};
 
@@ -133,6 +133,39 @@ fn number_calls(layout: &mut Layout) {
     layout.nr_socket = number(libc::SYS_socket);
     layout.nr_write = number(libc::SYS_write);
     layout.nr_writev = number(libc::SYS_writev);
+}
+
+/// The system calls that look at files by name, or, `read`, at what another one's descriptor is.
+pub(super) fn looks() -> Looks {
+    let mut looks = Looks::default();
+    let calls = [
+        libc::SYS_faccessat,
+        libc::SYS_faccessat2,
+        libc::SYS_getdents64,
+        libc::SYS_newfstatat,
+        libc::SYS_openat,
+        libc::SYS_openat2,
+        libc::SYS_pread64,
+        libc::SYS_read,
+        libc::SYS_readlinkat,
+        libc::SYS_statx,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_access,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_lstat,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_open,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_readlink,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_stat,
+    ];
+    for number in calls.into_iter().filter_map(|it| usize::try_from(it).ok()) {
+        if let Some(word) = looks.get_mut(number / 64) {
+            *word |= 1 << (number % 64);
+        }
+    }
+    looks
 }
 
 /// Names of the fields that hold nothing.

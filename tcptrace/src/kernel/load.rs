@@ -24,11 +24,12 @@ use ipnet::IpNet;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
-use tcptrace_common::event::{self as wire, gate, hook, kind, stat};
+use tcptrace_common::event::{self as wire, SLOTS, gate, hook, kind, stat};
 use tcptrace_common::filter::{Config, NetworkKey, PortKey};
 use tcptrace_common::layout::Layout;
 
 use super::doctor::Attempt;
+use super::layout::looks;
 use super::plan::{Plan, Program, Way};
 
 /// The kernel half as the build script compiled it; empty in a build that cannot trace.
@@ -44,6 +45,14 @@ const CLOSED: u32 = 1 << 15;
 
 /// Descriptors of which the last connection is remembered.
 const CLOSED_FDS: u32 = 1 << 14;
+
+/// The programs that have a stand-in, by hook.
+const STOOD_FOR: [&str; hook::STAND_INS as usize] = [
+    "inet_sock_set_state",
+    "tcp_send_reset",
+    "tcp_receive_reset",
+    "tcp_destroy_sock",
+];
 
 /// What the kernel half is loaded with.
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +98,8 @@ pub struct Kernel {
 #[derive(Debug)]
 #[expect(dead_code, reason = "held for their drop alone")]
 enum Link {
-    RawTracepoint(RawTracePointLink),
+    /// With its stand-in behind it.
+    RawTracepoint(RawTracePointLink, Option<RawTracePointLink>),
     Fentry(FEntryLink),
     Fexit(FExitLink),
     Kprobe(KProbeLink),
@@ -122,6 +132,7 @@ impl Kernel {
             // constants. Parsing the types once more would cost a third of the start.
             .btf(None)
             .override_global("LAYOUT", bytes_of(&setup.layout), true)
+            .override_global("LOOKS", bytes_of(&looks()), true)
             .override_global("CONFIG", bytes_of(&setup.config), true)
             .map_max_entries("EVENTS", setup.ring_bytes)
             .map_max_entries("SOCKS", setup.max_sockets)
@@ -237,42 +248,40 @@ impl Kernel {
         btf: &mut Option<Btf>,
     ) -> Result<()> {
         let object = self.ebpf.program_mut(name);
-        let object = object.with_context(|| format!("the object has no program {name}"))?;
+        let object = object.with_context(|| format!("the object has no program {name}"));
         let link = match way {
             Way::RawTracepoint => {
-                let object: &mut RawTracePoint = object.try_into()?;
-                load_once(object, RawTracePoint::load)?;
-                let link = object.attach(target)?;
-                Link::RawTracepoint(object.take_link(link)?)
+                let link = self.attach_raw_tracepoint(name, target)?;
+                Link::RawTracepoint(link, self.attach_stand_in(name, target)?)
             }
             Way::Fentry => {
-                let object: &mut FEntry = object.try_into()?;
+                let object: &mut FEntry = object?.try_into()?;
                 let btf = types(btf)?;
                 load_once(object, |object| object.load(target, btf))?;
                 let link = object.attach()?;
                 Link::Fentry(object.take_link(link)?)
             }
             Way::Fexit => {
-                let object: &mut FExit = object.try_into()?;
+                let object: &mut FExit = object?.try_into()?;
                 let btf = types(btf)?;
                 load_once(object, |object| object.load(target, btf))?;
                 let link = object.attach()?;
                 Link::Fexit(object.take_link(link)?)
             }
             Way::Kprobe => {
-                let object: &mut KProbe = object.try_into()?;
+                let object: &mut KProbe = object?.try_into()?;
                 load_once(object, KProbe::load)?;
                 let link = object.attach(target, 0)?;
                 Link::Kprobe(object.take_link(link)?)
             }
             Way::Tracepoint(category) => {
-                let object: &mut TracePoint = object.try_into()?;
+                let object: &mut TracePoint = object?.try_into()?;
                 load_once(object, TracePoint::load)?;
                 let link = with_tracefs(|| Ok(object.attach(category, target)?))?;
                 Link::Tracepoint(object.take_link(link)?)
             }
             Way::Iterator => {
-                let object: &mut Iter = object.try_into()?;
+                let object: &mut Iter = object?.try_into()?;
                 let btf = types(btf)?;
                 load_once(object, |object| object.load(target, btf))?;
                 let link = object.attach()?;
@@ -285,6 +294,32 @@ impl Kernel {
         };
         self.links.insert(name, link);
         Ok(())
+    }
+
+    /// Attaches the stand-in of a program behind it, where it has one.
+    fn attach_stand_in(
+        &mut self,
+        name: &str,
+        target: &'static str,
+    ) -> Result<Option<RawTracePointLink>> {
+        if !STOOD_FOR.contains(&name) {
+            return Ok(None);
+        }
+        self.attach_raw_tracepoint(&format!("stand_in_for_{name}"), target)
+            .map(Some)
+    }
+
+    fn attach_raw_tracepoint(
+        &mut self,
+        name: &str,
+        target: &'static str,
+    ) -> Result<RawTracePointLink> {
+        let object = self.ebpf.program_mut(name);
+        let object = object.with_context(|| format!("the object has no program {name}"))?;
+        let object: &mut RawTracePoint = object.try_into()?;
+        load_once(object, RawTracePoint::load)?;
+        let link = object.attach(target)?;
+        Ok(object.take_link(link)?)
     }
 
     /// This program is attached.
@@ -326,7 +361,11 @@ impl Kernel {
     /// # Errors
     /// The map cannot be read.
     pub fn lost(&self) -> Result<[u64; hook::COUNT as usize]> {
-        self.sums("LOST")
+        let slots: [u64; SLOTS as usize] = self.sums("LOST")?;
+        let (programs, stand_ins) = slots.split_at(usize::from(hook::COUNT));
+        Ok(std::array::from_fn(|hook| {
+            programs[hook] + stand_ins.get(hook).copied().unwrap_or_default()
+        }))
     }
 
     /// The counters of [`stat`].
@@ -337,18 +376,44 @@ impl Kernel {
         self.sums("STATS")
     }
 
-    /// Runs each program missed because it would have interrupted itself.
-    #[must_use]
-    pub fn recursion_misses(&self) -> Vec<(String, u64)> {
-        let programs = self.ebpf.programs().filter_map(|(name, program)| {
+    /// Runs each program missed because it would have interrupted itself, and nobody stood in.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn recursion_misses(&self) -> Result<Vec<(String, u64)>> {
+        let stood_in = self.stood_in()?;
+        // What a stand-in misses its program missed as well, or has seen.
+        let stood_for = |name: &&str| !name.starts_with("stand_in_for_");
+        let programs = self.ebpf.programs().filter(|(name, _)| stood_for(name));
+        let programs = programs.filter_map(|(name, program)| {
             let fd = program.fd().ok()?.as_fd().as_raw_fd();
             let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
             let missed = info
                 .lines()
                 .find_map(|line| line.strip_prefix("recursion_misses:"))?;
-            Some((name.to_owned(), missed.trim().parse().ok()?))
+            let missed: u64 = missed.trim().parse().ok()?;
+            let index = STOOD_FOR.iter().position(|it| *it == name);
+            let taken = index.map_or(0, |index| stood_in[index]);
+            Some((name.to_owned(), missed.saturating_sub(taken)))
         });
-        programs.filter(|&(_, missed)| missed > 0).collect()
+        Ok(programs.filter(|&(_, missed)| missed > 0).collect())
+    }
+
+    /// How often each stand-in did a program's work, by hook.
+    fn stood_in(&self) -> Result<[u64; STOOD_FOR.len()]> {
+        let map = self.ebpf.map("STAND_INS");
+        let map = map.context("the object has no map STAND_INS")?;
+        let map: PerCpuArray<_, [u8; size_of::<wire::StandIn>()]> = PerCpuArray::try_from(map)?;
+        let mut sums = [0; STOOD_FOR.len()];
+        for (sum, index) in sums.iter_mut().zip(0..) {
+            let states = map.get(&index, 0)?;
+            let times = states.iter().map(|state| {
+                let state: wire::StandIn = pod_read_unaligned(state);
+                state.times
+            });
+            *sum = times.sum();
+        }
+        Ok(sums)
     }
 
     /// Sockets in CLOSE_WAIT now, by address.

@@ -27,6 +27,7 @@ pub(super) struct Watch {
     stats: [u64; stat::COUNT as usize],
     missed: HashMap<String, u64>,
     malformed: u64,
+    unseen: u64,
     /// When a connection stuck in CLOSE_WAIT is told of next, by its entry.
     stuck: HashMap<u64, Duration>,
     close_wait_after: Duration,
@@ -107,6 +108,7 @@ impl Watch {
             stats: [0; stat::COUNT as usize],
             missed: HashMap::new(),
             malformed: 0,
+            unseen: 0,
             stuck: HashMap::new(),
             close_wait_after: args.close_wait_after.max(STUCK),
             queues,
@@ -152,7 +154,17 @@ impl Watch {
             "malformed",
         )?;
         self.malformed = malformed;
-        for (program, now) in self.kernel.recursion_misses() {
+        // What changed unseen is noticed at the socket's next change. What the kernel says it skipped is
+        // told below.
+        let missed = self.kernel.recursion_misses()?;
+        let said = missed.iter().find(|(program, _)| program == HOOKS[0]);
+        let unseen = stats[stat::CHANGES_UNSEEN as usize]
+            .saturating_sub(said.map_or(0, |&(_, missed)| missed))
+            .max(self.unseen);
+        let grown = unseen - self.unseen;
+        tell(session, HOOKS[0].to_owned(), grown, "unseen")?;
+        self.unseen = unseen;
+        for (program, now) in missed {
             let before = self.missed.insert(program.clone(), now).unwrap_or_default();
             tell(session, program, now - before, "recursion")?;
         }

@@ -1,0 +1,91 @@
+//! Stand-ins: programs that do another one's work where the kernel skips it, because it already runs
+//! on this CPU.
+//!
+//! Say a process's call changes a socket's state, and the timer interrupts the program that sees it: on
+//! the way back the network's soft interrupt runs, and gives up a hundred other sockets. Since 6.1 the
+//! kernel does not run a program inside itself, so all of these would be lost. A stand-in is attached
+//! behind the program it stands in for: when it is called and the program is still at an earlier event,
+//! this one was skipped.
+//! <https://github.com/torvalds/linux/blob/v6.18/kernel/trace/bpf_trace.c> (`__bpf_trace_run`)
+//!
+//! It is a program of its own with the same body, verified once more. To call the other one's from it
+//! (`bpf_tail_call`) would be cheaper, but each program has one stack a CPU since 6.13, and the kernel
+//! relies on its not running twice there.
+//! <https://github.com/torvalds/linux/blob/v6.18/kernel/bpf/verifier.c> (`bpf_enable_priv_stack`)
+
+use core::mem::offset_of;
+
+use tcptrace_common::event::{StandIn, hook};
+
+use crate::maps::STAND_INS;
+
+const TIMES: usize = offset_of!(StandIn, times);
+const RUNS: usize = offset_of!(StandIn, runs);
+const STANDS_IN: usize = offset_of!(StandIn, stands_in);
+
+/// Does the work of a hook whose program has a stand-in. Before 6.1 the kernel runs a program inside
+/// itself, which then no longer counts as running.
+#[inline(always)]
+pub(crate) fn run(hook: u8, work: impl FnOnce()) -> i32 {
+    if let Some(state) = State::of(hook) {
+        state.write(RUNS, 1);
+        work();
+        state.write(RUNS, 0);
+    }
+    0
+}
+
+/// Does the work where the program could not.
+#[inline(always)]
+pub(crate) fn stand_in(hook: u8, work: impl FnOnce()) -> i32 {
+    if let Some(state) = State::of(hook)
+        && state.read(RUNS) != 0
+    {
+        state.write(STANDS_IN, 1);
+        state.write(TIMES, state.read(TIMES) + 1);
+        work();
+        state.write(STANDS_IN, 0);
+    }
+    0
+}
+
+/// Where this hook's program counts now: what it adds to may be just what it has interrupted.
+#[inline(always)]
+pub(crate) fn slot(hook: u8) -> u32 {
+    let slot = u32::from(hook);
+    if hook >= hook::STAND_INS {
+        return slot;
+    }
+    State::of(hook).map_or(slot, |state| {
+        slot + u32::from(hook::COUNT) * (state.read(STANDS_IN) as u32 & 1)
+    })
+}
+
+/// A [`StandIn`] of this CPU. Each member is read and written by itself, because another run may come in
+/// between.
+#[derive(Clone, Copy)]
+struct State(*mut StandIn);
+
+impl State {
+    #[inline(always)]
+    fn of(hook: u8) -> Option<Self> {
+        STAND_INS.get_ptr_mut(u32::from(hook)).map(Self)
+    }
+
+    #[inline(always)]
+    fn member(self, offset: usize) -> *mut u64 {
+        self.0.cast::<u8>().wrapping_add(offset).cast()
+    }
+
+    #[inline(always)]
+    fn read(self, offset: usize) -> u64 {
+        // SAFETY: an aligned member of this CPU's own element.
+        unsafe { self.member(offset).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn write(self, offset: usize, value: u64) {
+        // SAFETY: as in `read`.
+        unsafe { self.member(offset).write_volatile(value) };
+    }
+}
