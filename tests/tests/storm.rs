@@ -1,10 +1,13 @@
 //! A storm of resets: none is lost at the defaults, and what a ring made tiny loses is counted.
 
-use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Seek};
+use std::collections::{HashMap, HashSet};
+use std::io::{self, BufRead, BufReader, Seek};
 
 use anyhow::{Context, Result, ensure};
 use tcptrace_tests::*;
+
+/// Connections that time out together.
+const BURST: u64 = 900;
 
 /// Two actors are refused as fast as they can; returns by how much `TcpOutRsts` grew.
 fn storm(netns: &Netns, each: usize) -> Result<u64> {
@@ -97,6 +100,48 @@ fn what_a_tiny_ring_loses_is_counted_exactly() {
         let counts = counts(trace.stdout.join("\n").as_bytes())?;
         assert_eq!(counts.get("reset.sent").unwrap_or(&0) + lost, counted);
         assert_eq!(trace.status.code(), Some(5), "{}", trace.stderr.join("\n"));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_burst_of_timers_beside_a_storm_is_seen_once_or_counted() {
+    in_netns(|netns| {
+        let mut deaf = actor("is-deaf")?;
+        let (listener, addr) = listen(&mut deaf, LOOPBACKS[0], 0)?;
+        actor("crowd")?.connected(addr)?;
+        deaf.wait_for_queue(listener, 1)?;
+        let port = addr.port().to_string();
+        let tracer = trace(netns, &["--event", "connect.failed", "--port", &port])?;
+        let before = netns.counters()?;
+        let mut client = actor("client")?;
+        for _ in 0..BURST {
+            let fd = client.connecting(addr)?;
+            client.set(fd, libc::IPPROTO_TCP, libc::TCP_SYNCNT, &[1])?;
+        }
+        let each = volume(60_000);
+        storm(netns, each)?;
+        let all = BURST + 2 * u64::try_from(each)?;
+        wait_until("the timeouts", || {
+            let counters = netns.counters().map_err(io::Error::other)?;
+            Ok(counters.since(&before, "TcpAttemptFails") == Some(all))
+        })?;
+        let trace = tracer.stop()?;
+        let events = Events::from_trace(&trace)?;
+        let failed = events.named("connect.failed").error("ETIMEDOUT");
+        let ends: HashSet<_> = failed
+            .0
+            .iter()
+            .map(|it| it.number("network.local.port"))
+            .collect();
+        assert_eq!(failed.count(), ends.len() as u64, "one was told twice");
+        // Where the kernel skips a program, its stand-in steps in but for a few nanoseconds.
+        let lost = lost(&trace.stdout, "inet_sock_set_state")?;
+        assert!(
+            failed.count() + lost >= BURST,
+            "{} and {lost}",
+            failed.count()
+        );
         Ok(())
     });
 }

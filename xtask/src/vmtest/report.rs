@@ -53,20 +53,10 @@ impl Outcome {
     /// Judges what a machine wrote.
     pub(crate) fn of(console: &Console) -> Self {
         let mut outcome = Self::default();
-        let selftest = selftest(&console.sections);
-        for (nth, section) in console.sections.iter().enumerate() {
+        for section in &console.sections {
             let judged = match section.name.as_str() {
                 "doctor" => outcome.read_doctor(section),
-                "selftest" if Some(nth) != selftest => Ok(()),
-                "selftest" => {
-                    let before = &console.sections[..nth];
-                    if before.iter().any(|section| section.name == "selftest") {
-                        println!(
-                            "vmtest: the kernel skipped changes of state: a later selftest counts"
-                        );
-                    }
-                    outcome.read_selftest(section)
-                }
+                "selftest" => outcome.read_selftest(section),
                 name if LIVE.contains(&name) => outcome.read_live_test(section),
                 _ => require_success(section),
             };
@@ -165,30 +155,6 @@ impl Outcome {
         }
         summary
     }
-}
-
-/// What everything tcptrace says of a connection rests on.
-const CHANGES_OF_STATE: &str = " of inet_sock_set_state (recursion)";
-
-/// The selftest that counts: the first one in which the kernel skipped no change of state, or that
-/// passed all the same. Any other failure is one, whatever a later selftest comes to.
-fn selftest(sections: &[Section]) -> Option<usize> {
-    let runs = sections.iter().enumerate();
-    let runs = runs.filter(|(_, section)| section.name == "selftest");
-    let lost = |section: &Section| {
-        document(section).is_ok_and(|document| {
-            let mut lost = list(&document["lost"]).iter();
-            lost.any(|lost| text(lost).ends_with(CHANGES_OF_STATE))
-        })
-    };
-    let mut chosen = None;
-    for (nth, section) in runs {
-        chosen = Some(nth);
-        if section.status == Some(0) || !lost(section) {
-            break;
-        }
-    }
-    chosen
 }
 
 fn require_success(section: &Section) -> Result<()> {
@@ -351,31 +317,4 @@ fn reasons(outcomes: &[Outcome]) -> String {
         let _ = write!(text, "\n**{name}** on {}:\n\n- {reason}\n", rows.join("; "));
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run(status: i32, lost: &str) -> Section {
-        Section {
-            name: "selftest".to_owned(),
-            status: Some(status),
-            lines: vec![format!("{{\"lost\":[{lost}]}}")],
-            ..Section::default()
-        }
-    }
-
-    #[test]
-    fn a_selftest_that_failed_for_skipped_changes_of_state_gives_way_to_the_next() {
-        let lost = "\"4 of inet_sock_set_state (recursion)\"";
-        assert_eq!(selftest(&[run(0, lost), run(1, "")]), Some(0));
-        assert_eq!(selftest(&[run(1, ""), run(0, "")]), Some(0), "a fault");
-        let calls = "\"8 of sys_exit (recursion)\"";
-        assert_eq!(selftest(&[run(1, calls), run(0, "")]), Some(0), "a fault");
-        assert_eq!(selftest(&[run(1, lost), run(0, "")]), Some(1));
-        assert_eq!(selftest(&[run(1, lost), run(1, lost), run(0, "")]), Some(2));
-        assert_eq!(selftest(&[run(1, lost)]), Some(0));
-        assert_eq!(selftest(&[]), None);
-    }
 }
