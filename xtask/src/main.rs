@@ -10,6 +10,7 @@ mod index;
 mod overhead;
 mod process;
 mod setup;
+mod soak;
 mod test;
 mod throughput;
 mod tidy;
@@ -71,6 +72,12 @@ enum Task {
         #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
         seconds: u32,
     },
+    /// Provoke the same failures over and over, and hold what tcptrace says of them against the kernel.
+    Soak {
+        /// How long.
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+        minutes: u32,
+    },
     /// Check what no other tool checks in the source files and the index of the pages.
     Tidy {
         /// Write docs/explain.md anew first.
@@ -89,6 +96,7 @@ fn main() -> ExitCode {
         Task::Throughput { accept } => throughput::run(accept),
         Task::Vmtest { kernel, without } => vmtest::run(&kernel, &without),
         Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
+        Task::Soak { minutes } => soak::run(minutes),
         Task::Tidy { fix } => tidy::run(fix),
     };
     match outcome {
