@@ -229,9 +229,20 @@ fn parent(known: &Sock) -> Option<&'static mut Sock> {
 /// A socket that lives is in this state. Where another one is remembered, the kernel let a change go by
 /// unseen, and did not always say so. What the iterator found may have been changing at that moment.
 #[inline(always)]
-pub(crate) fn expect(known: &Sock, state: u8) {
+pub(crate) fn expect(known: &mut Sock, state: u8) {
     if known.state != state && known.born != OLDER {
         count(&STATS, stat::CHANGES_UNSEEN);
+        known.state = state;
+    }
+}
+
+/// A call on the socket failed. Its state is written after the hook of the change has run: CLOSE was
+/// seen, or never will be.
+/// <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/af_inet.c> (`inet_sk_set_state`)
+#[inline(always)]
+pub(crate) fn expect_close(socket: Socket, known: &mut Sock) {
+    if socket.state() == CLOSE {
+        expect(known, CLOSE);
     }
 }
 

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use tcptrace::selftest::actor::Arg;
 pub use tcptrace::selftest::actor::{Actor, Fd, Pair, wait_until};
 pub use tcptrace::selftest::netns::{Counters, Netns};
+use tcptrace::selftest::tracer::take_unseen;
 pub use tcptrace::selftest::tracer::{Record, Trace, Tracer};
 
 pub mod bpf;
@@ -25,19 +26,24 @@ pub mod sockets;
 /// IPv4, IPv6, and IPv4 between IPv6 sockets; any port.
 pub const LOOPBACKS: [&str; 3] = ["127.0.0.1:0", "[::1]:0", "[::ffff:127.0.0.1]:0"];
 
-/// Runs a test on a thread of its own in a namespace of its own, and fails with its error.
+/// Runs a test on a thread of its own in a namespace of its own, and fails with its error. A failure
+/// beside which the tracer said that the kernel let changes of state go by unseen proves nothing: the
+/// test runs again.
 ///
 /// # Panics
 /// When the test does.
-pub fn in_netns(test: impl FnOnce(&Netns) -> Result<()> + Send) {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| test(&Netns::enter()?));
-        match thread.join() {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => panic!("{error:?}"),
-            Err(panic) => std::panic::resume_unwind(panic),
+pub fn in_netns(test: impl Fn(&Netns) -> Result<()> + Sync) {
+    const ATTEMPTS: u32 = 4;
+    let mut attempts = 1..ATTEMPTS;
+    loop {
+        let done = std::thread::scope(|scope| scope.spawn(|| test(&Netns::enter()?)).join());
+        match (done, take_unseen()) {
+            (Ok(Ok(())), _) => return,
+            (_, Some(unseen)) if attempts.next().is_some() => eprintln!("once more: {unseen}"),
+            (Ok(Err(error)), _) => panic!("{error:?}"),
+            (Err(panic), _) => std::panic::resume_unwind(panic),
         }
-    });
+    }
 }
 
 /// How often something is done: ten times as often in the full run (`cargo xtask test --full`).

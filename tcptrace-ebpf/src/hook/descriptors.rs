@@ -234,7 +234,11 @@ fn unconnected(error: i64) {
     let Some(socket) = task::socket(call.arg0() as u32) else {
         return;
     };
-    if owner::of(socket).is_some() || !is_wanted(kind::CONNECT_FAILED) {
+    if let Some(known) = owner::of(socket) {
+        owner::expect_close(socket, known);
+        return;
+    }
+    if !is_wanted(kind::CONNECT_FAILED) {
         return;
     }
     let mut tuple = ends_of(socket);

@@ -215,7 +215,11 @@ fn is_timeout(socket: Socket, Sending(sending): Sending, waits_not: bool) -> boo
 fn failed(socket: Socket, error: i32, timeout: bool, Sending(sending): Sending, hook: u8) {
     let call = Call::current();
     let descriptor = call.descriptor_of(socket);
-    let known = owner::of(socket).and_then(|known| owner::learn(socket, Some(known), descriptor));
+    let mut known =
+        owner::of(socket).and_then(|known| owner::learn(socket, Some(known), descriptor));
+    if let Some(known) = &mut known {
+        owner::expect_close(socket, known);
+    }
     if !is_wanted(kind::SOCKET_ERROR) {
         return;
     }

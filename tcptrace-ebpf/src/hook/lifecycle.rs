@@ -27,7 +27,7 @@ fn stand_in_for_tcp_destroy_sock(ctx: RawTracePointContext) -> i32 {
 fn destroyed(socket: Socket) {
     fds::destroyed(socket);
     let mut known = owner::of(socket);
-    if let Some(known) = &known {
+    if let Some(known) = &mut known {
         owner::expect(known, CLOSE);
     }
     owner::death(socket, known.as_deref_mut());

@@ -46,7 +46,7 @@ pub struct Options {
 
 /// Where the kernel let changes of state go by unseen, on which everything tcptrace says of a connection
 /// rests, a failure proves nothing: so often the failures are provoked in all.
-const ATTEMPTS: u32 = 3;
+const ATTEMPTS: u32 = 5;
 
 /// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,13 +70,12 @@ pub fn run(options: &Options) -> Result<Verdict> {
     let (report, text) = loop {
         let (outcomes, trace, text) = provoke_all(&failures, options)?;
         let report = Report::new(&outcomes, &skipped, &trace.records()?);
-        match report.unseen() {
-            Some(unseen) if !report.passed() && attempts.next().is_some() => eprintln!(
-                "tcptrace: the kernel skipped what shows changes of state ({unseen}): provoking the \
-                 failures again"
-            ),
-            _ => break (report, text),
+        if report.passed() || tracer::take_unseen().is_none() || attempts.next().is_none() {
+            break (report, text);
         }
+        eprintln!(
+            "tcptrace: the kernel let changes of state go by unseen: provoking the failures again"
+        );
     };
     let mut stdout = io::stdout().lock();
     let printed = if options.json {

@@ -324,14 +324,6 @@ impl Report {
         self.stray.is_empty() && self.failures.iter().all(Judged::passed)
     }
 
-    /// What was lost of the changes of state because the kernel skipped a program.
-    pub(super) fn unseen(&self) -> Option<&str> {
-        let unseen = |lost: &&String| {
-            lost.contains(" of inet_sock_set_state ") && !lost.ends_with("(ring_full)")
-        };
-        self.lost.iter().find(unseen).map(String::as_str)
-    }
-
     /// Each cause with the failures that name it, or why none does.
     fn causes(&self) -> impl Iterator<Item = (&'static str, Vec<&'static str>, Option<String>)> {
         Cause::ALL.iter().map(|cause| {

@@ -17,6 +17,23 @@ use serde_json::Value;
 /// The line on stderr that says everything is attached and seeded.
 pub const READY: &str = "tcptrace: tracing";
 
+/// What tracers said since [`take_unseen`] of changes of state that the kernel let go by unseen: on these
+/// everything they say of a connection rests, so whatever failed meanwhile proves nothing.
+static UNSEEN: Mutex<Option<String>> = Mutex::new(None);
+
+/// See [`UNSEEN`].
+#[must_use]
+pub fn take_unseen() -> Option<String> {
+    UNSEEN.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+fn note_unseen(line: &str) {
+    let is_lost = line.contains("events lost: ") && line.contains(" of inet_sock_set_state: ");
+    if is_lost && !line.contains("ring_full") {
+        *UNSEEN.lock().unwrap_or_else(PoisonError::into_inner) = Some(line.to_owned());
+    }
+}
+
 /// How long a tracer may take to attach or to drain; loading is slow where the CPU is emulated.
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -285,6 +302,7 @@ fn read_lines(
         for line in BufReader::new(from).lines() {
             // A tracer killed mid-line leaves half a line: the end of the stream all the same.
             let Ok(line) = line else { break };
+            note_unseen(&line);
             which(&mut to.0.lock().unwrap_or_else(PoisonError::into_inner)).push(line);
             to.1.notify_all();
         }
