@@ -32,7 +32,7 @@ pub const LOOPBACKS: [&str; 3] = ["127.0.0.1:0", "[::1]:0", "[::ffff:127.0.0.1]:
 ///
 /// # Panics
 /// When the test does.
-pub fn in_netns(test: impl Fn(&Netns) -> Result<()> + Sync) {
+pub fn in_netns(mut test: impl FnMut(&Netns) -> Result<()> + Send) {
     const ATTEMPTS: u32 = 4;
     let mut attempts = 1..ATTEMPTS;
     loop {
