@@ -13,8 +13,7 @@ use anyhow::{Context, Result, ensure};
 use tcptrace::selftest::actor::Arg;
 pub use tcptrace::selftest::actor::{Actor, Fd, Pair, wait_until};
 pub use tcptrace::selftest::netns::{Counters, Netns};
-use tcptrace::selftest::tracer::take_unseen;
-pub use tcptrace::selftest::tracer::{Record, Trace, Tracer};
+pub use tcptrace::selftest::tracer::{Record, Trace, Tracer, note_unseen, unseen};
 
 pub mod bpf;
 pub mod findings;
@@ -36,12 +35,14 @@ pub fn in_netns(mut test: impl FnMut(&Netns) -> Result<()> + Send) {
     const ATTEMPTS: u32 = 4;
     let mut attempts = 1..ATTEMPTS;
     loop {
-        let done = std::thread::scope(|scope| scope.spawn(|| test(&Netns::enter()?)).join());
-        match (done, take_unseen()) {
-            (Ok(Ok(())), _) => return,
-            (_, Some(unseen)) if attempts.next().is_some() => eprintln!("once more: {unseen}"),
-            (Ok(Err(error)), _) => panic!("{error:?}"),
-            (Err(panic), _) => std::panic::resume_unwind(panic),
+        let before = unseen();
+        match std::thread::scope(|scope| scope.spawn(|| test(&Netns::enter()?)).join()) {
+            Ok(Ok(())) => return,
+            _ if unseen() > before && attempts.next().is_some() => {
+                eprintln!("changes of state went by unseen: once more");
+            }
+            Ok(Err(error)) => panic!("{error:?}"),
+            Err(panic) => std::panic::resume_unwind(panic),
         }
     }
 }

@@ -17,10 +17,16 @@ pub(crate) fn workspace() -> &'static Path {
         .expect("xtask lies in the workspace")
 }
 
-/// Cargo, in the workspace.
+/// Cargo, in the workspace. What is built is what the lock file says.
 pub(crate) fn cargo(subcommand: &str) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace()).arg(subcommand);
+    if matches!(
+        subcommand,
+        "bench" | "build" | "check" | "clippy" | "doc" | "test"
+    ) {
+        command.arg("--locked");
+    }
     // `cargo run` describes xtask in the environment; a build script that looks at these would
     // run again each time a developer changes between `cargo` and `cargo xtask`.
     for (name, _) in env::vars_os() {

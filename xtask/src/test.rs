@@ -10,6 +10,8 @@ use anyhow::{Context as _, Result, ensure};
 use crate::process::{self, cargo};
 use crate::{build, cross, setup, tidy, vmtest};
 
+const CARGO_DENY: &str = "0.20.2";
+
 /// Runs the checks, or only the unit and live tests that `filter` names. A `full` run includes the
 /// long live tests and is recorded in the documentation.
 pub(crate) fn run(full: bool, filter: Option<&str>) -> Result<()> {
@@ -39,6 +41,9 @@ fn all_checks(record: &mut Record, full: bool) -> Result<()> {
     record.step("check for arm64", || cross::check().map(Outcome::silent))?;
     record.step("live tests", || live_tests(full, None)?.require_some())?;
     record.step("selftest", selftest)?;
+    if full {
+        record.step("licences and sources", || deny().map(Outcome::silent))?;
+    }
     record.step("other kernels", || vmtest::check(full).map(Outcome::told))
 }
 
@@ -115,6 +120,17 @@ fn live_tests(full: bool, filter: Option<&str>) -> Result<Outcome> {
         outcome.ignored
     );
     Ok(outcome)
+}
+
+/// Holds the dependencies against `deny.toml`. Advisories are asked for only where their database can be
+/// had: they change without the tree.
+fn deny() -> Result<()> {
+    if process::find("cargo-deny").is_none() {
+        println!("test: cargo install cargo-deny, about five minutes");
+        let version = ["--version", CARGO_DENY, "--locked"];
+        process::run(cargo("install").arg("cargo-deny").args(version))?;
+    }
+    process::run(cargo("deny").args(["check", "bans", "licenses", "sources"]))
 }
 
 fn selftest() -> Result<Outcome> {

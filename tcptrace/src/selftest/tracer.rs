@@ -3,6 +3,8 @@
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -17,20 +19,20 @@ use serde_json::Value;
 /// The line on stderr that says everything is attached and seeded.
 pub const READY: &str = "tcptrace: tracing";
 
-/// What tracers said since [`take_unseen`] of changes of state that the kernel let go by unseen: on these
-/// everything they say of a connection rests, so whatever failed meanwhile proves nothing.
-static UNSEEN: Mutex<Option<String>> = Mutex::new(None);
+static UNSEEN: AtomicU64 = AtomicU64::new(0);
 
-/// See [`UNSEEN`].
+/// How often tracers of this process have said that the kernel let changes of state go by unseen. On
+/// these everything they say of a connection rests, so whatever failed meanwhile proves nothing.
 #[must_use]
-pub fn take_unseen() -> Option<String> {
-    UNSEEN.lock().unwrap_or_else(PoisonError::into_inner).take()
+pub fn unseen() -> u64 {
+    UNSEEN.load(Relaxed)
 }
 
-fn note_unseen(line: &str) {
-    let is_lost = line.contains("events lost: ") && line.contains(" of inet_sock_set_state: ");
+/// Counts for [`unseen`] if this line of a tracer's says so, as text or JSON.
+pub fn note_unseen(line: &str) {
+    let is_lost = line.contains("events lost") && line.contains(" of inet_sock_set_state: ");
     if is_lost && !line.contains("ring_full") {
-        *UNSEEN.lock().unwrap_or_else(PoisonError::into_inner) = Some(line.to_owned());
+        UNSEEN.fetch_add(1, Relaxed);
     }
 }
 
