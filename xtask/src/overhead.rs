@@ -1,6 +1,7 @@
 //! `cargo xtask overhead`: what tracing costs on this kernel, measured side by side with not
 //! tracing, with empty programs and with other tools, and recorded in docs/performance.md.
 
+mod capacity;
 mod floor;
 mod footprint;
 mod load;
@@ -49,6 +50,8 @@ pub(crate) fn run(pairs: u32) -> Result<()> {
         .map(|&rival| timed(&mut bench, rival))
         .collect::<Result<Vec<_>>>()?;
     drop(bench);
+    share([tracing, working])?;
+    let storms = capacity::measure([tracing, working])?;
     let footprint = footprint::measure()?;
 
     let page = page::write(&page::Results {
@@ -57,6 +60,7 @@ pub(crate) fn run(pairs: u32) -> Result<()> {
         absent: &absent,
         timed: &timed,
         footprint: &footprint,
+        storms: &storms,
     })?;
     print!("\n{page}");
     let path = process::workspace().join("docs/performance.md");
@@ -220,9 +224,15 @@ fn two_cpus() -> Result<(usize, usize)> {
 }
 
 fn pin(cpu: usize) -> Result<()> {
-    let mut cpus = CpuSet::new();
-    cpus.set(cpu)?;
-    sched_setaffinity(Pid::from_raw(0), &cpus).context("cannot choose a CPU")
+    share([cpu; 1])
+}
+
+fn share<const N: usize>(cpus: [usize; N]) -> Result<()> {
+    let mut set = CpuSet::new();
+    for cpu in cpus {
+        set.set(cpu)?;
+    }
+    sched_setaffinity(Pid::from_raw(0), &set).context("cannot choose a CPU")
 }
 
 /// The tool's version, the kernel and the CPUs, as the page names them.

@@ -113,14 +113,14 @@ impl Bench {
 }
 
 /// The program that does what a line asks.
-struct Workload {
+pub(super) struct Workload {
     child: Child,
     questions: ChildStdin,
     answers: BufReader<ChildStdout>,
 }
 
 impl Workload {
-    fn start(program: &Path, cpu: usize) -> Result<Self> {
+    pub(super) fn start(program: &Path, cpu: usize) -> Result<Self> {
         let mut child = Command::new(program)
             .arg(cpu.to_string())
             .stdin(Stdio::piped())
@@ -134,7 +134,11 @@ impl Workload {
         })
     }
 
-    fn ask(&mut self, question: &str) -> Result<f64> {
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(super) fn ask(&mut self, question: &str) -> Result<f64> {
         writeln!(self.questions, "{question}")?;
         let mut answer = String::new();
         self.answers.read_line(&mut answer)?;
@@ -255,7 +259,7 @@ fn per_second(said: &str) -> Option<f64> {
     line?.trim().parse().ok()
 }
 
-fn build() -> Result<PathBuf> {
+pub(super) fn build() -> Result<PathBuf> {
     let target: &Path = &process::workspace().join("target");
     process::run(
         process::cargo("build")
