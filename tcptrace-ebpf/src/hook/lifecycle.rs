@@ -2,7 +2,6 @@
 //! <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_ipv4.c> (`tcp_v4_destroy_sock`)
 
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
-
 use tcptrace_common::event::hook;
 
 use crate::{

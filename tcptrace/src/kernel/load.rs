@@ -266,6 +266,7 @@ impl Kernel {
             }
         };
         let threads = thread::available_parallelism().map_or(1, usize::from);
+        let threads = threads.min(names.len());
         thread::scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(load);
