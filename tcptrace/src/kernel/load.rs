@@ -87,6 +87,18 @@ pub struct FilterValues {
     pub networks: Vec<(u16, IpNet)>,
 }
 
+/// What is not there need not be taken out.
+fn absent_is_fine(removed: Result<(), MapError>) -> Result<()> {
+    match removed {
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(())
+        }
+        removed => Ok(removed?),
+    }
+}
+
 /// The loaded kernel half. Dropping it detaches everything.
 #[derive(Debug)]
 pub struct Kernel {
@@ -544,10 +556,7 @@ impl Kernel {
             .map_mut("PIDS")
             .context("the object has no map PIDS")?;
         let mut pids: HashMap<_, u32, u8> = HashMap::try_from(map)?;
-        match pids.remove(&pid) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        absent_is_fine(pids.remove(&pid))
     }
 
     /// Forgets the connections of traced processes that ended before `monotonic`, ns.
