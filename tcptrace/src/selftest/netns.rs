@@ -232,7 +232,9 @@ fn ifreq(device: &str) -> libc::ifreq {
     request
 }
 
-fn configure(control: &OwnedFd, call: libc::Ioctl, request: &libc::ifreq) -> nix::Result<()> {
+fn configure(control: &OwnedFd, call: libc::c_ulong, request: &libc::ifreq) -> nix::Result<()> {
+    // musl's ioctl takes an int, of which the kernel reads the same 32 bits.
+    let call = call as libc::Ioctl;
     // SAFETY: the kernel reads one ifreq, which outlives the call.
     let result = unsafe { libc::ioctl(control.as_raw_fd(), call, &raw const *request) };
     nix::errno::Errno::result(result).map(drop)
