@@ -55,6 +55,18 @@ pub enum Command {
     Explain(Explain),
     /// Print the JSON Schema of the records.
     Schema,
+    /// Print the manual page of tcptrace, or of one of its commands, for man(1).
+    Man {
+        /// The command; without it tcptrace itself.
+        #[arg(value_name = "COMMAND")]
+        command: Option<String>,
+    },
+    /// Print what completes this command line in a shell.
+    Completions {
+        /// The shell.
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
 }
 
 /// What to explain.

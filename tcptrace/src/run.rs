@@ -16,7 +16,7 @@ use crate::kernel::layout::{self, Resolved};
 use crate::kernel::plan::{Wanted, plan};
 use crate::kernel::privileges::required_missing;
 use crate::sink::text::Color;
-use crate::{explain, selftest, sink};
+use crate::{explain, manual, selftest, sink};
 
 /// Exit statuses besides 0.
 pub mod status {
@@ -95,6 +95,8 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
         }
         Some(Command::Explain(args)) => explain(&args),
         Some(Command::Schema) => print(sink::schema()),
+        Some(Command::Man { command }) => man(command.as_deref()),
+        Some(Command::Completions { shell }) => print(manual::completions(shell).trim_end()),
     }
 }
 
@@ -168,6 +170,19 @@ fn explain(args: &Explain) -> Result<u8, Failure> {
         Err(unknown) => Err(Failure {
             status: status::USAGE,
             error: unknown.into(),
+        }),
+    }
+}
+
+fn man(command: Option<&str>) -> Result<u8, Failure> {
+    match manual::page(command) {
+        Some(page) => print(page.trim_end()),
+        None => Err(Failure {
+            status: status::USAGE,
+            error: anyhow!(
+                "no manual page for {}: `tcptrace --help` lists the commands",
+                command.unwrap_or_default()
+            ),
         }),
     }
 }

@@ -43,6 +43,7 @@ fn wrong_usage_is_refused_with_2_and_a_reason() {
     refused(&["--errno", "ENOPE"], 2, &["ENOPE"]);
     refused(&["--pid", "0"], 2, &["0"]);
     refused(&["-o", "xml"], 2, &["xml", "json"]);
+    refused(&["man", "nothing"], 2, &["nothing", "--help"]);
 }
 
 #[test]
@@ -392,14 +393,21 @@ fn provoke_a_bit_of_everything(netns: &Netns) -> Result<()> {
 }
 
 #[test]
-fn help_and_schema_need_no_privileges() {
-    for arg in ["--help", "--version", "schema"] {
+fn what_only_tells_needs_no_privileges() {
+    for args in [
+        &["--help"][..],
+        &["--version"],
+        &["schema"],
+        &["man"],
+        &["man", "doctor"],
+        &["completions", "bash"],
+    ] {
         let mut command = tcptrace();
-        let output = command.arg(arg).uid(65534).gid(65534).output();
+        let output = command.args(args).uid(65534).gid(65534).output();
         let output = output.expect("tcptrace does not start");
         assert!(
             output.status.success() && !output.stdout.is_empty(),
-            "{arg}"
+            "{args:?}"
         );
     }
 }

@@ -1,0 +1,116 @@
+//! The manual pages and the shell completions, made from the command line itself.
+
+use clap::CommandFactory as _;
+use clap_complete::Shell;
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, bold, roman};
+
+use crate::cli::Cli;
+
+/// What the exit statuses of [`crate::run::status`] mean.
+const EXIT_STATUS: [(&str, &str); 7] = [
+    ("0", "It ended as asked."),
+    ("1", "It failed."),
+    ("2", "Wrong usage."),
+    (
+        "3",
+        "A privilege is missing. It is named, with the command that grants it.",
+    ),
+    ("4", "This kernel lacks what was asked for, which is named."),
+    ("5", "Events were lost, under --strict."),
+    ("130", "A second SIGINT or SIGTERM."),
+];
+
+/// The page of tcptrace, or of one of its commands, in roff; `None` when there is no such command.
+#[must_use]
+pub fn page(command: Option<&str>) -> Option<String> {
+    let mut tcptrace = Cli::command();
+    tcptrace.build();
+    let described = match command {
+        None => &tcptrace,
+        Some(name) => tcptrace.find_subcommand(name)?,
+    };
+    let man = Man::new(described.clone());
+    let mut page = Vec::new();
+    let mut render = || -> std::io::Result<()> {
+        if command.is_some() {
+            return man.render(&mut page);
+        }
+        man.render_title(&mut page)?;
+        man.render_name_section(&mut page)?;
+        man.render_synopsis_section(&mut page)?;
+        man.render_description_section(&mut page)?;
+        man.render_options_section(&mut page)?;
+        man.render_subcommands_section(&mut page)?;
+        exit_status().to_writer(&mut page)?;
+        man.render_version_section(&mut page)
+    };
+    render().expect("memory takes every write");
+    Some(String::from_utf8(page).expect("the command line is text"))
+}
+
+fn exit_status() -> Roff {
+    let mut roff = Roff::new();
+    roff.control("SH", ["EXIT STATUS"]);
+    for (status, meaning) in EXIT_STATUS {
+        roff.control("TP", []);
+        roff.text([bold(status)]);
+        roff.text([roman(meaning)]);
+    }
+    roff.control("PP", []);
+    roff.text([roman(
+        "tcptrace -- CMD has the status of CMD unless that is 0.",
+    )]);
+    roff
+}
+
+/// What completes the command line in this shell.
+#[must_use]
+pub fn completions(shell: Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "tcptrace", &mut script);
+    String::from_utf8(script).expect("the command line is text")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::ValueEnum as _;
+
+    use super::*;
+
+    #[test]
+    fn every_command_has_a_page_and_the_first_page_names_it() {
+        let first = page(None).expect("a page");
+        for command in Cli::command().get_subcommands() {
+            let name = command.get_name();
+            let page = page(Some(name)).expect("a page");
+            assert!(page.contains(&format!("tcptrace\\-{name}")), "{page}");
+            assert!(first.contains(&format!("tcptrace\\-{name}(1)")), "{name}");
+        }
+        assert_eq!(page(Some("nothing")), None);
+    }
+
+    #[test]
+    fn the_first_page_has_every_option_and_every_exit_status() {
+        let page = page(None).expect("a page");
+        let command = Cli::command();
+        let options = command.get_arguments().filter_map(|it| it.get_long());
+        for option in options {
+            let option = option.replace('-', "\\-");
+            assert!(page.contains(&format!("\\-\\-{option}")), "{option}");
+        }
+        for (status, _) in EXIT_STATUS {
+            assert!(page.contains(&format!("\\fB{status}\\fR")), "{status}");
+        }
+    }
+
+    #[test]
+    fn every_shell_completes_the_commands_and_options() {
+        for shell in Shell::value_variants() {
+            let script = completions(*shell);
+            for word in ["doctor", "close-wait-after", "selftest"] {
+                assert!(script.contains(word), "{shell} lacks {word}");
+            }
+        }
+    }
+}
