@@ -44,6 +44,12 @@ impl OtherHost {
         Ok(host)
     }
 
+    /// Where it is, for a test that has a tracer of its own there.
+    #[must_use]
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
     /// Starts a Go program there.
     ///
     /// # Errors

@@ -42,6 +42,9 @@ const TEST_PROGRAMS: [(&str, &str); 9] = [
 ];
 /// Those of the packages whose daemon the next boot would start. The tests start their own.
 const SERVICES: [(&str, &str); 2] = [("nginx-light", "nginx"), ("redis-server", "redis-server")];
+/// The database that `docs/fleet.md` asks, and where its test looks for it.
+const DUCKDB: &str = "duckdb==2.0.0";
+const DUCKDB_HOME: &str = "target/duckdb";
 const BPF_LINKER: &str = "0.13.0";
 /// The emulator for other kernels. Before this major version it corrupts some of them.
 const EMULATOR: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
@@ -68,7 +71,15 @@ pub(crate) fn run() -> Result<()> {
             missing.push(EMULATOR.1);
         }
     }
+    let duckdb = workspace().join(DUCKDB_HOME);
+    if !duckdb.is_dir() && find("apt-get").is_some() {
+        // Debian's Python comes without.
+        missing.extend(uninstalled(&["python3-venv"]));
+    }
     install_packages(&missing)?;
+    if !duckdb.is_dir() {
+        install_duckdb(&duckdb)?;
+    }
     if has_rustup() {
         add_lints()?;
     }
@@ -125,7 +136,7 @@ fn uninstalled(packages: &[&'static str]) -> Vec<&'static str> {
     packages.iter().copied().filter(is_missing).collect()
 }
 
-fn install_packages(packages: &[&str]) -> Result<()> {
+pub(crate) fn install_packages(packages: &[&str]) -> Result<()> {
     const ATTEMPTS: u64 = 3;
     if packages.is_empty() {
         return Ok(());
@@ -186,6 +197,19 @@ fn install_emulator_for_debian() -> Result<()> {
             .args(from)
             .arg(EMULATOR.1),
     )
+}
+
+fn install_duckdb(home: &Path) -> Result<()> {
+    say(&format!("pip install {DUCKDB}"));
+    let partial = home.with_extension("partial");
+    run_command(Command::new("python3").args(["-m", "venv"]).arg(&partial))?;
+    run_command(
+        Command::new(partial.join("bin/python"))
+            .args(["-m", "pip", "install", "--quiet", "--only-binary=:all:"])
+            .arg(DUCKDB),
+    )?;
+    fs::rename(partial, home)?;
+    Ok(())
 }
 
 /// apt-get as root, asking nothing, with packages kept from starting the daemons they bring
