@@ -1,8 +1,9 @@
 //! Compiles the kernel half into `$OUT_DIR/tcptrace-ebpf`, which the agent embeds, and lists the
 //! pages of `tcptrace explain`.
 //!
-//! A BPF compiler is not part of a Rust installation, so this looks for one and takes the first it
-//! finds: an object that was built before (`TCPTRACE_BPF_OBJECT`), a nightly toolchain with the
+//! The published package has the object and not its source. Elsewhere it takes a BPF compiler, which
+//! is not part of a Rust installation, so this looks for one and takes the first it finds: an object
+//! that was built before (`TCPTRACE_BPF_OBJECT`), a nightly toolchain with the
 //! source of `core`, or a compiler that has `core` for BPF prebuilt (Debian's, under the name
 //! `cargo xtask setup` gives it). `TCPTRACE_BPF_BUILD` tells the agent which it was.
 //!
@@ -19,6 +20,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya_build::{Package, Toolchain};
 
 const OBJECT: &str = "tcptrace-ebpf";
+const SOURCE: &str = "../tcptrace-ebpf";
+/// The object in the published package, where `cargo xtask dist` puts it.
+const PUBLISHED: &str = "tcptrace-ebpf.o";
 /// Where the pages of `tcptrace explain` are, a directory for each of its topics.
 const PAGES: &str = "src/explain";
 /// Every variable that decides which way is taken. Cargo runs this script again when one changes,
@@ -42,7 +46,10 @@ fn main() -> Result<()> {
         "../Cargo.toml",
         "../Cargo.lock",
     ] {
-        println!("cargo:rerun-if-changed={path}");
+        // The published package has not all of them, and what is not there always counts as changed.
+        if Path::new(path).exists() {
+            println!("cargo:rerun-if-changed={path}");
+        }
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").context("cargo sets OUT_DIR")?);
     list_pages(&out.join("pages.rs"))?;
@@ -55,8 +62,14 @@ fn main() -> Result<()> {
         }
         format!("none ({reason})")
     } else if let Some(prebuilt) = env::var_os("TCPTRACE_BPF_OBJECT") {
-        copy(Path::new(&prebuilt), &object)?;
+        copy(Path::new(&prebuilt), &object).context("TCPTRACE_BPF_OBJECT")?;
         "TCPTRACE_BPF_OBJECT".to_owned()
+    } else if !Path::new(SOURCE).is_dir() {
+        copy(Path::new(PUBLISHED), &object).context(
+            "neither the kernel half nor its source is in this package; set TCPTRACE_BPF_OBJECT to \
+             the object of the same release",
+        )?;
+        "published".to_owned()
     } else {
         compile(&object)?
     };
@@ -113,11 +126,11 @@ fn object_not_needed() -> Option<&'static str> {
 
 fn copy(prebuilt: &Path, object: &Path) -> Result<()> {
     println!("cargo:rerun-if-changed={}", prebuilt.display());
-    let bytes = fs::read(prebuilt)
-        .with_context(|| format!("TCPTRACE_BPF_OBJECT: cannot read {}", prebuilt.display()))?;
+    let bytes =
+        fs::read(prebuilt).with_context(|| format!("cannot read {}", prebuilt.display()))?;
     ensure!(
         bytes.starts_with(b"\x7fELF"),
-        "TCPTRACE_BPF_OBJECT: {} is not an ELF object",
+        "{} is not an ELF object",
         prebuilt.display()
     );
     fs::write(object, bytes)?;
@@ -126,12 +139,6 @@ fn copy(prebuilt: &Path, object: &Path) -> Result<()> {
 
 /// Compiles the kernel half with the first compiler that can, and names it.
 fn compile(object: &Path) -> Result<String> {
-    let source = Path::new("../tcptrace-ebpf");
-    ensure!(
-        source.is_dir(),
-        "the source of the kernel half is not beside this package; set TCPTRACE_BPF_OBJECT to the \
-         object of the same release"
-    );
     let compiler = Compiler::find()?;
     compiler.prepare_environment()?;
     // What an earlier run left must not pass for what this run makes.
@@ -141,7 +148,7 @@ fn compile(object: &Path) -> Result<String> {
     })?;
     let package = Package {
         name: OBJECT,
-        root_dir: source.to_str().context("the path is ASCII")?,
+        root_dir: SOURCE,
         ..Package::default()
     };
     aya_build::build_ebpf([package], Toolchain::Custom(compiler.toolchain)).with_context(|| {

@@ -65,7 +65,7 @@ impl Apt {
 }
 
 /// Where this machine gets Debian from: the archive, and its security updates.
-fn mirrors() -> Result<(String, String)> {
+pub(crate) fn mirrors() -> Result<(String, String)> {
     let listed = process::answer(Command::new("apt-get").args([
         "indextargets",
         "--format",

@@ -5,6 +5,7 @@ mod build;
 mod cross;
 mod demo;
 mod dependencies;
+mod dist;
 mod fuzz;
 mod index;
 mod overhead;
@@ -54,6 +55,9 @@ enum Task {
         #[arg(long)]
         accept: bool,
     },
+    /// Make everything that is shipped (static binary, .deb, .rpm, crates) in target/dist, and try each:
+    /// the .deb in a fresh Debian, its service under that Debian's systemd.
+    Dist,
     /// Boot other kernels in emulated machines and run the selftest and live tests in each. With no
     /// options all there are, and write docs/kernels.md.
     Vmtest {
@@ -92,6 +96,7 @@ fn main() -> ExitCode {
         Task::Build => build::run(),
         Task::Demo => demo::run(),
         Task::Test { full, filter } => test::run(full, filter.as_deref()),
+        Task::Dist => dist::run(),
         Task::Overhead { pairs } => overhead::run(pairs),
         Task::Throughput { accept } => throughput::run(accept),
         Task::Vmtest { kernel, without } => vmtest::run(&kernel, &without),

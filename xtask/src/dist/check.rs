@@ -1,0 +1,131 @@
+//! What is shipped, tried.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{shipped, tree};
+use crate::build;
+use crate::process::{answer, run as run_command, workspace};
+
+/// The most exposure `systemd-analyze security` may see in the unit, of 10.
+const EXPOSURE: f32 = 3.0;
+/// What every package brings.
+const INSTALLED: [&str; 8] = [
+    "/usr/bin/tcptrace",
+    "/etc/default/tcptrace",
+    "/lib/systemd/system/tcptrace.service",
+    "/usr/share/man/man1/tcptrace.1",
+    "/usr/share/man/man1/tcptrace-doctor.1",
+    "/usr/share/bash-completion/completions/tcptrace",
+    "/_tcptrace",
+    "/usr/share/fish/vendor_completions.d/tcptrace.fish",
+];
+
+pub(super) fn run(out: &Path) -> Result<()> {
+    binary_needs_nothing(out)?;
+    unit_is_confined()?;
+    let deb = shipped(out, ".deb")?;
+    let listed = answer(Command::new("dpkg-deb").arg("--contents").arg(&deb));
+    holds_all("the .deb", &listed.context("dpkg-deb cannot read it")?)?;
+    let rpm = shipped(out, ".rpm")?;
+    let listed = answer(Command::new("rpm").arg("-qlp").arg(&rpm));
+    holds_all("the .rpm", &listed.context("rpm cannot read it")?)?;
+    run_command(
+        Command::new("rpmlint")
+            .arg("--config")
+            .arg(workspace().join("packaging/rpmlint.toml"))
+            .arg(&rpm),
+    )?;
+    published_object_is_this_source(out)?;
+    tree::try_out(out, &deb)
+}
+
+fn holds_all(package: &str, listed: &str) -> Result<()> {
+    for path in INSTALLED {
+        ensure!(listed.contains(path), "{package} lacks {path}:\n{listed}");
+    }
+    Ok(())
+}
+
+/// It runs in a directory where nothing else is, as in the container.
+fn binary_needs_nothing(out: &Path) -> Result<()> {
+    let alone = out.join("alone");
+    fs::create_dir(&alone)?;
+    fs::copy(out.join("stage/bin/tcptrace"), alone.join("tcptrace"))?;
+    let version = answer(
+        Command::new("chroot")
+            .arg(&alone)
+            .args(["/tcptrace", "--version"]),
+    );
+    let expected = concat!("tcptrace ", env!("CARGO_PKG_VERSION"), "\n");
+    ensure!(
+        version.as_deref() == Some(expected),
+        "alone in a directory tcptrace says {version:?}"
+    );
+    fs::remove_dir_all(alone)?;
+    Ok(())
+}
+
+fn unit_is_confined() -> Result<()> {
+    let unit = workspace().join("packaging/tcptrace.service");
+    let report = answer(
+        Command::new("systemd-analyze")
+            .args(["security", "--offline=true", "--no-pager"])
+            .arg(&unit),
+    );
+    let exposure = exposure(&report.context("systemd-analyze cannot read the unit")?)?;
+    println!("dist: the unit's exposure is {exposure} of 10");
+    ensure!(exposure <= EXPOSURE, "at most {EXPOSURE} may it be");
+    Ok(())
+}
+
+/// The number in `→ Overall exposure level for tcptrace.service: 2.9 OK`.
+fn exposure(report: &str) -> Result<f32> {
+    let line = report
+        .lines()
+        .find(|line| line.contains("Overall exposure"));
+    let number = line
+        .and_then(|line| line.rsplit(": ").next()?.split(' ').next())
+        .context("systemd-analyze tells no exposure")?;
+    Ok(number.parse()?)
+}
+
+/// The kernel half in the published package is what this source makes, built once more elsewhere.
+fn published_object_is_this_source(out: &Path) -> Result<()> {
+    let version = env!("CARGO_PKG_VERSION");
+    let unpacked = out.join("unpacked");
+    fs::create_dir(&unpacked)?;
+    run_command(
+        Command::new("tar")
+            .args(["--extract", "--gzip", "--file"])
+            .arg(out.join(format!("tcptrace-{version}.crate")))
+            .arg("--directory")
+            .arg(&unpacked),
+    )?;
+    let published = fs::read(unpacked.join(format!("tcptrace-{version}/tcptrace-ebpf.o")))?;
+    let again = fs::read(build::object(&[])?)?;
+    ensure!(
+        published == again,
+        "the kernel half of the published package ({} bytes) is not what its source makes ({} bytes)",
+        published.len(),
+        again.len()
+    );
+    fs::remove_dir_all(unpacked)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exposure_is_the_number_at_the_end() {
+        let report =
+            "  NAME  DESCRIPTION: x\n\n→ Overall exposure level for tcptrace.service: 2.9 OK 🙂\n";
+        assert!((exposure(report).expect("a number") - 2.9).abs() < f32::EPSILON);
+        assert!(exposure("").is_err());
+    }
+}
