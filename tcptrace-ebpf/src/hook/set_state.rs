@@ -24,6 +24,7 @@ use crate::{
     },
     stand_in,
     task::{self, Call, PF_EXITING},
+    words,
 };
 
 /// What gives up sooner is a program's haste, not a failure: ns.
@@ -117,6 +118,9 @@ fn begin(ctx: &RawTracePointContext, now: u64) {
 /// By `connect` or `listen`, in the caller's context.
 #[inline(always)]
 fn opened(ctx: &RawTracePointContext, socket: Socket, new: u8, known: Option<&mut Sock>) {
+    if new == LISTEN {
+        listener::add(socket);
+    }
     let Some(known) = known else {
         if config!(verbose) != 0 {
             warn!(
@@ -125,20 +129,14 @@ fn opened(ctx: &RawTracePointContext, socket: Socket, new: u8, known: Option<&mu
                 (task::pid_tgid() >> 32) as u32
             );
         }
-        if new == LISTEN {
-            listener::add(socket);
-        }
         return;
     };
     let call = Call::current();
     task::describe(&mut known.owner);
     known.confidence = confidence::EXACT;
     known.fd = call.descriptor_of(socket);
-    if new == LISTEN {
-        listener::add(socket);
-        if call.number() as u32 == layout!(nr_listen) {
-            known.backlog = call.arg1() as u32;
-        }
+    if new == LISTEN && call.number() as u32 == layout!(nr_listen) {
+        known.backlog = call.arg1() as u32;
     }
 }
 
@@ -160,7 +158,7 @@ fn child(ctx: &RawTracePointContext, socket: Socket, known: Option<&mut Sock>) {
     listener::watch(parent, listener.as_deref_mut());
     if let (Some(known), Some(listener)) = (known, listener) {
         known.parent = parent.0;
-        known.owner = listener.owner;
+        words::copy(&listener.owner, &raw mut known.owner);
         known.confidence = confidence::INHERITED;
         known.held = listener.held;
         known.answers = listener.answers;
@@ -171,14 +169,15 @@ fn child(ctx: &RawTracePointContext, socket: Socket, known: Option<&mut Sock>) {
 #[inline(always)]
 fn change(ctx: &RawTracePointContext, mut known: Option<&'static mut Sock>, now: u64) {
     let Change { socket, old, new } = Change::of(ctx);
+    // The kind of event that comes of it; 0: none.
+    let mut told = 0;
     match (old, new) {
         (LISTEN, CLOSE) => {
             listener::remove(socket);
             // The table is an LRU: there is always room.
             let _ = CLOSING.insert(task::pid_tgid(), socket.local_port(), u64::from(BPF_ANY));
             if tells_closes() {
-                let id = next_id(hook::SET_STATE);
-                event(id, kind::CLOSE, &Change::of(ctx), known.as_deref());
+                told = kind::CLOSE;
             }
         }
         // Only the program's own shutdown and close lead there.
@@ -189,15 +188,24 @@ fn change(ctx: &RawTracePointContext, mut known: Option<&'static mut Sock>, now:
                 owner::exits(known.as_deref_mut(), flags);
                 fds::closes(socket, fd);
                 if tells_closes() && is_telling(socket, old, flags, known.as_deref()) {
-                    let id = next_id(hook::SET_STATE);
-                    event(id, kind::CLOSE, &Change::of(ctx), known.as_deref());
+                    told = kind::CLOSE;
                 }
             }
         }
         (_, CLOSE_WAIT | STATE_CLOSING) => fin(socket, known.as_deref_mut(), now),
+        (SYN_SENT, CLOSE) if is_wanted(kind::CONNECT_FAILED) => told = kind::CONNECT_FAILED,
+        (SYN_SENT | CLOSE, CLOSE) => {}
+        (_, CLOSE) if is_wanted(kind::TIMEOUT) && is_timeout(socket.error()) => {
+            told = kind::TIMEOUT;
+        }
         _ => {}
     }
-    report(ctx, known.as_deref_mut(), now);
+    report(
+        ctx,
+        known.as_deref_mut(),
+        words::forget(told.into()) as u8,
+        now,
+    );
     if let Some(known) = known {
         advance(Change::of(ctx), known, now);
     }
@@ -234,7 +242,7 @@ fn fin(socket: Socket, known: Option<&mut Sock>, now: u64) {
 }
 
 #[inline(always)]
-fn report(ctx: &RawTracePointContext, known: Option<&mut Sock>, now: u64) {
+fn report(ctx: &RawTracePointContext, known: Option<&mut Sock>, told: u8, now: u64) {
     let Change { socket, old, new } = Change::of(ctx);
     if old == CLOSE_WAIT {
         // Not there when it did not pass the filter.
@@ -244,23 +252,16 @@ fn report(ctx: &RawTracePointContext, known: Option<&mut Sock>, now: u64) {
         let id = next_id(hook::SET_STATE);
         event(id, kind::STATE, &Change::of(ctx), known.as_deref());
     }
-    if new == CLOSE_WAIT {
-        if is_wanted(kind::CLOSE_WAIT) {
-            close_wait(&Change::of(ctx), known.as_deref(), now);
-        }
-    } else if new == CLOSE {
-        let kind = match old {
-            SYN_SENT => kind::CONNECT_FAILED,
-            CLOSE | LISTEN => return,
-            _ if is_timeout(socket.error()) => kind::TIMEOUT,
-            _ => return,
-        };
-        if is_wanted(kind) {
-            let id = next_id(hook::SET_STATE);
-            event(id, kind, &Change::of(ctx), known.as_deref());
-            if let Some(known) = known {
-                known.cause = id;
-            }
+    if new == CLOSE_WAIT && is_wanted(kind::CLOSE_WAIT) {
+        close_wait(&Change::of(ctx), known.as_deref(), now);
+    }
+    if told != 0 {
+        let id = next_id(hook::SET_STATE);
+        event(id, told, &Change::of(ctx), known.as_deref());
+        if let Some(known) = known
+            && told != kind::CLOSE
+        {
+            known.cause = id;
         }
     }
 }
@@ -341,7 +342,7 @@ fn close_wait(change: &Change, known: Option<&Sock>, now: u64) {
     let mut entry = CloseWait {
         since: now,
         id,
-        tuple: owner::NOWHERE,
+        tuple: words::nowhere(),
         family: socket.family(),
         older: 0,
         pad: [0; 6],
@@ -361,13 +362,13 @@ fn close_wait(change: &Change, known: Option<&Sock>, now: u64) {
 
 #[inline(never)]
 fn event(id: u64, kind: u8, &Change { socket, old, new }: &Change, known: Option<&Sock>) {
-    let mut tuple = owner::NOWHERE;
+    let mut tuple = words::nowhere();
     socket.tuple(&mut tuple);
     if !filter::socket(&tuple, socket.family(), known) {
         return;
     }
     emit(id, kind, hook::SET_STATE, |event| {
-        socket.record(event, known);
+        socket.record(event, &tuple, known);
         event.state = old;
         event.other_state = new;
         if new != CLOSE {
