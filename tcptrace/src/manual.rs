@@ -1,5 +1,7 @@
 //! The manual pages and the shell completions, made from the command line itself.
 
+use std::io;
+
 use clap::CommandFactory as _;
 use clap_complete::Shell;
 use clap_mangen::Man;
@@ -31,22 +33,34 @@ pub fn page(command: Option<&str>) -> Option<String> {
         Some(name) => tcptrace.find_subcommand(name)?,
     };
     let man = Man::new(described.clone());
-    let mut page = Vec::new();
-    let mut render = || -> std::io::Result<()> {
+    Some(text(|page| {
         if command.is_some() {
-            return man.render(&mut page);
+            return man.render(page);
         }
-        man.render_title(&mut page)?;
-        man.render_name_section(&mut page)?;
-        man.render_synopsis_section(&mut page)?;
-        man.render_description_section(&mut page)?;
-        man.render_options_section(&mut page)?;
-        man.render_subcommands_section(&mut page)?;
-        exit_status().to_writer(&mut page)?;
-        man.render_version_section(&mut page)
-    };
-    render().expect("memory takes every write");
-    Some(String::from_utf8(page).expect("the command line is text"))
+        man.render_title(page)?;
+        man.render_name_section(page)?;
+        man.render_synopsis_section(page)?;
+        man.render_description_section(page)?;
+        man.render_options_section(page)?;
+        man.render_subcommands_section(page)?;
+        exit_status().to_writer(page)?;
+        man.render_version_section(page)
+    }))
+}
+
+/// What completes the command line in this shell.
+#[must_use]
+pub fn completions(shell: Shell) -> String {
+    text(|script| {
+        clap_complete::generate(shell, &mut Cli::command(), "tcptrace", script);
+        Ok(())
+    })
+}
+
+fn text(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> String {
+    let mut bytes = vec![];
+    write(&mut bytes).expect("memory takes every write");
+    String::from_utf8(bytes).expect("the command line is text")
 }
 
 fn exit_status() -> Roff {
@@ -62,14 +76,6 @@ fn exit_status() -> Roff {
         "tcptrace -- CMD has the status of CMD unless that is 0.",
     )]);
     roff
-}
-
-/// What completes the command line in this shell.
-#[must_use]
-pub fn completions(shell: Shell) -> String {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "tcptrace", &mut script);
-    String::from_utf8(script).expect("the command line is text")
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Two hosts, an agent on each that sees only its own: `docs/fleet.md`'s query joins what they found.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::File;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -31,7 +32,7 @@ fn agent(host: &str, netns: &Netns) -> Result<Tracer> {
     Tracer::start(command)
 }
 
-/// The page's first query: the one for DuckDB.
+/// The page's first query, which is for `DuckDB`.
 fn query() -> Result<&'static str> {
     let query = PAGE.split("```sql\n").nth(1);
     query
@@ -76,12 +77,11 @@ fn the_two_ends_of_a_connection_are_joined_by_its_community_id() {
             ("db-1", there, "linger_zero", server.pid()),
         ] {
             let trace = tracer.stop()?;
-            let mut text = String::new();
+            let mut file = File::create(directory.path().join(format!("{host}.jsonl")))?;
             for Record(record) in trace.records()? {
                 ensure!(record["resource"]["host.name"] == host, "{record}");
-                text += &format!("{record}\n");
+                writeln!(file, "{record}")?;
             }
-            fs::write(directory.path().join(format!("{host}.jsonl")), text)?;
             let events = Events::from_trace(&trace)?;
             let events = events.only(|it| it.text("tcptrace.cause") != Some("refused_by_peer"));
             only_finding(&events, cause, pid)?;

@@ -16,7 +16,7 @@ use crate::process::{answer, run as run_command};
 const RELEASE: &str = "bookworm";
 const BOOT: &str = include_str!("boot.sh");
 /// How long systemd may take, and the journal (in seconds) to have a record.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const JOURNAL_SECONDS: &str = "60";
 
 pub(super) fn try_out(out: &Path, deb: &Path) -> Result<()> {
