@@ -1,6 +1,5 @@
 //! Two hosts, an agent on each that sees only its own: `docs/fleet.md`'s query joins what they found.
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
@@ -8,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use tcptrace_tests::findings::only_finding;
+use tcptrace_tests::findings::{Finding, exact_findings};
 use tcptrace_tests::hosts::OtherHost;
 use tcptrace_tests::program::Go;
 use tcptrace_tests::*;
@@ -18,7 +17,7 @@ const PAGE: &str = include_str!("../../docs/fleet.md");
 const NAMED: &str = r#"echo "$0" >/proc/sys/kernel/hostname && exec "$@""#;
 /// Prints a query's rows as JSON, from the records in the working directory.
 const RUN: &str = "import duckdb, json, sys
-rows = duckdb.sql(sys.argv[1])
+rows = duckdb.sql(sys.argv[1]).order('cause')
 print(json.dumps([dict(zip(rows.columns, row)) for row in rows.fetchall()]))";
 
 /// An agent of this namespace on a host of this name.
@@ -30,6 +29,17 @@ fn agent(host: &str, netns: &Netns) -> Result<Tracer> {
         .args(["-o", "json", "--netns"])
         .arg(netns.path());
     Tracer::start(command)
+}
+
+/// Stops the agent and puts its records where the query looks for them.
+fn collect(host: &str, agent: Tracer, directory: &Path) -> Result<Events> {
+    let trace = agent.stop()?;
+    let mut file = File::create(directory.join(format!("{host}.jsonl")))?;
+    for Record(record) in trace.records()? {
+        ensure!(record["resource"]["host.name"] == host, "{record}");
+        writeln!(file, "{record}")?;
+    }
+    Events::from_trace(&trace)
 }
 
 /// The page's first query, which is for `DuckDB`.
@@ -67,39 +77,39 @@ fn the_two_ends_of_a_connection_are_joined_by_its_community_id() {
         server.done("linger_0 a")?;
         server.done("close a")?;
         client.fails("recv a 1", "read: connection reset by peer")?;
-        // A failure that only one host has is joined with nothing.
         client.fails("dial b 192.0.2.2:8001 5s", "connect: connection refused")?;
+        // What only one host has is joined with nothing.
+        client.fails("dial c 192.0.2.1:8002 5s", "connect: connection refused")?;
 
-        let directory = tempfile::tempdir()?;
-        let mut connections = vec![];
-        for (host, tracer, cause, pid) in [
-            ("web-1", here, "reset_by_peer", client.pid()),
-            ("db-1", there, "linger_zero", server.pid()),
-        ] {
-            let trace = tracer.stop()?;
-            let mut file = File::create(directory.path().join(format!("{host}.jsonl")))?;
-            for Record(record) in trace.records()? {
-                ensure!(record["resource"]["host.name"] == host, "{record}");
-                writeln!(file, "{record}")?;
-            }
-            let events = Events::from_trace(&trace)?;
-            let events = events.only(|it| it.text("tcptrace.cause") != Some("refused_by_peer"));
-            only_finding(&events, cause, pid)?;
-            let finding = events.named("finding");
-            let connection = finding.one()?.text("tcptrace.flow.community_id");
-            connections.push(connection.context("no Community ID")?.to_owned());
-        }
-        assert_eq!(connections[0], connections[1]);
-
-        let program = Go::command()?;
-        let program = Path::new(program.get_program()).file_name();
-        let program = program.and_then(OsStr::to_str).context("a name")?;
-        let row = json!({
-            "connection": connections[0],
-            "host": "db-1", "process": program, "cause": "linger_zero",
-            "other_host": "web-1", "other_process": program, "other_cause": "reset_by_peer",
-        });
-        assert_eq!(ask(query()?, directory.path())?, json!([row]));
+        let records = tempfile::tempdir()?;
+        let web = collect("web-1", here, records.path())?;
+        let db = collect("db-1", there, records.path())?;
+        exact_findings(
+            &web,
+            &[
+                ("reset_by_peer", client.pid()),
+                ("refused_by_peer", client.pid()),
+                ("no_listener", client.pid()),
+            ],
+        )?;
+        let db = exact_findings(&db, &[("linger_zero", server.pid()), ("no_listener", 0)])?;
+        let connection = |finding: &Finding| {
+            let connection = finding.last.text("tcptrace.flow.community_id");
+            connection.map(str::to_owned).context("no Community ID")
+        };
+        let rows = json!([
+            {
+                "connection": connection(&db[0])?,
+                "host": "db-1", "process": "talker", "cause": "linger_zero",
+                "other_host": "web-1", "other_process": "talker", "other_cause": "reset_by_peer",
+            },
+            {
+                "connection": connection(&db[1])?,
+                "host": "db-1", "process": null, "cause": "no_listener",
+                "other_host": "web-1", "other_process": "talker", "other_cause": "refused_by_peer",
+            },
+        ]);
+        assert_eq!(ask(query()?, records.path())?, rows);
         Ok(())
     });
 }

@@ -154,6 +154,11 @@ fn stage_files(stage: &Path, object: &Path) -> Result<()> {
         let page = says(&["man", &name])?;
         fs::write(stage.join(format!("man/tcptrace-{name}.1")), page)?;
     }
+    run_command(
+        Command::new("gzip")
+            .args(["--best", "--no-name"])
+            .args(files(&stage.join("man"))?),
+    )?;
     for (shell, file) in COMPLETIONS {
         fs::write(
             stage.join("completions").join(file),

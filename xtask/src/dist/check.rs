@@ -17,8 +17,8 @@ const INSTALLED: [&str; 8] = [
     "/usr/bin/tcptrace",
     "/etc/default/tcptrace",
     "/lib/systemd/system/tcptrace.service",
-    "/usr/share/man/man1/tcptrace.1",
-    "/usr/share/man/man1/tcptrace-doctor.1",
+    "/usr/share/man/man1/tcptrace.1.gz",
+    "/usr/share/man/man1/tcptrace-doctor.1.gz",
     "/usr/share/bash-completion/completions/tcptrace",
     "/_tcptrace",
     "/usr/share/fish/vendor_completions.d/tcptrace.fish",
@@ -35,7 +35,7 @@ pub(super) fn run(out: &Path) -> Result<()> {
     holds_all("the .rpm", &listed.context("rpm cannot read it")?)?;
     run_command(
         Command::new("rpmlint")
-            .arg("--config")
+            .args(["--strict", "--config"])
             .arg(workspace().join("packaging/rpmlint.toml"))
             .arg(&rpm),
     )?;
