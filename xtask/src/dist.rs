@@ -185,7 +185,7 @@ fn make_crates(object: &Path, out: &Path) -> Result<()> {
         cargo("package")
             .args(["--package", "tcptrace-common", "--package", "tcptrace"])
             .args(["--locked", "--allow-dirty", "--target-dir"])
-            .arg(out.join("crates"))
+            .arg(workspace().join("target"))
             .env_remove("AYA_BUILD_SKIP")
             .env_remove("TCPTRACE_BPF_OBJECT"),
     );
@@ -193,7 +193,10 @@ fn make_crates(object: &Path, out: &Path) -> Result<()> {
     packed?;
     for name in ["tcptrace-common", "tcptrace"] {
         let file = format!("{name}-{}.crate", env!("CARGO_PKG_VERSION"));
-        fs::copy(out.join("crates/package").join(&file), out.join(file))?;
+        fs::copy(
+            workspace().join("target/package").join(&file),
+            out.join(file),
+        )?;
     }
     Ok(())
 }
