@@ -32,6 +32,8 @@ const COMPLETIONS: [(&str, &str); 3] = [
     ("zsh", "_tcptrace"),
     ("fish", "tcptrace.fish"),
 ];
+/// What `tcptrace --version` says.
+const VERSION_LINE: &str = concat!("tcptrace ", env!("CARGO_PKG_VERSION"), "\n");
 /// Where build.rs looks for the kernel half in the published package.
 const PUBLISHED_OBJECT: &str = "tcptrace/tcptrace-ebpf.o";
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::process::{self, cargo};
-use crate::{build, cross, setup, tidy, vmtest};
+use crate::{build, cross, dist, setup, tidy, vmtest};
 
 const CARGO_DENY: &str = "0.20.2";
 
@@ -39,6 +39,9 @@ fn all_checks(record: &mut Record, full: bool) -> Result<()> {
     record.step("unit tests", || unit_tests(None)?.require_some())?;
     record.step("release build", || build::release().map(Outcome::silent))?;
     record.step("check for arm64", || cross::check().map(Outcome::silent))?;
+    if full {
+        record.step("packages", || dist::run().map(Outcome::silent))?;
+    }
     record.step("live tests", || live_tests(full, None)?.require_some())?;
     record.step("selftest", selftest)?;
     if full {

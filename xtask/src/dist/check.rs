@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{shipped, tree};
+use super::{VERSION_LINE, shipped, tree};
 use crate::build;
 use crate::process::{answer, run as run_command, workspace};
 
@@ -60,9 +60,8 @@ fn binary_needs_nothing(out: &Path) -> Result<()> {
             .arg(&alone)
             .args(["/tcptrace", "--version"]),
     );
-    let expected = concat!("tcptrace ", env!("CARGO_PKG_VERSION"), "\n");
     ensure!(
-        version.as_deref() == Some(expected),
+        version.as_deref() == Some(VERSION_LINE),
         "alone in a directory tcptrace says {version:?}"
     );
     fs::remove_dir_all(alone)?;

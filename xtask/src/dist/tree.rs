@@ -1,23 +1,25 @@
 //! The .deb in a fresh Debian: installed, asked, and started by its own systemd in its sandbox.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
+use super::VERSION_LINE;
 use crate::apt;
 use crate::process::{answer, run as run_command};
 
 /// Debian's oldest release whose systemd the unit is for.
 const RELEASE: &str = "bookworm";
 const BOOT: &str = include_str!("boot.sh");
-/// How long systemd may take, and the journal (in seconds) to have a record.
+/// Ends when the unit's journal has the text `$0`.
+const FIND: &str = r#"grep --quiet --max-count=1 --fixed-strings "$0" \
+    <(journalctl --unit=tcptrace --output=cat --follow --lines=all)"#;
+/// How long systemd may take to boot, and the journal to have a text.
 const PATIENCE: Duration = Duration::from_mins(1);
-const JOURNAL_SECONDS: &str = "60";
 
 pub(super) fn try_out(out: &Path, deb: &Path) -> Result<()> {
     let root = out.join("tree");
@@ -30,7 +32,7 @@ pub(super) fn try_out(out: &Path, deb: &Path) -> Result<()> {
             .arg(mirror)
             .stdout(Stdio::null()),
     )?;
-    let outcome = install(&root, deb).and_then(|()| start(&root));
+    let outcome = install_and_start(&root, deb);
     run_command(
         Command::new("rm")
             .args(["-rf", "--one-file-system"])
@@ -39,66 +41,38 @@ pub(super) fn try_out(out: &Path, deb: &Path) -> Result<()> {
     outcome
 }
 
-fn install(root: &Path, deb: &Path) -> Result<()> {
-    run_command(Command::new("cp").arg(deb).arg(root.join("tcptrace.deb")))?;
-    let within = |arguments: &[&str]| {
-        let mut command = Command::new("chroot");
-        command.arg(root).args(arguments);
-        command
-    };
-    run_command(&mut within(&["dpkg", "--install", "/tcptrace.deb"]))?;
-    let version = answer(&mut within(&["tcptrace", "--version"]));
-    let version = version.context("the installed tcptrace does not run")?;
-    ensure!(version.contains(env!("CARGO_PKG_VERSION")), "{version}");
-    let wants = root.join("etc/systemd/system/multi-user.target.wants/tcptrace.service");
-    ensure!(!wants.exists(), "installing it has made it start");
-    Ok(())
+fn install_and_start(root: &Path, deb: &Path) -> Result<()> {
+    fs::copy(deb, root.join("tcptrace.deb"))?;
+    let machine = Machine::boot(root)?;
+    run_command(&mut machine.within(&["dpkg", "--install", "/tcptrace.deb"]))?;
+    let version = answer(&mut machine.within(&["tcptrace", "--version"]));
+    ensure!(
+        version.as_deref() == Some(VERSION_LINE),
+        "it says {version:?}"
+    );
+    let state = machine.state("ActiveState,UnitFileState");
+    ensure!(
+        state == "ActiveState=inactive\nUnitFileState=disabled\n",
+        "installing it was not to start it: {state}"
+    );
+    name_a_failure(&machine)
 }
 
 /// Starts the unit as installed, provokes a failure and waits for its finding in the journal.
-fn start(root: &Path) -> Result<()> {
-    let machine = Machine::boot(root)?;
+fn name_a_failure(machine: &Machine) -> Result<()> {
     let doctor = answer(&mut machine.within(&["tcptrace", "doctor"]));
     ensure!(doctor.is_some(), "the installed tcptrace's doctor fails");
-    run_command(&mut machine.within(&["systemctl", "start", "tcptrace"]))?;
-    let follow = [
-        "journalctl",
-        "--unit=tcptrace",
-        "--output=cat",
-        "--follow",
-        "--lines=all",
-    ];
-    let mut journal = machine
-        .within(&["timeout", JOURNAL_SECONDS])
-        .args(follow)
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let stdout = journal.stdout.take().context("no pipe")?;
-    let mut lines = BufReader::new(stdout).lines();
-    let mut told = vec![];
-    let mut wait_for = |text: &str| -> Result<()> {
-        for line in lines.by_ref() {
-            let line = line?;
-            let is_it = line.contains(text);
-            told.push(line);
-            if is_it {
-                return Ok(());
-            }
-        }
-        bail!("{text:?} did not come; this came:\n{}", told.join("\n"))
-    };
-    wait_for("tcptrace: tracing")?;
+    run_command(&mut machine.within(&["systemctl", "start", "tcptrace"]))
+        .with_context(|| machine.journal())?;
+    machine.wait_for("tcptrace: tracing")?;
     // Nothing listens there.
     let connect = ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/1"];
     let refused = machine.within(&connect).stderr(Stdio::null()).status()?;
     ensure!(!refused.success(), "somebody listens on port 1");
-    wait_for("\"tcptrace.cause\":\"no_listener\"")?;
+    machine.wait_for("\"tcptrace.cause\":\"no_listener\"")?;
     run_command(&mut machine.within(&["systemctl", "stop", "tcptrace"]))?;
-    let result =
-        answer(&mut machine.within(&["systemctl", "show", "--property=Result", "tcptrace"]));
-    ensure!(result.as_deref() == Some("Result=success\n"), "{result:?}");
-    journal.kill()?;
-    journal.wait()?;
+    let result = machine.state("Result");
+    ensure!(result == "Result=success\n", "stopping it: {result}");
     println!("dist: the unit runs in its sandbox and names what fails");
     Ok(())
 }
@@ -150,6 +124,25 @@ impl Machine {
             .args(["--root", "--wd", "--"])
             .args(arguments);
         command
+    }
+
+    /// Waits until the unit's journal has the text.
+    fn wait_for(&self, text: &str) -> Result<()> {
+        let seconds = PATIENCE.as_secs().to_string();
+        run_command(&mut self.within(&["timeout", &seconds, "bash", "-c", FIND, text]))
+            .with_context(|| format!("{text:?} did not come; this came:\n{}", self.journal()))
+    }
+
+    /// What the unit has told so far.
+    fn journal(&self) -> String {
+        let arguments = ["journalctl", "--unit=tcptrace", "--output=cat"];
+        answer(&mut self.within(&arguments)).unwrap_or_default()
+    }
+
+    /// What its systemd says of the unit.
+    fn state(&self, properties: &str) -> String {
+        let property = format!("--property={properties}");
+        answer(&mut self.within(&["systemctl", "show", &property, "tcptrace"])).unwrap_or_default()
     }
 }
 
