@@ -9,10 +9,11 @@ use super::Context;
 use super::text::Columns;
 use crate::event::{
     Acceptor, CallError, Cause, Certainty, CloseWait, Comm, Confidence, ConnectFailed, Coverage,
-    Errno, Event, EventId, Fact, FdExhausted, Finding, Flow, Held, Holding, Holdings, Kind, Loss,
-    Nearby, Overflow, OverflowPath, Owner, PeerFin, Pool, PortHolder, Ports, Process, Reconciled,
-    ResetReason, ResetReceived, ResetSent, Retransmit, Severity, Side, Signal, Socket, SocketId,
-    State, StateChange, Summary, SummaryRow, SynQueue, Syscall, Timeout, Timestamp, Workload,
+    Dropped, Errno, Event, EventId, Fact, FdExhausted, Finding, Flow, Held, Holding, Holdings,
+    Kind, Loss, Nearby, Overflow, OverflowPath, Owner, PeerFin, Pool, PortHolder, Ports, Process,
+    Reconciled, ResetReason, ResetReceived, ResetSent, Retransmit, Severity, Side, Signal, Socket,
+    SocketId, State, StateChange, Summary, SummaryRow, SynQueue, Syscall, Timeout, Timestamp,
+    Workload,
 };
 
 pub(crate) fn context() -> Context {
@@ -445,6 +446,12 @@ pub(crate) fn all() -> Vec<Event> {
         errno: Some(Errno(libc::ECONNRESET)),
         orphan: false,
     };
+    let dropped = Dropped {
+        to: "syslog=tcp://logs.example:6514".to_owned(),
+        count: 37,
+        reason: "queue_full",
+        error: Some("cannot connect: Connection refused (os error 111)".to_owned()),
+    };
     let bare = |kind| Event {
         owner: Owner::default(),
         ..event(None, kind)
@@ -481,6 +488,7 @@ pub(crate) fn all() -> Vec<Event> {
         bare(Kind::Coverage(coverage)),
         bare(Kind::Coverage(gap)),
         bare(Kind::EventsLost(loss)),
+        bare(Kind::ExportDropped(dropped)),
         bare(Kind::Summary(Box::new(summary()))),
     ]
 }
