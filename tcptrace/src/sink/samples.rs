@@ -437,20 +437,9 @@ pub(crate) fn all() -> Vec<Event> {
         way: None,
         note: Some("needs kernel 6.6".to_owned()),
     };
-    let loss = Loss {
-        hook: "tcp_send_reset".to_owned(),
-        count: 3,
-        reason: "ring_full",
-    };
     let received = ResetReceived {
         errno: Some(Errno(libc::ECONNRESET)),
         orphan: false,
-    };
-    let dropped = Dropped {
-        to: "syslog=tcp://logs.example:6514".to_owned(),
-        count: 37,
-        reason: "queue_full",
-        error: Some("cannot connect: Connection refused (os error 111)".to_owned()),
     };
     let bare = |kind| Event {
         owner: Owner::default(),
@@ -487,10 +476,27 @@ pub(crate) fn all() -> Vec<Event> {
         ),
         bare(Kind::Coverage(coverage)),
         bare(Kind::Coverage(gap)),
-        bare(Kind::EventsLost(loss)),
-        bare(Kind::ExportDropped(dropped)),
+        bare(Kind::EventsLost(lost())),
+        bare(Kind::ExportDropped(dropped())),
         bare(Kind::Summary(Box::new(summary()))),
     ]
+}
+
+fn lost() -> Loss {
+    Loss {
+        hook: "tcp_send_reset".to_owned(),
+        count: 3,
+        reason: "ring_full",
+    }
+}
+
+fn dropped() -> Dropped {
+    Dropped {
+        to: "syslog=tcp://logs.example:6514".to_owned(),
+        count: 37,
+        reason: "queue_full",
+        error: Some("cannot connect: Connection refused (os error 111)".to_owned()),
+    }
 }
 
 fn syscall_number(name: &str) -> i32 {
