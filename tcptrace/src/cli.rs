@@ -234,7 +234,7 @@ pub struct Trace {
     /// End after this many events.
     #[arg(short, long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..), help_heading = END)]
     pub count: Option<u64>,
-    /// Exit with status 5 if any event was lost.
+    /// Exit with status 5 if any event was lost, or a record not delivered to an export.
     #[arg(long, help_heading = END)]
     pub strict: bool,
 

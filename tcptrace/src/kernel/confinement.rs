@@ -81,6 +81,7 @@ const TIOCGWINSZ: i32 = 0x5413;
 /// How much of what was sent is underway, and how much can be read.
 const TIOCOUTQ: i32 = 0x5411;
 const FIONREAD: i32 = 0x541b;
+const FIONBIO: i32 = 0x5421;
 
 /// Whether a file is a network namespace.
 /// <https://github.com/torvalds/linux/blob/v6.18/include/uapi/linux/nsfs.h>
@@ -295,6 +296,8 @@ const USES: &[Use] = &[
             (libc::SYS_memfd_create, ANY),
             (libc::SYS_ioctl, &[Is(1, TIOCOUTQ)]),
             (libc::SYS_ioctl, &[Is(1, FIONREAD)]),
+            // Connecting with a limit of time.
+            (libc::SYS_ioctl, &[Is(1, FIONBIO)]),
         ],
     },
     Use {

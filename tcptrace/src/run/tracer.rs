@@ -651,9 +651,10 @@ fn outputs(args: &Trace, opener: Option<&Opener>) -> Result<(Outputs, Exports), 
     }
     let mut exports = Exports::default();
     for destination in &args.export {
-        let (format, export) = exports.start(destination, || {
+        let (format, export) = exports.start(destination, |while_it_may_load_code| {
             let give_up = || {
                 privileges::keep_only(&CapsHashSet::new())?;
+                while_it_may_load_code();
                 confine(Part::Export)
             };
             give_up().map_err(|error| format!("{error:#}"))

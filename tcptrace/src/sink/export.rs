@@ -89,23 +89,22 @@ impl fmt::Display for News {
 }
 
 impl Exports {
-    /// Starts the thread of an export. Before anything else the thread does `prepare`; it is given the
-    /// addresses to connect to by the host's resolver, which is asked once before that: it may have to
-    /// load libraries.
+    /// Starts the thread of an export. Before anything else the thread does `prepare`, which gives up what
+    /// delivering does not take. It is given something to do while code may still be loaded: asking the
+    /// resolver once has the C library load what that needs.
     ///
     /// # Errors
     /// There is no thread to be had.
     pub fn start(
         &mut self,
         destination: &Destination,
-        prepare: impl FnOnce() -> Result<(), String> + Send + 'static,
+        prepare: impl FnOnce(&dyn Fn()) -> Result<(), String> + Send + 'static,
     ) -> io::Result<(Format, Export)> {
         let name = destination.to_string();
         let queue = Arc::new(Queue::default());
         let (for_thread, to) = (Arc::clone(&queue), destination.clone());
         let deliver = move || {
-            to.warm_up();
-            match prepare() {
+            match prepare(&|| to.ask_resolver()) {
                 Ok(()) => worker::run(&for_thread, |patience| to.connect(patience)),
                 Err(error) => for_thread.failed(error),
             }
@@ -192,5 +191,102 @@ impl Exports {
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.accounts().map(|(_, it)| it.lost.total()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::sink::samples;
+
+    fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
+        let begun = Instant::now();
+        loop {
+            if let Some(found) = look() {
+                return found;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(20), "it never came");
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn failing_and_delivering_again_are_told_once_each() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("socket");
+        let name = format!("unix:{}", path.display());
+        let destination = name.parse().expect("a destination");
+        let mut exports = Exports::default();
+        let (format, mut export) = exports
+            .start(&destination, |_| Ok(()))
+            .expect("there are threads");
+        assert_eq!(format, Format::Json);
+        let mut write = |event: &Event| {
+            let record = Bytes::from_static(b"{}\n");
+            export.write(event, &record).expect("a queue takes it");
+            export.flush().expect("a queue takes it");
+        };
+        write(&samples::reset_sent());
+        let failing = until(|| exports.news().pop());
+        let News::Failing(told, why) = &failing else {
+            panic!("{failing}");
+        };
+        assert_eq!(*told, name);
+        assert!(why.starts_with("cannot connect: No such file"), "{why}");
+        assert_eq!(exports.news(), []);
+        let listener = UnixListener::bind(&path).expect("the directory is ours");
+        let (server, _) = listener.accept().expect("it is tried again");
+        let read = io::BufRead::lines(io::BufReader::new(&server));
+        assert_eq!(read.take(1).count(), 1);
+        assert_eq!(
+            until(|| exports.news().pop()),
+            News::Delivering(name.clone())
+        );
+
+        // What it lost itself is not for it.
+        write(&Event {
+            kind: Kind::ExportDropped(Dropped {
+                to: name,
+                count: 1,
+                reason: "queue_full",
+                error: None,
+            }),
+            ..samples::reset_sent()
+        });
+        let (_, account) = exports.accounts().next().expect("there is one");
+        assert_eq!((account.produced, account.lost.total()), (1, 0));
+    }
+
+    #[test]
+    fn a_loss_is_told_at_once_then_seldom_and_all_of_it_at_the_end() {
+        let mut exports = Exports::default();
+        let destination = "unix:/nowhere/socket".parse().expect("a destination");
+        let (_, mut export) = exports
+            .start(&destination, |_| Ok(()))
+            .expect("there are threads");
+        let mut lose = || {
+            let larger_than_the_queue = Bytes::from(vec![b'x'; 20 << 20]);
+            export
+                .write(&samples::reset_sent(), &larger_than_the_queue)
+                .expect("it is counted");
+        };
+        let begun = Instant::now();
+        assert_eq!(exports.dropped(begun, false), []);
+        lose();
+        let counts = |dropped: Vec<Dropped>| -> Vec<_> {
+            let rows = dropped.into_iter();
+            rows.map(|it| (it.reason, it.count)).collect()
+        };
+        assert_eq!(counts(exports.dropped(begun, false)), [("queue_full", 1)]);
+        lose();
+        assert_eq!(exports.dropped(begun, false), []);
+        lose();
+        let later = begun + TELL_EVERY;
+        assert_eq!(counts(exports.dropped(later, false)), [("queue_full", 2)]);
+        lose();
+        assert_eq!(counts(exports.dropped(later, true)), [("queue_full", 1)]);
+        assert_eq!(exports.lost(), 4);
     }
 }

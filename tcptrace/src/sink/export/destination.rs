@@ -187,12 +187,12 @@ impl Destination {
         }
     }
 
-    /// Has the resolver load what it needs, while the thread may still load code.
-    pub(super) fn warm_up(&self) {
+    /// Asks for the addresses of its host, and has no use for the answer.
+    pub(super) fn ask_resolver(&self) {
         if let Self::Syslog(way) | Self::Lines(way) = self
             && let Way::Tcp(host) | Way::Udp(host) = way
         {
-            // An answer is needed only later.
+            // Connecting asks again, and says what is wrong.
             let _ = host.addresses();
         }
     }
