@@ -61,8 +61,8 @@ const QUICK: usize = 3;
 /// How many machines run at once: each keeps one CPU busy.
 const AT_ONCE: usize = 2;
 
-/// How long a machine may take for everything, on a busy host.
-const LIMIT: Duration = Duration::from_mins(20);
+/// How long a machine may take for the selftest, and again for each file of live tests, on a busy host.
+const LIMIT: Duration = Duration::from_mins(5);
 
 /// One machine to run.
 #[derive(Clone, Debug, PartialEq)]
@@ -196,9 +196,10 @@ fn test(row: &Row, kernel: &Kernel, payload: &Payload, directory: &Path) -> Outc
     };
     let (initramfs, log) = (path("cpio"), path("log"));
     let start = Instant::now();
+    let limit = row.tests.iter().fold(LIMIT, |limit, _| limit + LIMIT);
     let console = payload
         .write(&initramfs, kernel, &row.commands())
-        .and_then(|()| machine::boot(&kernel.image, &initramfs, &log, LIMIT));
+        .and_then(|()| machine::boot(&kernel.image, &initramfs, &log, limit));
     let mut outcome = match console {
         Ok(console) => Outcome::of(&console),
         Err(error) => Outcome::failed(&error),

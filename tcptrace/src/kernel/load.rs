@@ -1,11 +1,12 @@
 //! Loading the kernel half and talking to its maps. With `source::ring` the only room that names
 //! aya.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -16,7 +17,7 @@ use aya::programs::fexit::FExitLink;
 use aya::programs::kprobe::KProbeLink;
 use aya::programs::raw_trace_point::RawTracePointLink;
 use aya::programs::trace_point::TracePointLink;
-use aya::programs::{FEntry, FExit, Iter, KProbe, ProgramError, RawTracePoint, TracePoint};
+use aya::programs::{self, FEntry, FExit, Iter, KProbe, ProgramError, RawTracePoint, TracePoint};
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
 use aya_log::EbpfLogger;
 use bytemuck::{AnyBitPattern, bytes_of, pod_read_unaligned};
@@ -195,6 +196,7 @@ impl Kernel {
     /// Tries to see what the plan asks for: for each signal the first way whose programs all attach.
     /// A program that serves several signals is attached once and reported for each.
     pub fn attach(&mut self, plan: &Plan) -> Vec<Attempt> {
+        self.load_ahead(plan);
         let mut btf = None;
         let mut failures: BTreeMap<&'static str, String> = BTreeMap::new();
         let mut attempts = Vec::new();
@@ -238,6 +240,37 @@ impl Kernel {
             }
         }
         attempts
+    }
+
+    /// Loads the programs of the first ways on all CPUs at once: the kernel's verifier takes most of the
+    /// time until tcptrace traces. What fails here fails again where it is attached, and is told there.
+    fn load_ahead(&mut self, plan: &Plan) {
+        let first = plan.signals.iter().filter_map(|it| it.candidates.first());
+        let mut names = BTreeSet::new();
+        for &Program { name, .. } in first.flat_map(|it| it.rung.programs) {
+            names.insert(name.to_owned());
+            names.insert(stand_in_of(name));
+        }
+        let programs = self.ebpf.programs_mut();
+        let left = Mutex::new(programs.filter(|(name, _)| names.contains(*name)));
+        let load = || {
+            loop {
+                let next = left.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let _: Result<(), ProgramError> = match next {
+                    Some((_, programs::Program::RawTracePoint(program))) => program.load(),
+                    Some((_, programs::Program::TracePoint(program))) => program.load(),
+                    // These need the kernel's types, or are spare ways.
+                    Some(_) => Ok(()),
+                    None => return,
+                };
+            }
+        };
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(load);
+            }
+        });
     }
 
     fn attach_program(
@@ -305,7 +338,7 @@ impl Kernel {
         if !STOOD_FOR.contains(&name) {
             return Ok(None);
         }
-        self.attach_raw_tracepoint(&format!("stand_in_for_{name}"), target)
+        self.attach_raw_tracepoint(&stand_in_of(name), target)
             .map(Some)
     }
 
@@ -640,7 +673,11 @@ fn in_use(attempts: &[Attempt], name: &str) -> bool {
     attempts.iter().any(|it| it.program == name && of_way(it))
 }
 
-/// A program that was detached again is still loaded.
+fn stand_in_of(program: &str) -> String {
+    format!("stand_in_for_{program}")
+}
+
+/// A program that was loaded ahead, or detached again, is loaded.
 fn load_once<P>(
     program: &mut P,
     load: impl FnOnce(&mut P) -> Result<(), ProgramError>,

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, PipeReader, pipe};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -32,17 +33,18 @@ pub(super) struct Storm {
 
 /// One storm for each size of the ring, by two workloads on these CPUs.
 pub(super) fn measure(cpus: [usize; 2]) -> Result<Vec<Storm>> {
-    RINGS.into_iter().map(|ring| storm(ring, cpus)).collect()
+    let program = super::load::build()?;
+    let rings = RINGS.into_iter();
+    rings.map(|ring| storm(&program, ring, cpus)).collect()
 }
 
-fn storm(ring: &'static str, cpus: [usize; 2]) -> Result<Storm> {
+fn storm(program: &Path, ring: &'static str, cpus: [usize; 2]) -> Result<Storm> {
     println!("a storm of RSTs, a ring of {ring}");
-    let program = super::load::build()?;
     let (from, to) = pipe()?;
     let reader = thread::spawn(move || read(from));
     let tracer = Tracer::start(&["--ring-buffer", ring], to.into())?;
     let mut workloads = cpus
-        .map(|cpu| Workload::start(&program, cpu))
+        .map(|cpu| Workload::start(program, cpu))
         .into_iter()
         .collect::<Result<Vec<_>>>()?;
     for workload in &mut workloads {

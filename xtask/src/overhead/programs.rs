@@ -37,8 +37,14 @@ pub(super) fn since(before: &Programs, mut now: Programs) -> Programs {
 
 /// The hooks a process has attached programs to.
 pub(super) fn hooks(process: u32) -> Result<Vec<Hook>> {
-    let infos = infos(process)?;
-    Ok(infos.iter().filter_map(|info| hook(info)).collect())
+    let mut hooks = Vec::new();
+    for hook in infos(process)?.iter().filter_map(|info| hook(info)) {
+        // Once, also where a program has a stand-in.
+        if !hooks.contains(&hook) {
+            hooks.push(hook);
+        }
+    }
+    Ok(hooks)
 }
 
 /// Bytes of the kernel's memory that the maps of a process take.
@@ -75,8 +81,10 @@ fn joined(infos: &[String]) -> Programs {
             (number(info, "run_cnt"), number(info, "run_time_ns"))
             && let Some(name) = number(info, "prog_id").and_then(|id| names.get(&id))
         {
-            let runs = Runs { count, nanoseconds };
-            programs.insert(name.clone(), runs);
+            let runs = programs.entry(name.clone()).or_default();
+            // A program and its stand-in are called together, and only one of them works.
+            runs.count = runs.count.max(count);
+            runs.nanoseconds += nanoseconds;
         }
     }
     programs
@@ -145,6 +153,20 @@ mod tests {
         };
         let found = joined(&infos.map(str::to_owned));
         assert_eq!(found, [("sys_exit_bind".to_owned(), runs)].into());
+    }
+
+    #[test]
+    fn a_program_and_its_stand_in_are_one() {
+        let program = |id: u64, time: u64, count: u64| {
+            format!("prog_id:\t{id}\nrun_time_ns:\t{time}\nrun_cnt:\t{count}\n")
+        };
+        let link = |id: u64| format!("link_type:\traw_tracepoint\nprog_id:\t{id}\ntp_name:\ttp\n");
+        let found = joined(&[program(1, 900, 3), link(1), program(2, 60, 4), link(2)]);
+        let runs = Runs {
+            count: 4,
+            nanoseconds: 960,
+        };
+        assert_eq!(found, [("tp".to_owned(), runs)].into());
     }
 
     #[test]
