@@ -195,6 +195,7 @@ fn unpack_syslog_ng() -> Result<()> {
             .args([
                 "--quiet",
                 "--quiet",
+                "-oAPT::Sandbox::User=root",
                 "-oAcquire::Retries=3",
                 "download",
                 SYSLOG_NG,
