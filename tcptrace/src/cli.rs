@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use crate::config::Selection;
 use crate::event::Errno;
 use crate::kernel::plan::Way;
+use crate::sink::Destination;
 
 /// Which process, which flow and why, for every TCP socket error on this host.
 ///
@@ -207,6 +208,13 @@ pub struct Trace {
     /// Files to keep that were moved aside.
     #[arg(long, value_name = "COUNT", default_value_t = 5, requires = "rotate_size", help_heading = OUTPUT)]
     pub rotate_keep: u32,
+    /// Send each record to a log pipeline as well: `journald`, `syslog=tcp://HOST:PORT`,
+    /// `syslog=udp://HOST:PORT`, `syslog=unix:/PATH`, or as JSON Lines `tcp://HOST:PORT`, `unix:/PATH`.
+    ///
+    /// May be given more than once. What cannot be delivered waits, up to 65536 records or 16 MiB for
+    /// each, and at the end for up to 5 seconds; what is lost is counted and told.
+    #[arg(long, value_name = "DEST", help_heading = OUTPUT)]
+    pub export: Vec<Destination>,
     /// Say nothing on standard error but errors.
     #[arg(long, conflicts_with = "verbose", help_heading = OUTPUT)]
     pub quiet: bool,
@@ -226,7 +234,7 @@ pub struct Trace {
     /// End after this many events.
     #[arg(short, long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..), help_heading = END)]
     pub count: Option<u64>,
-    /// Exit with status 5 if any event was lost.
+    /// Exit with status 5 if any event was lost, or a record not delivered to an export.
     #[arg(long, help_heading = END)]
     pub strict: bool,
 

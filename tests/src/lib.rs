@@ -18,6 +18,7 @@ pub use tcptrace::selftest::tracer::{Record, Trace, Tracer, note_unseen, unseen}
 pub mod bpf;
 pub mod findings;
 pub mod hosts;
+pub mod log_servers;
 pub mod program;
 pub mod servers;
 pub mod sockets;

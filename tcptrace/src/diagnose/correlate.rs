@@ -200,6 +200,7 @@ impl Analysis {
             | Kind::Retransmit(_)
             | Kind::Coverage(_)
             | Kind::EventsLost(_)
+            | Kind::ExportDropped(_)
             | Kind::Summary(_)
             | Kind::Finding(_) => {}
         }

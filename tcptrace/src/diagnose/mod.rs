@@ -64,6 +64,7 @@ pub fn cause(event: &Event) -> Option<Cause> {
         | Kind::Retransmit(_)
         | Kind::Coverage(_)
         | Kind::EventsLost(_)
+        | Kind::ExportDropped(_)
         | Kind::Summary(_) => None,
     }
 }
@@ -81,6 +82,7 @@ pub fn error_type(event: &Event) -> Option<Cow<'static, str>> {
         Kind::StateChanged(change) => change.errno,
         Kind::Finding(finding) => finding.errors.first().map(|&(errno, _)| errno),
         Kind::EventsLost(loss) => return Some(Cow::Borrowed(loss.reason)),
+        Kind::ExportDropped(dropped) => return Some(Cow::Borrowed(dropped.reason)),
         Kind::ResetSent(_)
         | Kind::CloseWaitEntered(_)
         | Kind::CloseWaitStuck(_)

@@ -40,6 +40,8 @@ pub enum Kind {
     Coverage(Coverage),
     /// Events the kernel could not hand over.
     EventsLost(Loss),
+    /// Records that an export could not deliver.
+    ExportDropped(Dropped),
     /// The counts of a whole run.
     Summary(Box<Summary>),
 }
@@ -81,7 +83,9 @@ impl Kind {
             Self::StateChanged(_) => 11,
             Self::Retransmit(_) => 12,
             Self::Finding(_) => 13,
-            Self::Coverage(_) | Self::EventsLost(_) | Self::Summary(_) => return None,
+            Self::Coverage(_) | Self::EventsLost(_) | Self::ExportDropped(_) | Self::Summary(_) => {
+                return None;
+            }
         })
     }
 
@@ -105,6 +109,7 @@ impl Kind {
             Self::Finding(_) => "tcptrace.finding",
             Self::Coverage(_) => "tcptrace.coverage",
             Self::EventsLost(_) => "tcptrace.events.lost",
+            Self::ExportDropped(_) => "tcptrace.export.dropped",
             Self::Summary(_) => "tcptrace.summary",
         }
     }
@@ -336,6 +341,20 @@ pub struct Loss {
     pub reason: &'static str,
 }
 
+/// Records that an export could not deliver. The other outputs have them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dropped {
+    /// The export, as on the command line.
+    pub to: String,
+    /// How many since the last such record.
+    pub count: u64,
+    /// Why: `queue_full` (more waited than may), `too_large` (its destination takes no record of that size),
+    /// `undelivered` (still waiting at the end).
+    pub reason: &'static str,
+    /// What failed last, if anything did.
+    pub error: Option<String>,
+}
+
 /// The counts of a whole run.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Summary {
@@ -401,7 +420,7 @@ mod tests {
             let name = event.name().strip_prefix("tcptrace.");
             let is_of_the_stream = matches!(
                 event.kind,
-                Kind::Coverage(_) | Kind::EventsLost(_) | Kind::Summary(_)
+                Kind::Coverage(_) | Kind::EventsLost(_) | Kind::ExportDropped(_) | Kind::Summary(_)
             );
             assert_eq!(chosen, name.filter(|_| !is_of_the_stream));
         }

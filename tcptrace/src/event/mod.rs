@@ -17,9 +17,9 @@ pub use facts::{
 pub use finding::{Certainty, Finding, Severity};
 pub use flow::{Address, End, Flow, SocketId, address};
 pub use kind::{
-    CallError, CloseWait, ConnectFailed, Coverage, FdExhausted, Kind, Loss, Overflow, OverflowPath,
-    Reconciled, ResetReceived, ResetSent, Retransmit, Signal, StateChange, Summary, SummaryRow,
-    SynQueue, Timeout,
+    CallError, CloseWait, ConnectFailed, Coverage, Dropped, FdExhausted, Kind, Loss, Overflow,
+    OverflowPath, Reconciled, ResetReceived, ResetSent, Retransmit, Signal, StateChange, Summary,
+    SummaryRow, SynQueue, Timeout,
 };
 pub use names::{Errno, ResetReason, State, Syscall};
 pub use owner::{Comm, Confidence, Exit, Owner, Process};

@@ -35,7 +35,7 @@ use crate::kernel::plan::{ACCEPT_OVERFLOW, Plan, Planned, Wanted, plan};
 use crate::kernel::privileges::{self, grant_command, required_missing};
 use crate::session::{Session, clock, monotonic};
 use crate::sink::text::{self, Columns};
-use crate::sink::{self, Format, Opener, Outputs, Rotation, Stream};
+use crate::sink::{self, Exports, Format, Opener, Outputs, Rotation, Stream};
 use crate::source::Source;
 use crate::source::ring::Ring;
 use watch::Watch;
@@ -82,7 +82,7 @@ pub(super) fn trace(args: &Trace) -> Result<u8, Failure> {
     // Before anything is loaded: what is wrong with the request does not need the kernel.
     let opener = args.output_file.as_ref().map(|_| Opener::start());
     let opener = opener.transpose().context("no thread to open files")?;
-    let outputs = outputs(args, opener.as_ref())?;
+    let (outputs, exports) = outputs(args, opener.as_ref())?;
     let mut filters = Filters::of(args, &selection)?;
     let host = Host::look();
     check_privileges(&host)?;
@@ -143,6 +143,7 @@ pub(super) fn trace(args: &Trace) -> Result<u8, Failure> {
         report,
         kernel,
         session,
+        exports,
         command,
     }))
 }
@@ -248,6 +249,7 @@ struct Live<'a> {
     report: Report,
     kernel: Kernel,
     session: Session,
+    exports: Exports,
     command: Option<Held>,
 }
 
@@ -258,6 +260,7 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
         report,
         mut kernel,
         mut session,
+        exports,
         command,
     } = live;
     let begun = Instant::now();
@@ -274,7 +277,14 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     };
     let polls_accept_queues = report.polls(ACCEPT_OVERFLOW);
     let (filters_open, around) = (filters.is_open(), filters.clone());
-    let mut watch = Watch::new(args, kernel, filters, &session, polls_accept_queues)?;
+    let mut watch = Watch::new(
+        args,
+        kernel,
+        exports,
+        filters,
+        &session,
+        polls_accept_queues,
+    )?;
     let comparable = filters_open.then(Counters::read).transpose()?;
     session.reconcile_from_now(netns::current()?);
     if !args.quiet {
@@ -295,7 +305,11 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     let stop = match outcome {
         Ok(stop) => stop,
         Err(failure) if failure.error.downcast_ref() == Some(&sink::Error::Closed) => Stop::Closed,
-        Err(failure) => return Err(failure),
+        Err(failure) => {
+            // An output that failed takes no account of the exports with it.
+            let _ = watch.close_exports(&mut session).await;
+            return Err(failure);
+        }
     };
 
     // What is polled counts until here, as the kernel's counters do.
@@ -320,6 +334,10 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
         }
         _ => {}
     }
+    match watch.close_exports(&mut session).await {
+        Err(error) if error != sink::Error::Closed => return Err(error.into()),
+        _ => {}
+    }
     if !args.quiet {
         text::summary(&watch.summary, &mut io::stderr())?;
         let skipped = session.looks_skipped();
@@ -334,7 +352,7 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     }
     Ok(match stop {
         Stop::Command(status) if status != 0 => status,
-        _ if args.strict && watch.summary.lost > 0 => status::LOST,
+        _ if args.strict && watch.summary.lost + watch.not_exported() > 0 => status::LOST,
         _ => 0,
     })
 }
@@ -599,7 +617,7 @@ fn is_seen(planned: &Planned, attempts: &[Attempt]) -> bool {
     })
 }
 
-fn outputs(args: &Trace, opener: Option<&Opener>) -> Result<Outputs, Failure> {
+fn outputs(args: &Trace, opener: Option<&Opener>) -> Result<(Outputs, Exports), Failure> {
     let mut outputs = Outputs::new(sink::Context {
         run: u32::from_ne_bytes(random()?),
         key: random()?,
@@ -631,7 +649,19 @@ fn outputs(args: &Trace, opener: Option<&Opener>) -> Result<Outputs, Failure> {
             Box::new(sink::File::open(path, rotation, opener.clone())?),
         );
     }
-    Ok(outputs)
+    let mut exports = Exports::default();
+    for destination in &args.export {
+        let (format, export) = exports.start(destination, |while_it_may_load_code| {
+            let give_up = || {
+                privileges::keep_only(&CapsHashSet::new())?;
+                while_it_may_load_code();
+                confine(Part::Export)
+            };
+            give_up().map_err(|error| format!("{error:#}"))
+        })?;
+        outputs.add(format, Box::new(export));
+    }
+    Ok((outputs, exports))
 }
 
 /// <https://man7.org/linux/man-pages/man4/tty_ioctl.4.html>

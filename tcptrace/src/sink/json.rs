@@ -16,7 +16,7 @@ use super::{Body, Context, Error};
 use crate::event::Event;
 
 /// A line is never longer: the smallest limit of the log collectors we know.
-const MAX_LINE: usize = 8_000;
+pub(super) const MAX_LINE: usize = 8_000;
 
 /// The version of the record's shape; additions do not change it.
 const SCHEMA_VERSION: &str = "1.0";
@@ -240,7 +240,7 @@ fn printable(to: &mut Vec<u8>, json: &str) {
 
 /// What a line that is too long does without: what has no bound and is in `/proc` or on the terminal
 /// as well. Cut short it would be wrong.
-fn is_shed(name: &str) -> bool {
+pub(super) fn is_shed(name: &str) -> bool {
     [
         name::PROCESS_PATH,
         name::OWNER_PIDS,
@@ -254,7 +254,7 @@ fn is_shed(name: &str) -> bool {
     .contains(&name)
 }
 
-fn cut(text: &str) -> &str {
+pub(super) fn cut(text: &str) -> &str {
     &text[..text.floor_char_boundary(LEAN_TEXT)]
 }
 

@@ -1,13 +1,16 @@
 //! Where events go. An event is written once for each format, and every output that wants the
 //! format gets the same bytes.
 
+mod export;
 mod file;
+mod journal;
 mod json;
 pub mod record;
 #[cfg(test)]
 pub(crate) mod samples;
 mod sentence;
 mod stream;
+mod syslog;
 pub mod text;
 
 use std::fmt;
@@ -15,6 +18,7 @@ use std::io;
 
 use bytes::{Bytes, BytesMut};
 
+pub use export::{Account, Destination, Export, Exports, News};
 pub use file::{File, Opener, Rotation, directory_of};
 pub use sentence::Body;
 pub use stream::Stream;
@@ -36,7 +40,8 @@ pub struct Context {
 
 /// One output.
 pub trait Sink {
-    /// Takes one event; `record` is its text in the output's format, the newline included. It may
+    /// Takes one event; `record` is that event in the output's format, a newline included where lines end
+    /// with one. It may
     /// be kept back until [`flush`](Self::flush).
     ///
     /// # Errors
@@ -107,11 +112,17 @@ pub enum Format {
     Json,
     /// The same JSON over several lines.
     JsonPretty,
+    /// Messages of RFC 5424, without anything that ends them.
+    Syslog,
+    /// Entries in journald's own protocol.
+    Journal,
 }
 
 /// All outputs of a run.
 pub struct Outputs {
     json: json::Records,
+    syslog: syslog::Messages,
+    journal: journal::Entries,
     groups: Vec<Group>,
     /// Taken back from the records of earlier events once their sinks have let go of them.
     buffer: BytesMut,
@@ -129,7 +140,9 @@ impl Outputs {
     #[must_use]
     pub fn new(context: Context) -> Self {
         Self {
-            json: json::Records::new(context),
+            json: json::Records::new(context.clone()),
+            syslog: syslog::Messages::new(context.clone()),
+            journal: journal::Entries::new(context),
             groups: Vec::new(),
             buffer: BytesMut::new(),
         }
@@ -173,6 +186,8 @@ impl Outputs {
                 }
                 Format::Json => self.json.line(event, &mut self.buffer),
                 Format::JsonPretty => self.json.pretty(event, &mut self.buffer)?,
+                Format::Syslog => self.syslog.message(event, &mut self.buffer),
+                Format::Journal => self.journal.entry(event, &mut self.buffer),
             }
             group.begun = true;
             let record = self.buffer.split().freeze();

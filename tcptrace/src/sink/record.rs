@@ -39,7 +39,8 @@ pub fn severity(event: &Event) -> Severity {
         Kind::AcceptQueueOverflow(_)
         | Kind::SynQueueOverflow(_)
         | Kind::ConnectionTimeout(_)
-        | Kind::EventsLost(_) => Severity::Error,
+        | Kind::EventsLost(_)
+        | Kind::ExportDropped(_) => Severity::Error,
         Kind::ConnectFailed(connect)
             if connect
                 .errno
@@ -219,6 +220,8 @@ names! {
     LOST_COUNT = "tcptrace.lost.count"
     LOST_HOOK = "tcptrace.lost.hook"
     LOST_REASON = "tcptrace.lost.reason"
+    EXPORT_TO = "tcptrace.export.to"
+    EXPORT_ERROR = "tcptrace.export.error"
     COVERAGE_SIGNAL = "tcptrace.coverage.signal"
     COVERAGE_WAY = "tcptrace.coverage.way"
     COVERAGE_NOTE = "tcptrace.coverage.note"
@@ -546,6 +549,12 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
                 self.int(name::LOST_COUNT, loss.count)?;
                 self.str(name::LOST_HOOK, &loss.hook)?;
                 self.str(name::LOST_REASON, loss.reason)
+            }
+            Kind::ExportDropped(dropped) => {
+                self.str(name::EXPORT_TO, &dropped.to)?;
+                self.maybe_str(name::EXPORT_ERROR, dropped.error.as_deref())?;
+                self.int(name::LOST_COUNT, dropped.count)?;
+                self.str(name::LOST_REASON, dropped.reason)
             }
             Kind::Summary(summary) => self.summary(summary),
         }

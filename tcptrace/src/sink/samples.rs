@@ -9,10 +9,11 @@ use super::Context;
 use super::text::Columns;
 use crate::event::{
     Acceptor, CallError, Cause, Certainty, CloseWait, Comm, Confidence, ConnectFailed, Coverage,
-    Errno, Event, EventId, Fact, FdExhausted, Finding, Flow, Held, Holding, Holdings, Kind, Loss,
-    Nearby, Overflow, OverflowPath, Owner, PeerFin, Pool, PortHolder, Ports, Process, Reconciled,
-    ResetReason, ResetReceived, ResetSent, Retransmit, Severity, Side, Signal, Socket, SocketId,
-    State, StateChange, Summary, SummaryRow, SynQueue, Syscall, Timeout, Timestamp, Workload,
+    Dropped, Errno, Event, EventId, Fact, FdExhausted, Finding, Flow, Held, Holding, Holdings,
+    Kind, Loss, Nearby, Overflow, OverflowPath, Owner, PeerFin, Pool, PortHolder, Ports, Process,
+    Reconciled, ResetReason, ResetReceived, ResetSent, Retransmit, Severity, Side, Signal, Socket,
+    SocketId, State, StateChange, Summary, SummaryRow, SynQueue, Syscall, Timeout, Timestamp,
+    Workload,
 };
 
 pub(crate) fn context() -> Context {
@@ -436,11 +437,6 @@ pub(crate) fn all() -> Vec<Event> {
         way: None,
         note: Some("needs kernel 6.6".to_owned()),
     };
-    let loss = Loss {
-        hook: "tcp_send_reset".to_owned(),
-        count: 3,
-        reason: "ring_full",
-    };
     let received = ResetReceived {
         errno: Some(Errno(libc::ECONNRESET)),
         orphan: false,
@@ -480,9 +476,27 @@ pub(crate) fn all() -> Vec<Event> {
         ),
         bare(Kind::Coverage(coverage)),
         bare(Kind::Coverage(gap)),
-        bare(Kind::EventsLost(loss)),
+        bare(Kind::EventsLost(lost())),
+        bare(Kind::ExportDropped(dropped())),
         bare(Kind::Summary(Box::new(summary()))),
     ]
+}
+
+fn lost() -> Loss {
+    Loss {
+        hook: "tcp_send_reset".to_owned(),
+        count: 3,
+        reason: "ring_full",
+    }
+}
+
+fn dropped() -> Dropped {
+    Dropped {
+        to: "syslog=tcp://logs.example:6514".to_owned(),
+        count: 37,
+        reason: "queue_full",
+        error: Some("cannot connect: Connection refused (os error 111)".to_owned()),
+    }
 }
 
 fn syscall_number(name: &str) -> i32 {

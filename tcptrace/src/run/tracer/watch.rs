@@ -2,6 +2,7 @@
 //! are gone, queues of listeners, and the kernel half's own tables.
 
 use std::collections::HashMap;
+use std::io::{self, Write as _};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -10,12 +11,13 @@ use tcptrace_common::event::{hook, stat};
 use super::Upkeep;
 use crate::cli::Trace;
 use crate::config::{self, Filters};
-use crate::event::{Event, Loss, Owner, State, Summary};
+use crate::event::{Event, Kind, Loss, Owner, State, Summary};
 use crate::host::listen_queues::{self, ListenQueues};
 use crate::host::{netns, process, sockets};
 use crate::kernel::load::{FilterValues, Kernel, KernelLog};
 use crate::session::{Session, monotonic};
-use crate::sink::Error;
+use crate::sink::text::printable;
+use crate::sink::{Error, Exports};
 
 /// The kernel half, and what is known of it so far.
 pub(super) struct Watch {
@@ -23,6 +25,8 @@ pub(super) struct Watch {
     pub(super) summary: Summary,
     kernel: Kernel,
     log: Option<KernelLog>,
+    exports: Exports,
+    quiet: bool,
     lost: [u64; hook::COUNT as usize],
     stats: [u64; stat::COUNT as usize],
     missed: HashMap<String, u64>,
@@ -91,6 +95,7 @@ impl Watch {
     pub(super) fn new(
         args: &Trace,
         mut kernel: Kernel,
+        exports: Exports,
         filters: Filters,
         session: &Session,
         polls_accept_queues: bool,
@@ -104,6 +109,8 @@ impl Watch {
             summary: Summary::default(),
             kernel,
             log,
+            exports,
+            quiet: args.quiet,
             lost: [0; hook::COUNT as usize],
             stats: [0; stat::COUNT as usize],
             missed: HashMap::new(),
@@ -169,6 +176,41 @@ impl Watch {
             tell(session, program, now - before, "recursion")?;
         }
         Ok(())
+    }
+
+    /// Tells what exports lost, to the other outputs, and to a person how they go.
+    fn tell_of_exports(&mut self, session: &mut Session) -> Result<()> {
+        for dropped in self.exports.dropped(Instant::now(), false) {
+            session.note(Kind::ExportDropped(dropped))?;
+        }
+        for news in self.exports.news() {
+            self.say(&news.to_string());
+        }
+        Ok(())
+    }
+
+    /// Delivers what waits, and tells what became of all records of each export.
+    pub(super) async fn close_exports(&mut self, session: &mut Session) -> Result<(), Error> {
+        self.exports.close().await;
+        for (name, account) in self.exports.accounts() {
+            self.say(&format!("--export {name}: {account}"));
+        }
+        for dropped in self.exports.dropped(Instant::now(), true) {
+            session.note(Kind::ExportDropped(dropped))?;
+        }
+        session.flush()
+    }
+
+    /// Records that an export did not deliver.
+    pub(super) fn not_exported(&self) -> u64 {
+        self.exports.lost()
+    }
+
+    fn say(&self, what: &str) {
+        if !self.quiet {
+            // Nobody may be left to read it.
+            let _ = writeln!(io::stderr(), "tcptrace: {}", printable(what));
+        }
     }
 
     fn tell_stuck(&mut self, session: &mut Session) -> Result<()> {
@@ -260,6 +302,7 @@ impl Watch {
 impl Upkeep for Watch {
     fn tend(&mut self, session: &mut Session) -> Result<()> {
         self.account(session)?;
+        self.tell_of_exports(session)?;
         self.tell_stuck(session)?;
         self.kernel.tend_gate()?;
         if self.chores.elapsed() >= CHORES {
