@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use ipnet::IpNet;
 use crate::config::Selection;
 use crate::event::Errno;
 use crate::kernel::plan::Way;
+use crate::metrics::server;
 use crate::sink::Destination;
 
 /// Which process, which flow and why, for every TCP socket error on this host.
@@ -215,6 +217,15 @@ pub struct Trace {
     /// each, and at the end for up to 5 seconds; what is lost is counted and told.
     #[arg(long, value_name = "DEST", help_heading = OUTPUT)]
     pub export: Vec<Destination>,
+    /// Answer Prometheus on this port, at /metrics; /healthz and /readyz say how tcptrace is.
+    ///
+    /// A port alone is on loopback. Whoever reaches the port may read it.
+    #[arg(long, value_name = "ADDR", value_parser = server::address, help_heading = OUTPUT)]
+    pub metrics: Option<SocketAddr>,
+    /// Print at most this many events a second of one kind and cause from one process; how many were
+    /// not is told each second. Findings, and the events they rest on, are always printed.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..), help_heading = OUTPUT)]
+    pub rate_limit: Option<u32>,
     /// Say nothing on standard error but errors.
     #[arg(long, conflicts_with = "verbose", help_heading = OUTPUT)]
     pub quiet: bool,
@@ -238,6 +249,14 @@ pub struct Trace {
     #[arg(long, help_heading = END)]
     pub strict: bool,
 
+    /// Take options from this file of TOML, by the names they have here. What is given here as well
+    /// holds instead. SIGHUP reads it again.
+    #[arg(long, value_name = "FILE", help_heading = CONFIG)]
+    pub config: Option<PathBuf>,
+    /// Say whether that file is right, and end.
+    #[arg(long, requires = "config", help_heading = CONFIG)]
+    pub check_config: bool,
+
     /// Size of the buffer between the kernel and tcptrace.
     #[arg(long, value_name = "SIZE", default_value = "128MiB", value_parser = size, help_heading = KERNEL)]
     pub ring_buffer: u64,
@@ -257,6 +276,7 @@ const FILTER: &str = "Which sockets";
 const WHAT: &str = "Which events";
 const OUTPUT: &str = "Where to";
 const END: &str = "Until when";
+const CONFIG: &str = "Configuration";
 const KERNEL: &str = "In the kernel";
 
 fn port() -> clap::builder::RangedI64ValueParser<u16> {

@@ -1,16 +1,20 @@
 //! What reads bytes that others write, each behind one function: for the fuzzers of `fuzz/`, and for
 //! the tests that read their corpora.
 
+use std::path::Path;
+
 use bytes::Bytes;
 use clap::Parser as _;
 
 use crate::cli::Cli;
 use crate::config::Selection;
+use crate::config::file::File;
 use crate::decode::{Decoded, Decoder};
 use crate::diagnose::{Analysis, Limits, Sees};
-use crate::event::{Event, Timestamp};
+use crate::event::{Container, Event, Timestamp};
 use crate::kernel::btf::Btf;
 use crate::kernel::{layout, plan, symbols};
+use crate::metrics::server;
 use crate::sink::text::{Columns, is_unprintable};
 use crate::sink::{Context, Error, Format, Outputs, Sink};
 use crate::{explain, host};
@@ -19,13 +23,16 @@ use crate::{explain, host};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All readers.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 9] = [
     ("records", records),
     ("btf", btf),
     ("tables", tables),
     ("cgroups", cgroups),
+    ("containers", containers),
     ("symbols", symbols),
     ("arguments", arguments),
+    ("configuration", configuration),
+    ("accept", accept),
 ];
 
 /// Records of the kernel half: decoded, judged and printed in every format. Whatever they hold, no line
@@ -44,6 +51,8 @@ pub fn records(bytes: &[u8]) {
         key: [0; 16],
         host_name: "host".to_owned(),
         host_id: None,
+        boot_id: None,
+        node_name: None,
     });
     let columns = Columns::new(false, true, Some(120));
     outputs.add(Format::Columns(columns), Box::new(OneLineEach));
@@ -98,6 +107,24 @@ pub fn cgroups(bytes: &[u8]) {
     }
 }
 
+/// `/proc/PID/cgroup`: the ids of a container and its pod, as the JSON Schema has them.
+///
+/// # Panics
+/// When they are others.
+pub fn containers(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let hex = |id: &str| id.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'));
+    if let Some(container) = host::container::parse(&text) {
+        let Container { id, pod } = &container;
+        assert!(id.len() == 64 && hex(id), "{container:?}");
+        let uid = pod.as_deref().map(|uid| uid.replace('-', ""));
+        assert!(
+            uid.is_none_or(|uid| uid.len() == 32 && hex(&uid)),
+            "{container:?}"
+        );
+    }
+}
+
 /// `/proc/kallsyms`.
 ///
 /// # Panics
@@ -117,6 +144,24 @@ pub fn arguments(bytes: &[u8]) {
         std::hint::black_box(selection.map(|it| it.kinds()).ok());
     }
     std::hint::black_box(explain::find(&text).is_ok());
+}
+
+/// The file of `--config`. What is wrong with it is said in one line that names the file.
+///
+/// # Panics
+/// When it is not.
+pub fn configuration(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    if let Err(error) = File::parse(Path::new("config.toml"), &text) {
+        let error = error.to_string();
+        assert!(error.starts_with("config.toml:"), "{error}");
+    }
+}
+
+/// The header `Accept` of a scrape.
+pub fn accept(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    std::hint::black_box(server::wanted(&text));
 }
 
 /// Takes columns: of every line, only what a terminal prints.
@@ -156,7 +201,6 @@ impl Sink for Json {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
 
     use super::*;
 

@@ -10,6 +10,7 @@ pub mod explain;
 pub mod fuzz;
 pub mod host;
 pub mod kernel;
+pub mod metrics;
 pub mod run;
 pub mod selftest;
 pub mod session;

@@ -29,13 +29,14 @@ const DEBIAN_LLVM: &str = "/usr/lib/llvm-22";
 /// The name under which the build script asks rustup for Debian's compiler.
 pub(crate) const DEBIAN_TOOLCHAIN: &str = "bpf-debian";
 /// The programs that live tests and measurements start, and the packages that hold them.
-const TEST_PROGRAMS: [(&str, &str); 12] = [
+const TEST_PROGRAMS: [(&str, &str); 13] = [
     ("ip", "iproute2"),
     ("nginx", "nginx-light"),
     ("curl", "curl"),
     ("go", "golang-go"),
     ("redis-server", "redis-server"),
     ("nft", "nftables"),
+    ("prometheus", "prometheus"),
     ("wrk", "wrk"),
     ("bpftrace", "bpftrace"),
     ("tcpstates", "libbpf-tools"),
@@ -44,9 +45,10 @@ const TEST_PROGRAMS: [(&str, &str); 12] = [
     ("journalctl", "systemd"),
 ];
 /// Those of the packages whose daemon the next boot would start. The tests start their own.
-const SERVICES: [(&str, &str); 3] = [
+const SERVICES: [(&str, &str); 4] = [
     ("nginx-light", "nginx"),
     ("redis-server", "redis-server"),
+    ("prometheus", "prometheus"),
     ("rsyslog", "rsyslog"),
 ];
 /// A program whose package cannot be installed beside that of rsyslog, and what it needs to run.

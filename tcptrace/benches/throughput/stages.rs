@@ -65,6 +65,8 @@ impl Stage {
             key: [7; 16],
             host_name: "web-1".to_owned(),
             host_id: Some("0123456789abcdef0123456789abcdef".to_owned()),
+            boot_id: Some("01234567-89ab-cdef-0123-456789abcdef".to_owned()),
+            node_name: Some("node-1".to_owned()),
         });
         outputs.add(format, Box::new(Stream::new(io::sink())));
         let analysis = Analysis::new(Limits::default(), Sees::ALL);

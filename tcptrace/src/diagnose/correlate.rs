@@ -201,6 +201,7 @@ impl Analysis {
             | Kind::Coverage(_)
             | Kind::EventsLost(_)
             | Kind::ExportDropped(_)
+            | Kind::EventsSuppressed(_)
             | Kind::Summary(_)
             | Kind::Finding(_) => {}
         }

@@ -19,10 +19,10 @@ pub use flow::{Address, End, Flow, SocketId, address};
 pub use kind::{
     CallError, CloseWait, ConnectFailed, Coverage, Dropped, FdExhausted, Kind, Loss, Overflow,
     OverflowPath, Reconciled, ResetReceived, ResetSent, Retransmit, Signal, StateChange, Summary,
-    SummaryRow, SynQueue, Timeout,
+    SummaryRow, Suppressed, SynQueue, Timeout,
 };
 pub use names::{Errno, ResetReason, State, Syscall};
-pub use owner::{Comm, Confidence, Exit, Owner, Process};
+pub use owner::{Comm, Confidence, Container, Exit, Owner, Process};
 pub use units::{Count, Micros, Millis};
 
 /// One thing the kernel did, complete in itself.

@@ -32,15 +32,18 @@ pub enum Part {
     Files,
     /// Delivers records over sockets.
     Export,
+    /// Answers on the port of `--metrics`.
+    Metrics,
 }
 
 impl Part {
     /// Each, and in words which thread it is.
-    pub const ALL: [(Self, &'static str); 4] = [
+    pub const ALL: [(Self, &'static str); 5] = [
         (Self::Reader, "every thread"),
         (Self::Door, "the thread that enters namespaces"),
         (Self::Files, "the thread that opens --output-file"),
         (Self::Export, "the threads of --export"),
+        (Self::Metrics, "the thread that answers on --metrics"),
     ];
 }
 
@@ -68,7 +71,13 @@ enum When {
 }
 use When::{Has, Is, Lacks};
 
-const ALL: &[Part] = &[Part::Reader, Part::Door, Part::Files, Part::Export];
+const ALL: &[Part] = &[
+    Part::Reader,
+    Part::Door,
+    Part::Files,
+    Part::Export,
+    Part::Metrics,
+];
 const ANY: &[When] = &[];
 
 /// Flags with which a file is changed or made.
@@ -266,6 +275,15 @@ const USES: &[Use] = &[
         purpose: "hear from the kernel and from its own threads",
         parts: ALL,
         calls: &[(libc::SYS_recvfrom, ANY), (libc::SYS_recvmsg, ANY)],
+    },
+    Use {
+        purpose: "answer on the port it was given",
+        parts: &[Part::Metrics],
+        calls: &[
+            (libc::SYS_accept4, ANY),
+            (libc::SYS_sendto, ANY),
+            (libc::SYS_shutdown, ANY),
+        ],
     },
     Use {
         purpose: "enter network namespaces",

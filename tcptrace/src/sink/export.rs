@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 pub use destination::Destination;
-pub use queue::Account;
 use queue::Queue;
+pub use queue::{Account, Lost};
 
 use super::{Error, Format, Sink};
 use crate::event::{Dropped, Event, Kind};

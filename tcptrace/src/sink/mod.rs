@@ -18,7 +18,7 @@ use std::io;
 
 use bytes::{Bytes, BytesMut};
 
-pub use export::{Account, Destination, Export, Exports, News};
+pub use export::{Account, Destination, Export, Exports, Lost, News};
 pub use file::{File, Opener, Rotation, directory_of};
 pub use sentence::Body;
 pub use stream::Stream;
@@ -36,13 +36,16 @@ pub struct Context {
     pub host_name: String,
     /// This host's machine id, when it has one.
     pub host_id: Option<String>,
+    /// The id of this boot, when the kernel tells it: what it counts begins anew with each.
+    pub boot_id: Option<String>,
+    /// This host's name as a Kubernetes node, when the environment tells it.
+    pub node_name: Option<String>,
 }
 
 /// One output.
 pub trait Sink {
     /// Takes one event; `record` is that event in the output's format, a newline included where lines end
-    /// with one. It may
-    /// be kept back until [`flush`](Self::flush).
+    /// with one. It may be kept back until [`flush`](Self::flush).
     ///
     /// # Errors
     ///

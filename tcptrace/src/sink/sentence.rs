@@ -38,6 +38,7 @@ pub(super) fn label(event: &Event) -> &'static str {
         Kind::Coverage(_) => "coverage",
         Kind::EventsLost(_) => "events lost",
         Kind::ExportDropped(_) => "not exported",
+        Kind::EventsSuppressed(_) => "suppressed",
         Kind::Summary(_) => "summary",
     }
 }
@@ -124,6 +125,11 @@ impl fmt::Display for Detail<'_> {
                     Some(error) => write!(f, " ({error})"),
                     None => Ok(()),
                 }
+            }
+            Kind::EventsSuppressed(suppressed) => {
+                let name = suppressed.name.trim_start_matches("tcptrace.");
+                let count = suppressed.count;
+                write!(f, "{count} more {name} (--rate-limit)")
             }
             Kind::Summary(summary) => write!(
                 f,

@@ -129,6 +129,7 @@ fn style(kind: &Kind) -> Style {
         | Kind::SynQueueOverflow(_)
         | Kind::FdExhausted(_)
         | Kind::EventsLost(_)
+        | Kind::EventsSuppressed(_)
         | Kind::ExportDropped(_) => AnsiColor::Magenta,
         Kind::Finding(finding) => {
             return match finding.severity {
@@ -560,6 +561,7 @@ mod tests {
         11:10:03.123 -                coverage     -                                 not seen: accept_queue.overflow (needs ker…
         11:10:03.123 -                events lost  -                                 3 events of tcp_send_reset: ring_full
         11:10:03.123 -                not exported -                                 37 records for syslog=tcp://logs.example:6…
+        11:10:03.123 nginx[1234]      suppressed   -                                 512 more reset.sent (--rate-limit)
         11:10:03.123 -                summary      -                                 31 events in 12.3 s, 0 lost
         ");
     }
@@ -592,6 +594,7 @@ mod tests {
         11:10:03.123 -                coverage     -                                 not seen: accept_queue.overflow (needs kernel 6.6)
         11:10:03.123 -                events lost  -                                 3 events of tcp_send_reset: ring_full
         11:10:03.123 -                not exported -                                 37 records for syslog=tcp://logs.example:6514: queue_full (cannot connect: Connection refused (os error 111))
+        11:10:03.123 nginx[1234]      suppressed   -                                 512 more reset.sent (--rate-limit)
         11:10:03.123 -                summary      -                                 31 events in 12.3 s, 0 lost
         ");
     }

@@ -47,14 +47,19 @@ impl Lost {
         }
     }
 
-    /// The reasons there are, each with its count.
-    pub fn rows(self) -> impl Iterator<Item = (&'static str, u64)> {
-        let rows = [
+    /// Each reason with its count.
+    #[must_use]
+    pub fn all(self) -> [(&'static str, u64); 3] {
+        [
             ("queue_full", self.queue_full),
             ("too_large", self.too_large),
             ("undelivered", self.undelivered),
-        ];
-        rows.into_iter().filter(|&(_, count)| count > 0)
+        ]
+    }
+
+    /// The reasons there are.
+    pub(super) fn rows(self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.all().into_iter().filter(|&(_, count)| count > 0)
     }
 }
 
