@@ -85,7 +85,8 @@ fn prometheus_scrapes_it_and_promtool_finds_nothing_to_mend() {
     const REFUSED: i32 = 50;
     in_netns(|netns| {
         let directory = tempfile::tempdir()?;
-        let tracer = trace(netns, &["--metrics", METRICS])?;
+        let export = "unix:/nowhere/socket";
+        let tracer = trace(netns, &["--metrics", METRICS, "--export", export])?;
         ensure!(
             get(METRICS, "/readyz", "*/*")?.0.contains("200"),
             "it traces"
@@ -103,6 +104,9 @@ fn prometheus_scrapes_it_and_promtool_finds_nothing_to_mend() {
         );
         wait_for_metric(&format!(
             r#"tcptrace_connect_failures_total{{error_type="ECONNREFUSED"}} {REFUSED}"#
+        ))?;
+        wait_for_metric(&format!(
+            r#"tcptrace_export_records_sent_total{{to="{export}"}} 0"#
         ))?;
         let (mut server, mut client) = (actor("server")?, actor("client")?);
         let pair = connected(&mut server, &mut client, LOOPBACKS[0])?;
@@ -163,6 +167,7 @@ fn prometheus_scrapes_it_and_promtool_finds_nothing_to_mend() {
             "version",
             "cause",
             "outcome",
+            "to",
         ];
         ensure!(
             labels.iter().all(|label| known.contains(label)),

@@ -14,7 +14,7 @@ use crate::event::{Errno, Event, Timestamp};
 
 /// The same id for all entries of one event, whatever their text: `journalctl MESSAGE_ID=…`.
 /// <https://www.freedesktop.org/software/systemd/man/latest/systemd.journal-fields.html#MESSAGE_ID=>
-const MESSAGE_IDS: [(&str, &str); 18] = [
+const MESSAGE_IDS: [(&str, &str); 19] = [
     ("tcptrace.reset.sent", "1eab3d488e7648748a76be78ba8139eb"),
     (
         "tcptrace.reset.received",
@@ -52,6 +52,10 @@ const MESSAGE_IDS: [(&str, &str); 18] = [
     ("tcptrace.finding", "a39fa8175c0144468891b9bf4773e625"),
     ("tcptrace.coverage", "700c64bf398c451ba9642909c6c4e926"),
     ("tcptrace.events.lost", "3ebf593d7dbb4855980b0cd7c3019315"),
+    (
+        "tcptrace.events.suppressed",
+        "082546580fb347828c697d9c27b3183e",
+    ),
     (
         "tcptrace.export.dropped",
         "389d571569e94046ba64e85ba1c3ff25",

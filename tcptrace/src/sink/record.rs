@@ -11,7 +11,8 @@ use super::Context;
 use crate::diagnose;
 use crate::event::{
     Address, Cause, End, Event, EventId, Exit, Fact, Finding, Flow, Held, Holding, Kind, Nearby,
-    OverflowPath, Owner, Pool, Severity, Side, Socket, SocketId, State, Summary, Timestamp,
+    OverflowPath, Owner, Pool, ResetSent, Severity, Side, Socket, SocketId, State, Summary,
+    Timestamp,
 };
 
 /// A value of the record.

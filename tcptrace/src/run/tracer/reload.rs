@@ -103,3 +103,23 @@ impl Reload {
         self.file = change.file;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    #[test]
+    fn what_changes_while_events_come_are_options() {
+        let command = Cli::command();
+        let options: Vec<_> = command
+            .get_arguments()
+            .filter_map(clap::Arg::get_long)
+            .collect();
+        for name in LIVE {
+            assert!(options.contains(&name), "{name}");
+        }
+    }
+}

@@ -419,8 +419,9 @@ impl Upkeep for Watch {
             Ok(keys) => format!("changed: {}", keys.join(", ")),
             Err(error) => format!("nothing was changed: {error:#}"),
         };
+        // A line of its own in what the service manager is told would be an order.
+        let status = printable(&status).to_string();
         if self.reload.is_some() && (changed.is_err() || !self.quiet) {
-            let status = printable(&status);
             // Nobody may be left to read it.
             let _ = writeln!(io::stderr(), "tcptrace: configuration: {status}");
         }
