@@ -211,12 +211,22 @@ pub struct Trace {
     #[arg(long, value_name = "COUNT", default_value_t = 5, requires = "rotate_size", help_heading = OUTPUT)]
     pub rotate_keep: u32,
     /// Send each record to a log pipeline as well: `journald`, `syslog=tcp://HOST:PORT`,
-    /// `syslog=udp://HOST:PORT`, `syslog=unix:/PATH`, or as JSON Lines `tcp://HOST:PORT`, `unix:/PATH`.
+    /// `syslog=tls://HOST:PORT`, `syslog=udp://HOST:PORT`, `syslog=unix:/PATH`, or as JSON Lines
+    /// `tcp://HOST:PORT`, `tls://HOST:PORT`, `unix:/PATH`.
     ///
     /// May be given more than once. What cannot be delivered waits, up to 65536 records or 16 MiB for
     /// each, and at the end for up to 5 seconds; what is lost is counted and told.
     #[arg(long, value_name = "DEST", help_heading = OUTPUT)]
     pub export: Vec<Destination>,
+    /// Trust servers of `tls://` that have a certificate from those in this file, and no others; PEM.
+    #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
+    pub tls_ca: Option<PathBuf>,
+    /// Show this certificate to servers of `tls://`; PEM.
+    #[arg(long, value_name = "FILE", requires_all = ["tls_key", "tls_ca"], help_heading = OUTPUT)]
+    pub tls_cert: Option<PathBuf>,
+    /// The key of that certificate; PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = OUTPUT)]
+    pub tls_key: Option<PathBuf>,
     /// Answer Prometheus on this port, at /metrics; /healthz and /readyz say how tcptrace is.
     ///
     /// A port alone is on loopback. Whoever reaches the port may read it.

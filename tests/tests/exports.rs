@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::Value;
+use tcptrace_tests::accounts::{Account, account};
+use tcptrace_tests::certificates::Certificates;
 use tcptrace_tests::log_servers::{Journald, LogServer, ensure_same, wait_for_port};
 use tcptrace_tests::*;
 
@@ -20,34 +22,6 @@ fn provoke(times: usize) -> Result<()> {
     let mut client = actor("client")?;
     client.call("be_refused", &[1.into(), times.into()])?;
     Ok(())
-}
-
-/// What became of the records of an export, as the end says.
-#[derive(Debug, PartialEq)]
-struct Said {
-    produced: u64,
-    sent: u64,
-    lost: u64,
-}
-
-fn said(trace: &Trace, export: &str) -> Result<Said> {
-    let before = format!("tcptrace: --export {export}: ");
-    let lines = trace.stderr.iter();
-    let mut said = lines.filter_map(|line| {
-        let words: Vec<_> = line.strip_prefix(&before)?.split_whitespace().collect();
-        let [produced, "records,", sent, "sent,", lost, ..] = words[..] else {
-            return None;
-        };
-        Some(Said {
-            produced: produced.parse().ok()?,
-            sent: sent.parse().ok()?,
-            lost: lost.parse().ok()?,
-        })
-    });
-    let said = said.next();
-    let said = said.with_context(|| format!("{before}… of:\n{}", trace.stderr.join("\n")))?;
-    ensure!(said.produced == said.sent + said.lost, "{said:?}");
-    Ok(said)
 }
 
 /// The ids of the events on the stream that the export was to have as well.
@@ -67,12 +41,12 @@ fn ensure_all(trace: &Trace, export: &str, came: &[String]) -> Result<()> {
     let wanted = ids(&events)?;
     ensure_same(&wanted, came)?;
     let all = wanted.len() as u64;
-    let expected = Said {
+    let expected = Account {
         produced: all,
         sent: all,
         lost: 0,
     };
-    let said = said(trace, export)?;
+    let said = account(trace, export)?;
     ensure!(said == expected, "{said:?}, not {expected:?}");
     ensure!(events.named("export.dropped").count() == 0);
     Ok(())
@@ -279,8 +253,8 @@ fn a_server_that_never_reads_holds_up_nobody_and_what_it_misses_is_told() {
         ensure!(resets == REFUSED as u64, "the stream itself: {resets}");
 
         let (silent, other) = (
-            said(&trace, &export)?,
-            said(&trace, "tcp://127.0.0.1:5140")?,
+            account(&trace, &export)?,
+            account(&trace, "tcp://127.0.0.1:5140")?,
         );
         ensure!(silent.lost > 0 && other.lost == 0, "{silent:?} {other:?}");
         ensure!(other.sent == beside.ids(usize::try_from(other.sent)?)?.len() as u64);
@@ -330,12 +304,12 @@ fn what_is_meant_for_wrong_ports_and_names_is_counted() {
         let wanted = ids(&events)?;
         ensure_same(&wanted, &server.ids(wanted.len())?)?;
         for (export, why) in DEAD {
-            let expected = Said {
+            let expected = Account {
                 produced: wanted.len() as u64,
                 sent: 0,
                 lost: wanted.len() as u64,
             };
-            let said = said(&trace, export)?;
+            let said = account(&trace, export)?;
             ensure!(said == expected, "{export}: {said:?}, not {expected:?}");
             let dropped = events
                 .named("export.dropped")
@@ -346,6 +320,78 @@ fn what_is_meant_for_wrong_ports_and_names_is_counted() {
             let error = dropped.text("tcptrace.export.error").unwrap_or_default();
             ensure!(error.contains(why), "{export}: {error}");
         }
+        Ok(())
+    });
+}
+
+/// socat, to which a client must show a certificate of this authority.
+fn tls_server(certificates: &Certificates) -> Result<LogServer> {
+    let option = |name: &str, file: &str| format!(",{name}={}", certificates.file(file).display());
+    let server = LogServer::socat(&format!(
+        "OPENSSL-LISTEN:6514,bind=127.0.0.1,reuseaddr,fork,verify=1{}{}{}",
+        option("cert", "server.pem"),
+        option("key", "server.key"),
+        option("cafile", "ca.pem"),
+    ))?;
+    wait_for_port(6514)?;
+    Ok(server)
+}
+
+/// The arguments of an export that shows a client's certificate.
+fn tls_client(certificates: &Certificates) -> Vec<String> {
+    let option = |name: &str, file: &str| format!("{name}={}", certificates.file(file).display());
+    vec![
+        option("--tls-ca", "ca.pem"),
+        option("--tls-cert", "client.pem"),
+        option("--tls-key", "client.key"),
+    ]
+}
+
+#[test]
+fn a_server_that_shows_who_it_is_gets_every_record() {
+    const EXPORT: &str = "tls://127.0.0.1:6514";
+    in_netns(|netns| {
+        let certificates = Certificates::make()?;
+        let server = tls_server(&certificates)?;
+        let client = tls_client(&certificates);
+        let mut arguments = vec!["--export", EXPORT];
+        arguments.extend(client.iter().map(String::as_str));
+        let tracer = trace(netns, &arguments)?;
+        provoke(25)?;
+        let trace = tracer.stop()?;
+        let came = server.ids(trace.stdout.len())?;
+        ensure_all(&trace, EXPORT, &came)
+    });
+}
+
+#[test]
+fn a_server_with_another_certificate_and_one_that_wants_another_get_nothing() {
+    in_netns(|netns| {
+        let (certificates, others) = (Certificates::make()?, Certificates::make()?);
+        let server = tls_server(&certificates)?;
+        let own = tls_client(&certificates);
+        let mistrusts = [&tls_client(&others)[..1], &own[1..]].concat();
+        let strange = [&own[..1], &tls_client(&others)[1..]].concat();
+        let address = "tls://127.0.0.1:6514";
+        for (export, client, why) in [
+            (address, &mistrusts[..], "UnknownIssuer"),
+            ("tls://localhost:6514", &own[..], "not valid for name"),
+            (address, &own[..1], "CertificateRequired"),
+            (address, &strange[..], "UnknownCA"),
+        ] {
+            let mut arguments = vec!["--port", "1", "--export", export];
+            arguments.extend(client.iter().map(String::as_str));
+            let tracer = trace(netns, &arguments)?;
+            provoke(5)?;
+            let trace = tracer.stop()?;
+            let account = account(&trace, export)?;
+            ensure!(account.sent == 0 && account.lost > 0, "{why}: {account:?}");
+            let events = Events::from_trace(&trace)?;
+            let dropped = events.named("export.dropped");
+            let error = dropped.one()?.text("tcptrace.export.error");
+            ensure!(error.is_some_and(|it| it.contains(why)), "{why}: {error:?}");
+        }
+        ensure!(server.count()? == 0, "{:?}", server.lines()?);
         Ok(())
     });
 }
@@ -365,6 +411,7 @@ fn a_wrong_destination_is_a_usage_error_with_the_remedy() -> Result<()> {
     for (export, remedy) in [
         ("kafka=broker", "journald, syslog=tcp://HOST:PORT"),
         ("tcp://logs", "HOST:PORT"),
+        ("tls://127.0.0.1:6514", "--tls-ca FILE"),
         ("unix:socket", "begin with a slash"),
     ] {
         let output = tcptrace().args(["--export", export]).output()?;

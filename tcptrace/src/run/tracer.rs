@@ -41,7 +41,7 @@ use crate::kernel::privileges::{self, grant_command, required_missing};
 use crate::metrics::{Metrics, server};
 use crate::session::{Session, clock, monotonic};
 use crate::sink::text::{self, Columns};
-use crate::sink::{self, Exports, Format, Opener, Outputs, Rotation, Stream};
+use crate::sink::{self, Exports, Format, Opener, Outputs, Rotation, Stream, Tls};
 use crate::source::Source;
 use crate::source::ring::Ring;
 use reload::Reload;
@@ -166,6 +166,17 @@ pub(super) fn check(args: &Trace) -> Result<(Selection, u32), Failure> {
     let selection = selection(args).map_err(usage)?;
     if args.children && args.pid.is_empty() && args.cmd.is_empty() {
         let error = anyhow!("--children follows the children of --pid PID: name one");
+        return Err(usage(error));
+    }
+    let again = |(nth, export)| args.export[..nth].contains(export);
+    if let Some((_, export)) = args.export.iter().enumerate().find(|&it| again(it)) {
+        let error = anyhow!("--export {export} is given twice: each destination has one account");
+        return Err(usage(error));
+    }
+    if args.tls_ca.is_none()
+        && let Some(export) = args.export.iter().find(|it| it.is_tls())
+    {
+        let error = anyhow!("--export {export}: say whom to trust with --tls-ca FILE");
         return Err(usage(error));
     }
     Ok((selection, ring_bytes(args.ring_buffer)?))
@@ -381,16 +392,13 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
             (counters, shown),
         )
     });
-    match account {
-        // A summary that nobody reads is no failure, wherever the pipe closed.
-        Err(failure) if failure.error.downcast_ref() != Some(&sink::Error::Closed) => {
-            return Err(failure);
-        }
-        _ => {}
-    }
-    match watch.close_exports(&mut session).await {
-        Err(error) if error != sink::Error::Closed => return Err(error.into()),
-        _ => {}
+    // Also when another output failed: what was produced for an export is sent or counted.
+    let told = watch.close_exports(&mut session).await;
+    // A summary that nobody reads is no failure, wherever the pipe closed.
+    let is_failure = |failure: &Failure| failure.error.downcast_ref() != Some(&sink::Error::Closed);
+    let outcome = account.and(told.map_err(Failure::from));
+    if let Some(failure) = outcome.err().filter(is_failure) {
+        return Err(failure);
     }
     if !args.quiet {
         say_summary(&watch.summary, session.looks_skipped())?;
@@ -713,15 +721,19 @@ fn outputs(args: &Trace, opener: Option<&Opener>) -> Result<(Outputs, Exports), 
         );
     }
     let mut exports = Exports::default();
+    let identity = args.tls_cert.as_deref().zip(args.tls_key.as_deref());
+    let tls = args.tls_ca.as_deref().map(|ca| Tls::read(ca, identity));
+    let tls = tls.transpose()?;
     for destination in &args.export {
-        let (format, export) = exports.start(destination, |while_it_may_load_code| {
-            let give_up = || {
-                privileges::keep_only(&CapsHashSet::new())?;
-                while_it_may_load_code();
-                confine(Part::Export)
-            };
-            give_up().map_err(|error| format!("{error:#}"))
-        })?;
+        let (format, export) =
+            exports.start(destination, tls.clone(), |while_it_may_load_code| {
+                let give_up = || {
+                    privileges::keep_only(&CapsHashSet::new())?;
+                    while_it_may_load_code();
+                    confine(Part::Export)
+                };
+                give_up().map_err(|error| format!("{error:#}"))
+            })?;
         outputs.add(format, Box::new(export));
     }
     Ok((outputs, exports))

@@ -7,6 +7,7 @@ mod backoff;
 mod destination;
 mod link;
 mod queue;
+mod tls;
 mod worker;
 
 use std::fmt;
@@ -20,6 +21,7 @@ use bytes::Bytes;
 pub use destination::Destination;
 use queue::Queue;
 pub use queue::{Account, Lost};
+pub use tls::Tls;
 
 use super::{Error, Format, Sink};
 use crate::event::{Dropped, Event, Kind};
@@ -89,7 +91,7 @@ impl fmt::Display for News {
 }
 
 impl Exports {
-    /// Starts the thread of an export. Before anything else the thread does `prepare`, which gives up what
+    /// Starts the thread of an export; one over [`Tls`] needs it. Before anything else the thread does `prepare`, which gives up what
     /// delivering does not take. It is given something to do while code may still be loaded: asking the
     /// resolver once has the C library load what that needs.
     ///
@@ -98,6 +100,7 @@ impl Exports {
     pub fn start(
         &mut self,
         destination: &Destination,
+        tls: Option<Tls>,
         prepare: impl FnOnce(&dyn Fn()) -> Result<(), String> + Send + 'static,
     ) -> io::Result<(Format, Export)> {
         let name = destination.to_string();
@@ -105,7 +108,7 @@ impl Exports {
         let (for_thread, to) = (Arc::clone(&queue), destination.clone());
         let deliver = move || {
             match prepare(&|| to.ask_resolver()) {
-                Ok(()) => worker::run(&for_thread, |patience| to.connect(patience)),
+                Ok(()) => worker::run(&for_thread, |patience| to.connect(tls.as_ref(), patience)),
                 Err(error) => for_thread.failed(error),
             }
             for_thread.leave();
@@ -220,7 +223,7 @@ mod tests {
         let destination = name.parse().expect("a destination");
         let mut exports = Exports::default();
         let (format, mut export) = exports
-            .start(&destination, |_| Ok(()))
+            .start(&destination, None, |_| Ok(()))
             .expect("there are threads");
         assert_eq!(format, Format::Json);
         let mut write = |event: &Event| {
@@ -264,7 +267,7 @@ mod tests {
         let mut exports = Exports::default();
         let destination = "unix:/nowhere/socket".parse().expect("a destination");
         let (_, mut export) = exports
-            .start(&destination, |_| Ok(()))
+            .start(&destination, None, |_| Ok(()))
             .expect("there are threads");
         let mut lose = || {
             let larger_than_the_queue = Bytes::from(vec![b'x'; 20 << 20]);

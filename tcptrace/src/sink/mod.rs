@@ -18,7 +18,7 @@ use std::io;
 
 use bytes::{Bytes, BytesMut};
 
-pub use export::{Account, Destination, Export, Exports, Lost, News};
+pub use export::{Account, Destination, Export, Exports, Lost, News, Tls};
 pub use file::{File, Opener, Rotation, directory_of};
 pub use sentence::Body;
 pub use stream::Stream;

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::link::{Datagrams, Framing, Link, Stream, TooLarge};
+use super::tls::{Session, Tls};
 use crate::sink::Format;
 
 /// Where journald listens.
@@ -35,6 +36,8 @@ pub enum Destination {
 pub enum Way {
     /// A stream.
     Tcp(Host),
+    /// A stream of a server that shows who it is, which nobody on the way can read.
+    Tls(Host),
     /// Datagrams.
     Udp(Host),
     /// On this host: a stream for lines, datagrams for syslog.
@@ -61,6 +64,8 @@ impl FromStr for Destination {
         };
         let way = if let Some(host) = way.strip_prefix("tcp://") {
             Way::Tcp(host.parse()?)
+        } else if let Some(host) = way.strip_prefix("tls://") {
+            Way::Tls(host.parse()?)
         } else if let Some(host) = way.strip_prefix("udp://").filter(|_| is_syslog) {
             Way::Udp(host.parse()?)
         } else if let Some(path) = way.strip_prefix("unix:") {
@@ -68,8 +73,8 @@ impl FromStr for Destination {
         } else {
             return Err(
                 "there is no such export; there are journald, syslog=tcp://HOST:PORT, \
-                 syslog=udp://HOST:PORT, syslog=unix:/PATH, and for JSON Lines tcp://HOST:PORT and \
-                 unix:/PATH"
+                 syslog=tls://HOST:PORT, syslog=udp://HOST:PORT, syslog=unix:/PATH, and for JSON Lines \
+                 tcp://HOST:PORT, tls://HOST:PORT and unix:/PATH"
                     .to_owned(),
             );
         };
@@ -141,6 +146,7 @@ impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(host) => write!(f, "tcp://{host}"),
+            Self::Tls(host) => write!(f, "tls://{host}"),
             Self::Udp(host) => write!(f, "udp://{host}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
@@ -190,16 +196,32 @@ impl Destination {
     /// Asks for the addresses of its host, and has no use for the answer.
     pub(super) fn ask_resolver(&self) {
         if let Self::Syslog(way) | Self::Lines(way) = self
-            && let Way::Tcp(host) | Way::Udp(host) = way
+            && let Way::Tcp(host) | Way::Tls(host) | Way::Udp(host) = way
         {
             // Connecting asks again, and says what is wrong.
             let _ = host.addresses();
         }
     }
 
+    /// It is reached over TLS.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Self::Syslog(Way::Tls(_)) | Self::Lines(Way::Tls(_)))
+    }
+
     /// Opens a socket to it, which takes `patience` at most for each of its addresses.
-    pub(super) fn connect(&self, patience: Duration) -> io::Result<Box<dyn Link>> {
+    pub(super) fn connect(
+        &self,
+        tls: Option<&Tls>,
+        patience: Duration,
+    ) -> io::Result<Box<dyn Link>> {
         let tcp = |host: &Host| host.open(|it| TcpStream::connect_timeout(&it, patience));
+        let sealed = |host: &Host, framing| {
+            let tls = tls.ok_or_else(|| io::Error::other("no --tls-ca tells whom to trust"))?;
+            let socket = tcp(host)?;
+            let session = Session::open(tls, &host.name, &socket, patience)?;
+            Stream::tls(socket, framing, session)
+        };
         Ok(match self {
             Self::Journald => {
                 let socket = UnixDatagram::unbound()?;
@@ -208,6 +230,9 @@ impl Destination {
             }
             Self::Lines(Way::Tcp(host)) => Box::new(Stream::tcp(tcp(host)?, Framing::Lines)?),
             Self::Syslog(Way::Tcp(host)) => Box::new(Stream::tcp(tcp(host)?, Framing::Octets)?),
+            Self::Lines(Way::Tls(host)) => Box::new(sealed(host, Framing::Lines)?),
+            // <https://www.rfc-editor.org/rfc/rfc5425#section-4.3>
+            Self::Syslog(Way::Tls(host)) => Box::new(sealed(host, Framing::Octets)?),
             Self::Lines(Way::Udp(host)) | Self::Syslog(Way::Udp(host)) => {
                 let any = |to: SocketAddr| -> SocketAddr {
                     match to {
@@ -241,6 +266,8 @@ mod tests {
         for text in [
             "journald",
             "syslog=tcp://logs.example:6514",
+            "syslog=tls://logs.example:6514",
+            "tls://[2001:db8::1]:6514",
             "syslog=udp://192.0.2.1:514",
             "syslog=unix:/dev/log",
             "tcp://[2001:db8::1]:5140",

@@ -15,6 +15,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, MsgFlags, getsockopt, send, sendmsg, setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
+use super::tls::{Session, closed};
+
 /// How long a call waits for a destination that takes nothing, before it is seen whether the run ends.
 const PATIENCE: Duration = Duration::from_millis(100);
 
@@ -44,8 +46,8 @@ pub(super) trait Link {
     /// It has nothing left to hand over.
     fn wants_more(&self) -> bool;
 
-    /// Takes a record, in order.
-    fn take(&mut self, record: &Bytes);
+    /// Takes a record, in order. A link that fails to is of no more use.
+    fn take(&mut self, record: &Bytes) -> io::Result<()>;
 
     /// Goes on handing over, for a moment at most. Says what became of records since it was asked last,
     /// and whether it can go on; also when it cannot, that is to be counted.
@@ -61,13 +63,28 @@ pub(super) enum Framing {
     Octets,
 }
 
+impl Framing {
+    fn frame(self, record: &[u8], to: &mut Vec<u8>) {
+        if self == Self::Octets {
+            let mut length = itoa::Buffer::new();
+            to.extend_from_slice(length.format(record.len()).as_bytes());
+            to.push(b' ');
+        }
+        to.extend_from_slice(record);
+    }
+}
+
 /// A stream. A record is sent once the other end has all of its bytes: over TCP its kernel has
 /// acknowledged them, on this host the program has read them. A connection that breaks takes nothing
 /// with it that was not; so a record whose acknowledgement got lost comes twice.
 pub(super) struct Stream<S> {
     socket: S,
     framing: Framing,
-    /// Framed, and written up to `at`.
+    /// `None` where everybody on the way may read it.
+    tls: Option<Session>,
+    /// Reused from record to record: one before it is sealed.
+    plain: Vec<u8>,
+    /// Framed, sealed, and written up to `at`.
     buffer: Vec<u8>,
     at: usize,
     /// Bytes of the stream up to the end of the buffer, and up to the end of each record not yet known
@@ -85,6 +102,14 @@ impl Stream<TcpStream> {
         setsockopt(&socket, sockopt::KeepAlive, &true)?;
         Self::new(socket, framing, true)
     }
+
+    /// The same, once the server has shown who it is.
+    pub(super) fn tls(socket: TcpStream, framing: Framing, session: Session) -> io::Result<Self> {
+        Ok(Self {
+            tls: Some(session),
+            ..Self::tcp(socket, framing)?
+        })
+    }
 }
 
 impl Stream<UnixStream> {
@@ -99,6 +124,8 @@ impl<S: AsFd + Write> Stream<S> {
         Ok(Self {
             socket,
             framing,
+            tls: None,
+            plain: Vec::new(),
             buffer: Vec::new(),
             at: 0,
             end: 0,
@@ -136,24 +163,27 @@ impl<S: AsFd + Write> Link for Stream<S> {
         self.buffer.is_empty()
     }
 
-    fn take(&mut self, record: &Bytes) {
+    fn take(&mut self, record: &Bytes) -> io::Result<()> {
         let before = self.buffer.len();
-        if self.framing == Framing::Octets {
-            let mut length = itoa::Buffer::new();
-            self.buffer
-                .extend_from_slice(length.format(record.len()).as_bytes());
-            self.buffer.push(b' ');
+        match &mut self.tls {
+            None => self.framing.frame(record, &mut self.buffer),
+            Some(session) => {
+                self.plain.clear();
+                self.framing.frame(record, &mut self.plain);
+                session.seal(&self.plain, &mut self.buffer)?;
+            }
         }
-        self.buffer.extend_from_slice(record);
         self.end += (self.buffer.len() - before) as u64;
         self.ends.push_back(self.end);
+        Ok(())
     }
 
     fn advance(&mut self) -> (Done, io::Result<()>) {
         let written = self.write();
         if self.outlives_the_peer {
             // In this order: what breaks meanwhile is noticed next time.
-            let result = written.and_then(|()| intact(self.socket.as_fd()));
+            let heard = written.and_then(|()| self.tls.as_mut().map_or(Ok(()), Session::hear));
+            let result = heard.and_then(|()| intact(self.socket.as_fd()));
             return match self.arrived() {
                 Ok(sent) => (Done { sent, too_large: 0 }, result),
                 Err(error) => (Done::default(), result.and(Err(error))),
@@ -226,8 +256,9 @@ impl Link for Datagrams {
         self.waiting.is_empty()
     }
 
-    fn take(&mut self, record: &Bytes) {
+    fn take(&mut self, record: &Bytes) -> io::Result<()> {
         self.waiting.push_back(record.clone());
+        Ok(())
     }
 
     fn advance(&mut self) -> (Done, io::Result<()>) {
@@ -295,10 +326,7 @@ fn intact(socket: BorrowedFd<'_>) -> io::Result<()> {
         return Ok(());
     }
     match getsockopt(&socket, sockopt::SocketError)? {
-        0 => Err(io::Error::new(
-            io::ErrorKind::ConnectionAborted,
-            "the connection was closed by the other end",
-        )),
+        0 => Err(closed()),
         error => Err(io::Error::from_raw_os_error(error)),
     }
 }
@@ -315,7 +343,7 @@ mod tests {
 
     fn take_all(link: &mut impl Link) {
         for record in RECORDS {
-            link.take(&Bytes::from_static(record));
+            link.take(&Bytes::from_static(record)).expect("it has room");
         }
     }
 
@@ -357,12 +385,14 @@ mod tests {
     #[test]
     fn over_tcp_what_was_acknowledged_is_sent_and_what_a_reset_answered_is_not() {
         let (mut link, mut server) = tcp(Framing::Lines);
-        link.take(&Bytes::from_static(RECORDS[0]));
+        link.take(&Bytes::from_static(RECORDS[0]))
+            .expect("it has room");
         advance_to(&mut link, 1);
         server.read_exact(&mut [0; 4]).expect("it was sent");
         // Its RST answers what is written next.
         drop(server);
-        link.take(&Bytes::from_static(RECORDS[1]));
+        link.take(&Bytes::from_static(RECORDS[1]))
+            .expect("it has room");
         let mut outcome = link.advance();
         while outcome.1.is_ok() {
             outcome = link.advance();
@@ -378,12 +408,14 @@ mod tests {
         let client = UnixStream::connect(&path).expect("it listens");
         let (mut server, _) = listener.accept().expect("somebody connected");
         let mut link = Stream::unix(client).expect("a socket");
-        link.take(&Bytes::from_static(RECORDS[0]));
+        link.take(&Bytes::from_static(RECORDS[0]))
+            .expect("it has room");
         let (done, result) = link.advance();
         assert_eq!((done, result.is_ok()), (Done::default(), true));
         server.read_exact(&mut [0; 4]).expect("it was sent");
         advance_to(&mut link, 1);
-        link.take(&Bytes::from_static(RECORDS[1]));
+        link.take(&Bytes::from_static(RECORDS[1]))
+            .expect("it has room");
         let (done, result) = link.advance();
         assert_eq!((done, result.is_ok()), (Done::default(), true));
         drop(server);
@@ -399,10 +431,12 @@ mod tests {
             .connect(server.local_addr().expect("it is bound"))
             .expect("an address");
         let mut link = Datagrams::new(client, TooLarge::Lost).expect("a socket");
-        link.take(&Bytes::from_static(RECORDS[0]));
+        link.take(&Bytes::from_static(RECORDS[0]))
+            .expect("it has room");
         advance_to(&mut link, 1);
         drop(server);
-        link.take(&Bytes::from_static(RECORDS[1]));
+        link.take(&Bytes::from_static(RECORDS[1]))
+            .expect("it has room");
         let (done, result) = link.advance();
         assert_eq!(done, Done::default());
         let error = result.expect_err("nobody is there").kind();
@@ -421,8 +455,9 @@ mod tests {
         let large = Bytes::from(vec![b'x'; 100_000]);
         let (client, server) = small();
         let mut link = Datagrams::new(client, TooLarge::Lost).expect("a socket");
-        link.take(&large);
-        link.take(&Bytes::from_static(RECORDS[0]));
+        link.take(&large).expect("it has room");
+        link.take(&Bytes::from_static(RECORDS[0]))
+            .expect("it has room");
         let (done, result) = link.advance();
         result.expect("the other end is there");
         let expected = Done {
@@ -435,7 +470,7 @@ mod tests {
 
         let (client, server) = small();
         let mut link = Datagrams::new(client, TooLarge::InAFile).expect("a socket");
-        link.take(&large);
+        link.take(&large).expect("it has room");
         advance_to(&mut link, 1);
         let mut files = nix::cmsg_space!(i32);
         let flags = MsgFlags::empty();

@@ -34,7 +34,7 @@ fn deliver(queue: &Queue, link: &mut dyn Link, backoff: &mut Backoff) -> io::Res
             return Ok(());
         };
         for record in &records {
-            link.take(record);
+            link.take(record)?;
         }
         let (done, result) = link.advance();
         if done.sent > 0 {
@@ -97,8 +97,9 @@ mod tests {
             self.has.len() < 3
         }
 
-        fn take(&mut self, record: &Bytes) {
+        fn take(&mut self, record: &Bytes) -> io::Result<()> {
             self.has.push_back(record.clone());
+            Ok(())
         }
 
         fn advance(&mut self) -> (Done, io::Result<()>) {
