@@ -2,7 +2,8 @@
 //! `docs/operations.md` shows.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -145,6 +146,23 @@ impl LogServer {
             text => text?,
         };
         Ok(text.lines().map(String::from).collect())
+    }
+
+    /// How many lines it has written.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn count(&self) -> Result<u64> {
+        let file = match File::open(self.directory.path().join("log")) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+            file => file?,
+        };
+        let mut file = BufReader::with_capacity(1 << 20, file);
+        let mut count = 0;
+        while file.skip_until(b'\n')? > 0 {
+            count += 1;
+        }
+        Ok(count)
     }
 
     /// The ids of the events it got, in order, once it has got so many.

@@ -8,6 +8,7 @@ mod dependencies;
 mod fuzz;
 mod index;
 mod overhead;
+mod pipelines;
 mod process;
 mod setup;
 mod soak;
@@ -54,6 +55,9 @@ enum Task {
         #[arg(long)]
         accept: bool,
     },
+    /// Send a million records through each export to a real server, hold what was sent and what was lost
+    /// against what was produced, and write that part of docs/performance.md. Needs root.
+    Pipelines,
     /// Boot other kernels in emulated machines and run the selftest and live tests in each. With no
     /// options all there are, and write docs/kernels.md.
     Vmtest {
@@ -93,6 +97,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test { full, filter } => test::run(full, filter.as_deref()),
         Task::Overhead { pairs } => overhead::run(pairs),
+        Task::Pipelines => pipelines::run(),
         Task::Throughput { accept } => throughput::run(accept),
         Task::Vmtest { kernel, without } => vmtest::run(&kernel, &without),
         Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
