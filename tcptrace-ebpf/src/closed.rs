@@ -10,9 +10,9 @@ use tcptrace_common::event::{Event, Sock, Task, Tuple, flag};
 
 use crate::{
     maps::{CLOSED, CLOSED_PLACES},
-    owner::NOWHERE,
     sock::Socket,
     task::{self, PF_EXITING},
+    words,
 };
 
 /// Words of `struct sock_common` that hold a socket's addresses and namespace, on every kernel.
@@ -84,7 +84,7 @@ pub(crate) fn find(tuple: &Tuple) -> Option<&'static Closed> {
     if closed.shut == 0 || closed.ports != ports {
         return None;
     }
-    let mut ends = NOWHERE;
+    let mut ends = words::nowhere();
     Socket(closed.beginning.as_ptr() as u64).tuple(&mut ends);
     let is_same = ends.netns == tuple.netns
         && bits(ends.local) == bits(tuple.local)

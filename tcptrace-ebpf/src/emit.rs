@@ -9,7 +9,7 @@ use tcptrace_common::event::{Event, ID_CPU_SHIFT, ID_HOOK_SHIFT, NO_REASON};
 use crate::{
     kernel::config,
     maps::{EVENTS, LOST, SEQUENCE, count},
-    stand_in,
+    stand_in, words,
 };
 
 /// The user, or the evidence of what the user asked for, wants this kind.
@@ -41,7 +41,7 @@ pub(crate) fn emit(id: u64, kind: u8, hook: u8, fill: impl FnOnce(&mut Event)) {
         count(&LOST, stand_in::slot(hook));
         return;
     };
-    let event = reset(&mut entry);
+    let event = cleared(&mut entry);
     event.id = id;
     // SAFETY: the helper takes nothing.
     event.time = unsafe { bpf_ktime_get_ns() };
@@ -60,14 +60,9 @@ pub(crate) fn emit(id: u64, kind: u8, hook: u8, fill: impl FnOnce(&mut Event)) {
 
 /// The ring's memory holds what was there before: all of a record is written, padding too.
 #[inline(always)]
-fn reset(entry: &mut RingBufEntry<Event>) -> &mut Event {
+fn cleared(entry: &mut RingBufEntry<Event>) -> &mut Event {
     let event: *mut Event = entry.as_mut_ptr();
-    for nth in 0..size_of::<Event>() / 8 {
-        let word = event.cast::<u64>().wrapping_add(nth);
-        // SAFETY: the word lies in the reserved record, which is aligned to 8 bytes. Volatile,
-        // because the compiler would make a call of `memset` of the loop.
-        unsafe { word.write_volatile(0) };
-    }
+    words::clear(event);
     // SAFETY: every byte was just written, and a record of integers has no invalid value.
     unsafe { &mut *event }
 }

@@ -10,9 +10,10 @@ use crate::{
     emit::is_wanted,
     kernel::layout,
     maps::CLOSED_FDS,
-    owner::{self, NOWHERE},
+    owner,
     sock::{CLOSE, Socket},
     task::{self, Call},
+    words,
 };
 
 /// A descriptor of a process.
@@ -68,7 +69,7 @@ fn remember(socket: Socket, fd: u32) {
         return;
     };
     let mut connection = Connection {
-        tuple: NOWHERE,
+        tuple: words::nowhere(),
         sk: socket.0,
         born: known.born,
         // SAFETY: the helper takes nothing.

@@ -6,7 +6,8 @@ use tcptrace_common::event::{ListenerKey, Sock, Tuple, gate, stat};
 use crate::{
     maps::{LISTENERS, STATS, count, open_gate},
     owner,
-    sock::{LISTEN, Socket},
+    sock::{LISTEN, Socket, map},
+    words,
 };
 
 /// Listeners that can share one address; more are not told apart.
@@ -25,18 +26,14 @@ pub(crate) fn add(listener: Socket) {
     let mut key = key_of(listener);
     for slot in 0..SLOTS {
         key.slot = slot;
-        if LISTENERS
-            .insert(key, listener.0, u64::from(BPF_NOEXIST))
-            .is_ok()
-        {
-            return;
-        }
-        // A slot whose listener is gone, or this listener's own.
-        if let Some(&there) = get(&key)
-            && (there == 0 || there == listener.0)
-        {
-            // The element exists, so there is room.
-            let _ = LISTENERS.insert(key, listener.0, u64::from(BPF_ANY));
+        let flags = match get(&key) {
+            None => BPF_NOEXIST,
+            // A slot whose listener is gone, or this listener's own: the element exists, so there is room.
+            Some(&there) if there == 0 || there == listener.0 => BPF_ANY,
+            Some(_) => continue,
+        };
+        // Failing means that another CPU was faster.
+        if LISTENERS.insert(key, listener.0, u64::from(flags)).is_ok() {
             return;
         }
     }
@@ -94,7 +91,7 @@ pub(crate) fn of_child(child: Socket) -> Option<Socket> {
     let mut key = key_of(child);
     let mut found = only(&mut key);
     if found == 0 {
-        key.addr = [0; 16];
+        map(0, &mut key.addr);
         found = only(&mut key);
     }
     (found != 0 && found != SEVERAL).then_some(Socket(found))
@@ -103,6 +100,7 @@ pub(crate) fn of_child(child: Socket) -> Option<Socket> {
 /// The listener that just dropped a SYN for this local address.
 #[inline(always)]
 pub(crate) fn dropper(tuple: &Tuple, family: u8) -> Option<Socket> {
+    let family = words::forget(family.into()) as u8;
     let mut key = key(tuple, family);
     let mut found = full_or_any(&mut key);
     // An IPv6 listener takes IPv4 too, when no IPv4 one is there.
@@ -121,7 +119,7 @@ fn full_or_any(key: &mut ListenerKey) -> u64 {
     if found != 0 {
         return found;
     }
-    key.addr = [0; 16];
+    map(0, &mut key.addr);
     full(key)
 }
 
@@ -157,9 +155,10 @@ fn only(key: &mut ListenerKey) -> u64 {
 /// full, so one of them is charged only with a drop of its own that nobody was charged with yet.
 #[inline(never)]
 fn full(key: &mut ListenerKey) -> u64 {
-    let mut found = 0;
-    // Not a count and not a flag: the verifier would walk the rest once for each of its values.
-    let mut others = 0;
+    // Zeroes the verifier does not know, and no count and no flag: it would walk the rest once for each
+    // of their values.
+    let mut found = u64::from(words::zero());
+    let mut others = found;
     for slot in 0..SLOTS {
         key.slot = slot;
         let Some(&there) = get(key) else { break };
@@ -223,7 +222,7 @@ fn get(key: &ListenerKey) -> Option<&'static u64> {
 
 #[inline(always)]
 fn key_of(listener: Socket) -> ListenerKey {
-    let mut tuple = owner::NOWHERE;
+    let mut tuple = words::nowhere();
     listener.tuple(&mut tuple);
     key(&tuple, listener.family())
 }

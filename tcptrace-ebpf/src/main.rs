@@ -30,6 +30,7 @@ mod segment;
 mod sock;
 mod stand_in;
 mod task;
+mod words;
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo) -> ! {

@@ -19,6 +19,7 @@ use crate::{
     maps::{DESTROYED, FLOWS, RING_OF_DEAD, SOCKS, STATS, count, open_gate},
     sock::{CLOSE, LISTEN, SYN_RECV, SYN_SENT, Socket},
     task::{self, Call, PF_EXITING, PF_KTHREAD},
+    words,
 };
 
 /// [`Sock::born`] of a socket older than the tracer.
@@ -54,7 +55,7 @@ pub(crate) fn birth(socket: Socket, old: u8, new: u8, now: u64) -> Option<&'stat
             // The end of the life before, or the same socket's last use.
             expect(known, CLOSE);
         }
-        *known = UNBORN;
+        words::copy(&UNBORN, known);
         known
     } else if let Ok(known) = create(socket, BPF_ANY) {
         known
@@ -158,8 +159,7 @@ pub(crate) fn accepted_from(listener: Socket, socket: Socket) {
 
 #[inline(never)]
 fn own(socket: Socket, fd: i32) -> Option<&'static mut Sock> {
-    let mut user = NOBODY;
-    task::describe(&mut user);
+    let user = task::running();
     let known = of(socket);
     if user.flags & PF_KTHREAD != 0 {
         // A kernel thread finishes what a process began, e.g. the last `fput`.
@@ -278,7 +278,7 @@ pub(crate) fn publish(socket: Socket, known: &Sock) {
 
 #[inline(never)]
 fn publish_flow(socket: Socket) {
-    let mut tuple = NOWHERE;
+    let mut tuple = words::nowhere();
     socket.tuple(&mut tuple);
     if tuple.peer_port == 0 || tuple.local_port == 0 {
         return;
@@ -344,7 +344,14 @@ pub(crate) fn death(socket: Socket, known: Option<&mut Sock>) {
 
 /// Nothing known of a socket.
 static UNBORN: Sock = Sock {
-    owner: NOBODY,
+    owner: Task {
+        cgroup: 0,
+        tgid: 0,
+        tid: 0,
+        uid: 0,
+        flags: 0,
+        comm: [0; 16],
+    },
     born: 0,
     state_since: 0,
     destroyed: 0,
@@ -371,16 +378,6 @@ static UNBORN: Sock = Sock {
     grave: 0,
 };
 
-/// Nobody.
-pub(crate) const NOBODY: Task = Task {
-    cgroup: 0,
-    tgid: 0,
-    tid: 0,
-    uid: 0,
-    flags: 0,
-    comm: [0; 16],
-};
-
 /// The connection as its owner sees it.
 #[inline(always)]
 pub(crate) fn flow_key(tuple: &Tuple) -> &FlowKey {
@@ -394,16 +391,7 @@ pub(crate) fn flow_key(tuple: &Tuple) -> &FlowKey {
 
 #[inline(never)]
 fn flow_of(socket: Socket) -> Option<*mut u64> {
-    let mut tuple = NOWHERE;
+    let mut tuple = words::nowhere();
     socket.tuple(&mut tuple);
     FLOWS.get_ptr_mut(flow_key(&tuple))
 }
-
-/// No connection.
-pub(crate) const NOWHERE: Tuple = Tuple {
-    local: [0; 16],
-    peer: [0; 16],
-    local_port: 0,
-    peer_port: 0,
-    netns: 0,
-};

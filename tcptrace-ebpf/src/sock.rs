@@ -7,7 +7,7 @@ use tcptrace_common::event::{Event, Sock, Tuple, flag, side};
 
 use crate::{
     kernel::{config, field, layout, read, read_address},
-    owner,
+    owner, words,
 };
 
 /// <https://github.com/torvalds/linux/blob/v6.18/include/net/tcp_states.h>
@@ -285,14 +285,15 @@ impl Socket {
         if bytes > 1 << 30 { 0 } else { bytes }
     }
 
-    /// Records the socket as it is now; what is remembered of it says how it came there.
+    /// Records the socket as it is now, with these ends; what is remembered of it says how it came
+    /// there.
     #[inline(never)]
-    pub(crate) fn record(self, event: &mut Event, known: Option<&Sock>) {
+    pub(crate) fn record(self, event: &mut Event, tuple: &Tuple, known: Option<&Sock>) {
         let state = self.state();
         event.sk = self.0;
         event.family = self.family();
         event.state = state;
-        self.tuple(&mut event.tuple);
+        event.tuple = *tuple;
         if let Some(known) = known {
             event.owner = known.owner;
             event.creator = known.creator;
@@ -442,7 +443,9 @@ pub(crate) fn map(address: u32, mapped: &mut [u8; 16]) {
         u32::from_ne_bytes([0, 0, 0xff, 0xff])
     };
     let words: *mut u32 = mapped.as_mut_ptr().cast();
-    for (nth, word) in [0, 0, mark, address].into_iter().enumerate() {
+    // Which family it is, is one of the things the verifier should forget.
+    let zero = words::zero();
+    for (nth, word) in [zero, zero, zero | mark, address].into_iter().enumerate() {
         // SAFETY: the four words are the sixteen bytes, which begin at a multiple of 4 in whatever
         // holds addresses. Volatile, because the compiler would make a
         // call of `memset` of the zeroes.

@@ -10,8 +10,10 @@ use tcptrace_common::{
 };
 
 use crate::{
+    filter,
     kernel::{LOOKS, field, has_typed_task, layout, own_field, read},
     sock::{self, Socket},
+    words,
 };
 
 /// <https://github.com/torvalds/linux/blob/v6.18/include/linux/sched.h>
@@ -51,6 +53,24 @@ fn only_looks() -> bool {
     };
     // SAFETY: a static's element is valid for reads. Volatile, as in `layout!`.
     unsafe { core::ptr::read_volatile(looks) >> (number % 64) & 1 != 0 }
+}
+
+/// The running task.
+#[inline(always)]
+pub(crate) fn running() -> Task {
+    let mut task = words::nobody();
+    describe(&mut task);
+    task
+}
+
+/// The running task, if a filter asks who it is; else nobody.
+#[inline(always)]
+pub(crate) fn running_if_filtered() -> Task {
+    if filter::has_owner_filter() {
+        running()
+    } else {
+        words::nobody()
+    }
 }
 
 /// Describes the running task.

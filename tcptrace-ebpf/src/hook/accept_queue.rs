@@ -23,6 +23,7 @@ use crate::{
     owner,
     segment::Segment,
     sock::{LISTEN, Socket},
+    words,
 };
 
 #[raw_tracepoint]
@@ -139,7 +140,7 @@ fn syn(skb: u64) {
     if !segment.is_syn() {
         return;
     }
-    let mut tuple = owner::NOWHERE;
+    let mut tuple = words::nowhere();
     segment.tuple(&mut tuple);
     let Some(listener) = listener::dropper(&tuple, segment.family()) else {
         return;
@@ -161,9 +162,8 @@ fn is_syn_queue_drop(listener: Socket) -> bool {
 #[inline(always)]
 fn dropped(listener: Socket, skb: u64, hook: u8, path: u8) {
     let known = owner::of(listener);
-    let mut tuple = owner::NOWHERE;
-    let segment = Segment::of(skb);
-    if let Some(segment) = segment {
+    let mut tuple = words::nowhere();
+    if let Some(segment) = Segment::of(skb) {
         segment.tuple(&mut tuple);
     }
     tuple.netns = listener.netns();
@@ -172,8 +172,7 @@ fn dropped(listener: Socket, skb: u64, hook: u8, path: u8) {
     }
     let id = next_id(hook);
     emit(id, kind::ACCEPT_OVERFLOW, hook, |event| {
-        listener.record(event, known.as_deref());
-        event.tuple = tuple;
+        listener.record(event, &tuple, known.as_deref());
         event.path = path;
         event.cause = 0;
     });

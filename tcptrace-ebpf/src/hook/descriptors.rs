@@ -5,7 +5,7 @@ use aya_ebpf::{
     macros::{fexit, raw_tracepoint, tracepoint},
     programs::{FExitContext, RawTracePointContext, TracePointContext},
 };
-use tcptrace_common::event::{Task, Tuple, confidence, hook, kind};
+use tcptrace_common::event::{Tuple, confidence, hook, kind};
 
 use crate::{
     emit::{emit, is_wanted, next_id},
@@ -14,6 +14,7 @@ use crate::{
     listener, owner,
     sock::{Socket, map},
     task::{self, Call},
+    words,
 };
 
 const EBADF: i64 = 9;
@@ -166,9 +167,7 @@ fn accepted(result: i64) {
 #[inline(always)]
 fn hold(listener: Socket) {
     if filter::has_owner_filter() {
-        let mut holder = owner::NOBODY;
-        task::describe(&mut holder);
-        owner::hold(listener, &holder);
+        owner::hold(listener, &task::running());
     }
 }
 
@@ -291,8 +290,7 @@ fn invalid(error: i64) {
     if !is_wanted(kind::FD_INVALID) {
         return;
     }
-    let mut caller: Task = owner::NOBODY;
-    task::describe(&mut caller);
+    let caller = task::running_if_filtered();
     let call = Call::current();
     let past = fds::last(call.arg0() as u32);
     let asked_for = match past {
@@ -321,7 +319,7 @@ fn invalid(error: i64) {
 /// The ends of a socket; of none, the namespace the running task would have opened it in.
 #[inline(always)]
 fn ends_of(socket: Socket) -> Tuple {
-    let mut tuple = owner::NOWHERE;
+    let mut tuple = words::nowhere();
     if socket.0 == 0 {
         tuple.netns = task::netns();
     } else {
@@ -333,8 +331,7 @@ fn ends_of(socket: Socket) -> Tuple {
 /// Reports the running task's failed call on a socket, which may be NULL, with the ends it was about.
 #[inline(never)]
 fn failed(kind: u8, hook: u8, socket: Socket, error: i64, tuple: &Tuple) {
-    let mut caller: Task = owner::NOBODY;
-    task::describe(&mut caller);
+    let caller = task::running_if_filtered();
     let asked_for = if socket.0 == 0 {
         filter::task(&caller, tuple.netns)
     } else {
@@ -345,11 +342,12 @@ fn failed(kind: u8, hook: u8, socket: Socket, error: i64, tuple: &Tuple) {
     }
     let id = next_id(hook);
     emit(id, kind, hook, |event| {
-        if socket.0 != 0 {
-            socket.record(event, owner::of(socket).as_deref());
+        if socket.0 == 0 {
+            event.tuple = *tuple;
+        } else {
+            socket.record(event, tuple, owner::of(socket).as_deref());
         }
         task::record(event, socket);
-        event.tuple = *tuple;
         event.owner = event.task;
         event.confidence = confidence::EXACT;
         event.errno = error as i32;

@@ -21,6 +21,7 @@ use crate::{
     owner,
     sock::{CLOSE_WAIT, Socket},
     task::{self, Call},
+    words,
 };
 
 const EINTR: i32 = 4;
@@ -223,16 +224,15 @@ fn failed(socket: Socket, error: i32, timeout: bool, Sending(sending): Sending, 
     if !is_wanted(kind::SOCKET_ERROR) {
         return;
     }
-    let mut user = owner::NOBODY;
-    task::describe(&mut user);
-    let mut tuple = owner::NOWHERE;
+    let user = task::running_if_filtered();
+    let mut tuple = words::nowhere();
     socket.tuple(&mut tuple);
     if !filter::user(&tuple, socket.family(), &user) {
         return;
     }
     let id = next_id(hook);
     emit(id, kind::SOCKET_ERROR, hook, |event| {
-        socket.record(event, known.as_deref());
+        socket.record(event, &tuple, known.as_deref());
         task::record(event, socket);
         event.owner = event.task;
         event.confidence = confidence::EXACT;

@@ -13,7 +13,7 @@ use crate::{
     maps::REFUSALS,
     owner,
     sock::{SYN_SENT, Socket},
-    stand_in,
+    stand_in, words,
 };
 
 #[raw_tracepoint]
@@ -32,7 +32,7 @@ fn received(socket: Socket) {
         return;
     }
     let mut known = owner::of(socket);
-    let mut tuple = owner::NOWHERE;
+    let mut tuple = words::nowhere();
     socket.tuple(&mut tuple);
     if !filter::socket(&tuple, socket.family(), known.as_deref()) {
         return;
@@ -42,7 +42,7 @@ fn received(socket: Socket) {
     }
     let id = next_id(hook::RECEIVE_RESET);
     emit(id, kind::RESET_RECEIVED, hook::RECEIVE_RESET, |event| {
-        socket.record(event, known.as_deref());
+        socket.record(event, &tuple, known.as_deref());
     });
     if let Some(known) = &mut known {
         known.cause = id;

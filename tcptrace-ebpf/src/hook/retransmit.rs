@@ -12,6 +12,7 @@ use crate::{
     kernel::layout,
     owner,
     sock::Socket,
+    words,
 };
 
 #[raw_tracepoint]
@@ -26,14 +27,14 @@ fn tcp_retransmit_skb(ctx: RawTracePointContext) -> i32 {
 #[inline(always)]
 fn sent_again(socket: Socket) {
     let known = owner::of(socket);
-    let mut tuple = owner::NOWHERE;
+    let mut tuple = words::nowhere();
     socket.tuple(&mut tuple);
     if !filter::socket(&tuple, socket.family(), known.as_deref()) {
         return;
     }
     let id = next_id(hook::RETRANSMIT);
     emit(id, kind::RETRANSMIT, hook::RETRANSMIT, |event| {
-        socket.record(event, known.as_deref());
+        socket.record(event, &tuple, known.as_deref());
         event.errno = 0;
     });
 }

@@ -24,7 +24,7 @@ use crate::{
     owner,
     segment::Segment,
     sock::{CLOSE, LISTEN, Socket, TIME_WAIT},
-    stand_in, task,
+    stand_in, task, words,
 };
 
 #[raw_tracepoint]
@@ -122,10 +122,9 @@ fn is_to_this_host_v6(skb: u64) -> bool {
 fn connected(socket: Socket, skb: u64, reason: u32, state: u8) {
     let mut known = owner::of(socket);
     let acting = task::acting_on(socket, known.as_deref());
-    let by_task = acting.is_some();
     // A closing program leaves the state CLOSE before the RST goes out; `ss -K` resets first.
     // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp.c (__tcp_close, tcp_abort)
-    let aborted = by_task && skb == 0 && state != CLOSE;
+    let aborted = acting.is_some() && skb == 0 && state != CLOSE;
     if let Some(flags) = acting
         && !aborted
         && skb == 0
@@ -139,20 +138,30 @@ fn connected(socket: Socket, skb: u64, reason: u32, state: u8) {
         }
     }
     let unaccepted = skb == 0 && !socket.has_socket() && is_closing_listener(socket);
+    let marks = if acting.is_some() {
+        flag::TASK_CONTEXT
+    } else {
+        0
+    } | if aborted { flag::ABORTED } else { 0 }
+        | if unaccepted { flag::UNACCEPTED } else { 0 }
+        | if skb != 0 { flag::ANSWERS } else { 0 };
+    let marks = words::forget(marks.into()) as u32;
+    let (skb, state) = (words::forget(skb), words::forget(state.into()) as u8);
     let id = next_id(hook::SEND_RESET);
     let mut known = owner::last_of(socket);
-    let mut tuple = owner::NOWHERE;
+    let mut tuple = words::nowhere();
     socket.tuple(&mut tuple);
     if !filter::socket(&tuple, socket.family(), known.as_deref()) {
         return;
     }
-    // Data came after the close: the process that closed may have been exiting.
-    let closed = if skb == 0 { None } else { closed::find(&tuple) };
     emit(id, kind::RESET_SENT, hook::SEND_RESET, |event| {
-        socket.record(event, known.as_deref());
-        if by_task || unaccepted {
+        socket.record(event, &tuple, known.as_deref());
+        if marks & (flag::TASK_CONTEXT | flag::UNACCEPTED) != 0 {
             task::record(event, socket);
-        } else if let Some(closed) = closed {
+        } else if marks & flag::ANSWERS != 0
+            && let Some(closed) = closed::find(&tuple)
+        {
+            // Data came after the close: the process that closed may have been exiting.
             closed.record_exit(event);
         }
         if state == CLOSE {
@@ -161,11 +170,8 @@ fn connected(socket: Socket, skb: u64, reason: u32, state: u8) {
             event.other_state = CLOSE;
         }
         event.reason = reason;
-        let segment = Segment::of(skb);
-        event.flags |= if aborted { flag::ABORTED } else { 0 }
-            | if unaccepted { flag::UNACCEPTED } else { 0 }
-            | if skb != 0 { flag::ANSWERS } else { 0 }
-            | if segment.is_some_and(Segment::is_syn) {
+        event.flags |= marks & (flag::ABORTED | flag::UNACCEPTED | flag::ANSWERS)
+            | if Segment::of(skb).is_some_and(Segment::is_syn) {
                 flag::SYN
             } else {
                 0
@@ -181,7 +187,7 @@ fn connected(socket: Socket, skb: u64, reason: u32, state: u8) {
 #[inline(always)]
 fn unconnected(socket: Socket, state: u8, skb: u64, reason: u32, hook: u8) {
     let segment = Segment::of(skb);
-    let mut tuple = owner::NOWHERE;
+    let mut tuple = words::nowhere();
     let mut family = 0;
     if let Some(segment) = segment {
         segment.tuple(&mut tuple);
@@ -225,7 +231,7 @@ fn unconnected(socket: Socket, state: u8, skb: u64, reason: u32, hook: u8) {
         if let Some(closed) = closed {
             closed.record(event);
         } else if state == LISTEN {
-            socket.record(event, known);
+            socket.record(event, &tuple, known);
             event.cause = 0;
         }
         event.state = state;

@@ -24,6 +24,7 @@ use crate::{
     },
     stand_in,
     task::{self, Call, PF_EXITING},
+    words,
 };
 
 /// What gives up sooner is a program's haste, not a failure: ns.
@@ -117,6 +118,9 @@ fn begin(ctx: &RawTracePointContext, now: u64) {
 /// By `connect` or `listen`, in the caller's context.
 #[inline(always)]
 fn opened(ctx: &RawTracePointContext, socket: Socket, new: u8, known: Option<&mut Sock>) {
+    if new == LISTEN {
+        listener::add(socket);
+    }
     let Some(known) = known else {
         if config!(verbose) != 0 {
             warn!(
@@ -125,20 +129,14 @@ fn opened(ctx: &RawTracePointContext, socket: Socket, new: u8, known: Option<&mu
                 (task::pid_tgid() >> 32) as u32
             );
         }
-        if new == LISTEN {
-            listener::add(socket);
-        }
         return;
     };
     let call = Call::current();
     task::describe(&mut known.owner);
     known.confidence = confidence::EXACT;
     known.fd = call.descriptor_of(socket);
-    if new == LISTEN {
-        listener::add(socket);
-        if call.number() as u32 == layout!(nr_listen) {
-            known.backlog = call.arg1() as u32;
-        }
+    if new == LISTEN && call.number() as u32 == layout!(nr_listen) {
+        known.backlog = call.arg1() as u32;
     }
 }
 
@@ -160,7 +158,7 @@ fn child(ctx: &RawTracePointContext, socket: Socket, known: Option<&mut Sock>) {
     listener::watch(parent, listener.as_deref_mut());
     if let (Some(known), Some(listener)) = (known, listener) {
         known.parent = parent.0;
-        known.owner = listener.owner;
+        words::copy(&listener.owner, &raw mut known.owner);
         known.confidence = confidence::INHERITED;
         known.held = listener.held;
         known.answers = listener.answers;
@@ -341,7 +339,7 @@ fn close_wait(change: &Change, known: Option<&Sock>, now: u64) {
     let mut entry = CloseWait {
         since: now,
         id,
-        tuple: owner::NOWHERE,
+        tuple: words::nowhere(),
         family: socket.family(),
         older: 0,
         pad: [0; 6],
@@ -361,13 +359,13 @@ fn close_wait(change: &Change, known: Option<&Sock>, now: u64) {
 
 #[inline(never)]
 fn event(id: u64, kind: u8, &Change { socket, old, new }: &Change, known: Option<&Sock>) {
-    let mut tuple = owner::NOWHERE;
+    let mut tuple = words::nowhere();
     socket.tuple(&mut tuple);
     if !filter::socket(&tuple, socket.family(), known) {
         return;
     }
     emit(id, kind, hook::SET_STATE, |event| {
-        socket.record(event, known);
+        socket.record(event, &tuple, known);
         event.state = old;
         event.other_state = new;
         if new != CLOSE {

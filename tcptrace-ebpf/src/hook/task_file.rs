@@ -14,7 +14,7 @@ use crate::{
     maps::CLOSE_WAITS,
     owner,
     sock::{CLOSE_WAIT, LISTEN, Socket},
-    task,
+    task, words,
 };
 
 /// `struct bpf_iter__task_file`; its members are 8 bytes each whatever their type.
@@ -46,7 +46,7 @@ unsafe extern "C" fn task_file(ctx: *const Context) -> i32 {
 
 #[inline(always)]
 fn found(socket: Socket, task: u64, fd: i32) {
-    let mut holder = owner::NOBODY;
+    let mut holder = words::nobody();
     task::describe_other(task, &mut holder);
     let state = socket.state();
     let is_new = owner::seed(socket, &holder, fd);
@@ -70,7 +70,7 @@ fn close_wait(socket: Socket, holder: &tcptrace_common::event::Task) {
         // SAFETY: the helper takes nothing.
         since: unsafe { bpf_ktime_get_ns() }.saturating_sub(waited),
         id: 0,
-        tuple: owner::NOWHERE,
+        tuple: words::nowhere(),
         family: socket.family(),
         older: 1,
         pad: [0; 6],
