@@ -2,11 +2,15 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user};
+use aya_ebpf::helpers::generated::{
+    bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_probe_read_user,
+};
 use tcptrace_common::{
     filter::Config,
     layout::{ABSENT, LOOKS_WORDS, Layout, Looks},
 };
+
+use crate::words;
 
 /// Where this kernel keeps each field; the agent overwrites it before the load.
 #[unsafe(no_mangle)]
@@ -106,6 +110,19 @@ pub(crate) fn read_address(base: u64, offset: u32, address: &mut [u8; 16]) {
     // A read that fails leaves zeroes.
     // SAFETY: the helper checks where it reads, and writes all of `address` in any case.
     unsafe { bpf_probe_read_kernel(address.as_mut_ptr().cast(), 16, from) };
+}
+
+/// A name in the kernel's memory, padded with zeroes. The kernel's own is not: until 5.16 what a longer
+/// name leaves stays behind a shorter one.
+/// <https://github.com/torvalds/linux/blob/v5.10/fs/exec.c> (`__set_task_comm`)
+#[inline(always)]
+pub(crate) fn read_name(base: u64, offset: u32) -> [u8; 16] {
+    let mut name = words::no_name();
+    let from = (base + u64::from(offset)) as *const _;
+    // A read that fails leaves zeroes.
+    // SAFETY: the helper checks where it reads, and writes no more than `name` has.
+    unsafe { bpf_probe_read_kernel_str(name.as_mut_ptr().cast(), name.len() as u32, from) };
+    name
 }
 
 /// What is at `address` in the program's memory, else zero.

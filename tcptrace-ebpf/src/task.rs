@@ -11,7 +11,7 @@ use tcptrace_common::{
 
 use crate::{
     filter,
-    kernel::{LOOKS, field, has_typed_task, layout, own_field, read},
+    kernel::{LOOKS, field, has_typed_task, layout, own_field, read, read_name},
     sock::{self, Socket},
     words,
 };
@@ -84,7 +84,7 @@ pub(crate) fn describe(task: &mut Task) {
     // SAFETY: the helper takes nothing.
     task.cgroup = unsafe { bpf_get_current_cgroup_id() };
     task.flags = own_field!(current, task_flags: u32);
-    task.comm = field!(field!(current, task_group_leader: u64), task_comm: [u8; 16]);
+    task.comm = name_of(current);
 }
 
 /// Network namespace of the running task.
@@ -102,7 +102,13 @@ pub(crate) fn describe_other(other: u64, task: &mut Task) {
     let cgroup = field!(field!(other, task_cgroups: u64), css_set_cgroup: u64);
     task.cgroup = field!(field!(cgroup, cgroup_kn: u64), kernfs_id: u64);
     task.flags = field!(other, task_flags: u32);
-    task.comm = field!(field!(other, task_group_leader: u64), task_comm: [u8; 16]);
+    task.comm = name_of(other);
+}
+
+/// The name of a task's process: its leader's.
+#[inline(always)]
+fn name_of(task: u64) -> [u8; 16] {
+    read_name(field!(task, task_group_leader: u64), layout!(task_comm))
 }
 
 /// Records who is running and in which call, for a hook that runs for that task and `socket`,

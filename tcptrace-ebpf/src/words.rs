@@ -42,6 +42,13 @@ pub(crate) fn nobody() -> Task {
     unsafe { transmute([u64::from(zero()); size_of::<Task>() / 8]) }
 }
 
+/// No name.
+#[inline(always)]
+pub(crate) fn no_name() -> [u8; 16] {
+    // SAFETY: as in `nowhere`.
+    unsafe { transmute([u64::from(zero()); 2]) }
+}
+
 /// Writes zeroes where a structure is or will be.
 #[inline(always)]
 pub(crate) fn clear<T>(to: *mut T) {

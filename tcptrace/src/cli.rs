@@ -268,7 +268,7 @@ pub struct Trace {
     pub check_config: bool,
 
     /// Size of the buffer between the kernel and tcptrace.
-    #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = size, help_heading = KERNEL)]
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size, help_heading = KERNEL)]
     pub ring_buffer: u64,
     /// Sockets whose owner is remembered; about 210 bytes of kernel memory each.
     #[arg(long, value_name = "COUNT", default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(1024..=16_777_216), help_heading = KERNEL)]

@@ -169,14 +169,15 @@ fn child(ctx: &RawTracePointContext, socket: Socket, known: Option<&mut Sock>) {
 #[inline(always)]
 fn change(ctx: &RawTracePointContext, mut known: Option<&'static mut Sock>, now: u64) {
     let Change { socket, old, new } = Change::of(ctx);
+    // The kind of event that comes of it; 0: none.
+    let mut told = 0;
     match (old, new) {
         (LISTEN, CLOSE) => {
             listener::remove(socket);
             // The table is an LRU: there is always room.
             let _ = CLOSING.insert(task::pid_tgid(), socket.local_port(), u64::from(BPF_ANY));
             if tells_closes() {
-                let id = next_id(hook::SET_STATE);
-                event(id, kind::CLOSE, &Change::of(ctx), known.as_deref());
+                told = kind::CLOSE;
             }
         }
         // Only the program's own shutdown and close lead there.
@@ -187,15 +188,24 @@ fn change(ctx: &RawTracePointContext, mut known: Option<&'static mut Sock>, now:
                 owner::exits(known.as_deref_mut(), flags);
                 fds::closes(socket, fd);
                 if tells_closes() && is_telling(socket, old, flags, known.as_deref()) {
-                    let id = next_id(hook::SET_STATE);
-                    event(id, kind::CLOSE, &Change::of(ctx), known.as_deref());
+                    told = kind::CLOSE;
                 }
             }
         }
         (_, CLOSE_WAIT | STATE_CLOSING) => fin(socket, known.as_deref_mut(), now),
+        (SYN_SENT, CLOSE) if is_wanted(kind::CONNECT_FAILED) => told = kind::CONNECT_FAILED,
+        (SYN_SENT | CLOSE, CLOSE) => {}
+        (_, CLOSE) if is_wanted(kind::TIMEOUT) && is_timeout(socket.error()) => {
+            told = kind::TIMEOUT;
+        }
         _ => {}
     }
-    report(ctx, known.as_deref_mut(), now);
+    report(
+        ctx,
+        known.as_deref_mut(),
+        words::forget(told.into()) as u8,
+        now,
+    );
     if let Some(known) = known {
         advance(Change::of(ctx), known, now);
     }
@@ -232,7 +242,7 @@ fn fin(socket: Socket, known: Option<&mut Sock>, now: u64) {
 }
 
 #[inline(always)]
-fn report(ctx: &RawTracePointContext, known: Option<&mut Sock>, now: u64) {
+fn report(ctx: &RawTracePointContext, known: Option<&mut Sock>, told: u8, now: u64) {
     let Change { socket, old, new } = Change::of(ctx);
     if old == CLOSE_WAIT {
         // Not there when it did not pass the filter.
@@ -242,23 +252,16 @@ fn report(ctx: &RawTracePointContext, known: Option<&mut Sock>, now: u64) {
         let id = next_id(hook::SET_STATE);
         event(id, kind::STATE, &Change::of(ctx), known.as_deref());
     }
-    if new == CLOSE_WAIT {
-        if is_wanted(kind::CLOSE_WAIT) {
-            close_wait(&Change::of(ctx), known.as_deref(), now);
-        }
-    } else if new == CLOSE {
-        let kind = match old {
-            SYN_SENT => kind::CONNECT_FAILED,
-            CLOSE | LISTEN => return,
-            _ if is_timeout(socket.error()) => kind::TIMEOUT,
-            _ => return,
-        };
-        if is_wanted(kind) {
-            let id = next_id(hook::SET_STATE);
-            event(id, kind, &Change::of(ctx), known.as_deref());
-            if let Some(known) = known {
-                known.cause = id;
-            }
+    if new == CLOSE_WAIT && is_wanted(kind::CLOSE_WAIT) {
+        close_wait(&Change::of(ctx), known.as_deref(), now);
+    }
+    if told != 0 {
+        let id = next_id(hook::SET_STATE);
+        event(id, told, &Change::of(ctx), known.as_deref());
+        if let Some(known) = known
+            && told != kind::CLOSE
+        {
+            known.cause = id;
         }
     }
 }

@@ -13,7 +13,7 @@ use super::load::Workload;
 use super::rival::Tracer;
 
 /// Sizes of the ring that are tried.
-const RINGS: [&str; 6] = ["256KiB", "1MiB", "4MiB", "16MiB", "32MiB", "128MiB"];
+const RINGS: [&str; 6] = ["256KiB", "1MiB", "4MiB", "16MiB", "64MiB", "128MiB"];
 /// Connections that each workload resets.
 const CONNECTIONS: u32 = 300_000;
 
