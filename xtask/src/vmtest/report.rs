@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::LIVE;
 use super::console::{Console, Section};
+
 /// What came of one row.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
