@@ -140,7 +140,8 @@ fn doctor(output: ReportFormat, verbose: bool, without: Vec<String>) -> Result<u
         without,
     };
     let plan = plan(&wanted, &facts, &resolved.missing);
-    let may_try = required_missing(&facts).is_empty() && facts.btf.is_ok();
+    let may_try =
+        required_missing(&facts).is_empty() && facts.btf.is_ok() && facts.initial_pid_namespace;
     let attempts = may_try
         .then(|| tracer::try_out(&resolved, &plan))
         .transpose()?;

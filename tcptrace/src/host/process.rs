@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,10 +15,6 @@ use super::cgroup::Cgroups;
 use super::container;
 use crate::event::{Comm, Container, Process};
 
-/// Inode number of the host's own process-id namespace.
-/// <https://github.com/torvalds/linux/blob/v6.18/include/linux/proc_ns.h> (`PROC_PID_INIT_INO`)
-const HOST_PIDS: u64 = 0xEFFF_FFFC;
-
 /// The processes this `/proc` shows.
 ///
 /// # Errors
@@ -28,13 +23,6 @@ const HOST_PIDS: u64 = 0xEFFF_FFFC;
 pub fn pids() -> io::Result<impl Iterator<Item = u32>> {
     let entries = fs::read_dir("/proc")?;
     Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
-}
-
-/// The process ids of `/proc` are the host's, which are the kernel's. In a container with its own
-/// they are others, and most processes are not shown at all.
-#[must_use]
-pub fn sees_host_pids() -> bool {
-    fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == HOST_PIDS)
 }
 
 /// It exists and has not ended: a zombie holds nothing any more.

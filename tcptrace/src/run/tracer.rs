@@ -37,7 +37,7 @@ use crate::kernel::facts::Facts;
 use crate::kernel::layout::Resolved;
 use crate::kernel::load::{Kernel, Setup};
 use crate::kernel::plan::{ACCEPT_OVERFLOW, Plan, Planned, Wanted, plan};
-use crate::kernel::privileges::{self, grant_command, required_missing};
+use crate::kernel::privileges::{self, HOST_PIDS, grant_command, required_missing};
 use crate::metrics::{Metrics, server};
 use crate::session::{Session, clock, monotonic};
 use crate::sink::text::{self, Columns};
@@ -624,15 +624,21 @@ fn look_around(args: &Trace, filters: &Filters) -> Result<mpsc::Receiver<Event>>
 
 fn check_privileges(host: &Host) -> Result<(), Failure> {
     let missing = required_missing(&host.facts);
-    if missing.is_empty() {
+    let error = if !missing.is_empty() {
+        let names: Vec<_> = missing.iter().map(ToString::to_string).collect();
+        anyhow!(
+            "{} missing: the kernel opens eBPF only with it; {}",
+            names.join(" and "),
+            grant_command(&host.facts)
+        )
+    } else if !host.facts.initial_pid_namespace {
+        // Rather nothing than the wrong process.
+        anyhow!(
+            "in this PID namespace processes have other numbers than the kernel gives; {HOST_PIDS}"
+        )
+    } else {
         return Ok(());
-    }
-    let names: Vec<_> = missing.iter().map(ToString::to_string).collect();
-    let error = anyhow!(
-        "{} missing: the kernel opens eBPF only with it; {}",
-        names.join(" and "),
-        grant_command(&host.facts)
-    );
+    };
     Err(Failure {
         status: status::PRIVILEGE,
         error,
@@ -727,12 +733,9 @@ fn outputs(args: &Trace, opener: Option<&Opener>) -> Result<(Outputs, Exports), 
     for destination in &args.export {
         let (format, export) =
             exports.start(destination, tls.clone(), |while_it_may_load_code| {
-                let give_up = || {
-                    privileges::keep_only(&CapsHashSet::new())?;
-                    while_it_may_load_code();
-                    confine(Part::Export)
-                };
-                give_up().map_err(|error| format!("{error:#}"))
+                privileges::keep_only(&CapsHashSet::new())?;
+                while_it_may_load_code();
+                confine(Part::Export)
             })?;
         outputs.add(format, Box::new(export));
     }

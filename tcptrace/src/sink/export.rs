@@ -12,10 +12,11 @@ mod worker;
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context as _, Result};
 use bytes::Bytes;
 
 pub use destination::Destination;
@@ -61,6 +62,8 @@ pub struct Exports(Vec<Watched>);
 struct Watched {
     name: String,
     queue: Arc<Queue>,
+    /// Why its thread ended before it began.
+    unprepared: mpsc::Receiver<anyhow::Error>,
     /// What was told of its losses, and when last.
     told: Account,
     told_at: Option<Instant>,
@@ -91,9 +94,9 @@ impl fmt::Display for News {
 }
 
 impl Exports {
-    /// Starts the thread of an export; one over [`Tls`] needs it. Before anything else the thread does `prepare`, which gives up what
-    /// delivering does not take. It is given something to do while code may still be loaded: asking the
-    /// resolver once has the C library load what that needs.
+    /// Starts the thread of an export; one over [`Tls`] needs it. Before anything else the thread does
+    /// `prepare`, which gives up what delivering does not take. It is given something to do while code
+    /// may still be loaded: asking the resolver once has the C library load what that needs.
     ///
     /// # Errors
     /// There is no thread to be had.
@@ -101,15 +104,19 @@ impl Exports {
         &mut self,
         destination: &Destination,
         tls: Option<Tls>,
-        prepare: impl FnOnce(&dyn Fn()) -> Result<(), String> + Send + 'static,
+        prepare: impl FnOnce(&dyn Fn()) -> Result<()> + Send + 'static,
     ) -> io::Result<(Format, Export)> {
         let name = destination.to_string();
         let queue = Arc::new(Queue::default());
         let (for_thread, to) = (Arc::clone(&queue), destination.clone());
+        let (tell, unprepared) = mpsc::channel();
         let deliver = move || {
             match prepare(&|| to.ask_resolver()) {
                 Ok(()) => worker::run(&for_thread, |patience| to.connect(tls.as_ref(), patience)),
-                Err(error) => for_thread.failed(error),
+                Err(error) => {
+                    // The run may be over already.
+                    let _ = tell.send(error);
+                }
             }
             for_thread.leave();
         };
@@ -119,11 +126,24 @@ impl Exports {
         self.0.push(Watched {
             name: name.clone(),
             queue: Arc::clone(&queue),
+            unprepared,
             told: Account::default(),
             told_at: None,
             failing: None,
         });
         Ok((destination.format(), Export { name, queue }))
+    }
+
+    /// That each thread delivers, or is still about to.
+    ///
+    /// # Errors
+    /// One could not be prepared, and has ended.
+    pub fn check(&self) -> Result<()> {
+        let mut exports = self.0.iter();
+        exports.try_for_each(|export| match export.unprepared.try_recv() {
+            Ok(error) => Err(error).with_context(|| format!("--export {}", export.name)),
+            Err(_) => Ok(()),
+        })
     }
 
     /// What was lost and not told yet: at once the first time, and then every ten seconds; all of it
@@ -201,6 +221,8 @@ impl Exports {
 mod tests {
     use std::os::unix::net::UnixListener;
 
+    use anyhow::anyhow;
+
     use super::*;
     use crate::sink::samples;
 
@@ -260,6 +282,18 @@ mod tests {
         });
         let (_, account) = exports.accounts().next().expect("there is one");
         assert_eq!((account.produced, account.lost.total()), (1, 0));
+    }
+
+    #[test]
+    fn a_thread_that_cannot_be_prepared_is_told_with_the_reason() {
+        let mut exports = Exports::default();
+        let destination = "unix:/nowhere/socket".parse().expect("a destination");
+        exports
+            .start(&destination, None, |_| Err(anyhow!("no seccomp today")))
+            .expect("there are threads");
+        let error = until(|| exports.check().err());
+        let said = format!("{error:#}");
+        assert_eq!(said, "--export unix:/nowhere/socket: no seccomp today");
     }
 
     #[test]

@@ -249,6 +249,7 @@ impl Watch {
 
     /// Tells what exports lost, to the other outputs, and to a person how they go.
     fn tell_of_exports(&mut self, session: &mut Session) -> Result<()> {
+        self.exports.check()?;
         self.count_exports(session);
         for dropped in self.exports.dropped(Instant::now(), false) {
             session.note(Kind::ExportDropped(dropped))?;

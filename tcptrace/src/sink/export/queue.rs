@@ -137,8 +137,8 @@ pub(super) enum Work {
 }
 
 impl Queue {
-    /// Takes a record, or counts it as lost; nothing after the end. The copy keeps its memory from being tied to that of the
-    /// records of other outputs.
+    /// Takes a record, or counts it as lost; nothing after the end. The copy keeps its memory from being
+    /// tied to that of the records of other outputs.
     pub(super) fn push(&self, record: &Bytes) {
         let mut state = self.lock();
         if state.ended {
