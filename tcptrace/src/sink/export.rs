@@ -190,8 +190,8 @@ impl Exports {
         news
     }
 
-    /// Nothing more comes: waits until everything is delivered, [`FLUSH`] at most, and counts the rest
-    /// as lost.
+    /// Nothing more comes: waits until everything is delivered, five seconds at most over all exports, and
+    /// counts the rest as lost.
     pub async fn close(&mut self) {
         let deadline = tokio::time::Instant::now() + FLUSH;
         for export in &self.0 {
