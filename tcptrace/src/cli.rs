@@ -255,7 +255,8 @@ pub struct Trace {
     /// End after this many events.
     #[arg(short, long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..), help_heading = END)]
     pub count: Option<u64>,
-    /// Exit with status 5 if any event was lost, or a record not delivered to an export.
+    /// Exit with status 5 if any event was lost, or a record not delivered to an export or to standard
+    /// output.
     #[arg(long, help_heading = END)]
     pub strict: bool,
 

@@ -191,7 +191,7 @@ fn every_thread_of_a_tracer_is_confined() {
             }
             Ok(all)
         })?;
-        for thread in ["files", "netns", "command", "export", "tcptrace"] {
+        for thread in ["files", "netns", "command", "export", "stdout", "tcptrace"] {
             ensure!(names.iter().any(|it| it == thread), "{thread}: {names:?}");
         }
         tracer.stop()?;

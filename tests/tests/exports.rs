@@ -281,6 +281,41 @@ fn a_server_that_never_reads_holds_up_nobody_and_what_it_misses_is_told() {
 }
 
 #[test]
+fn standard_output_that_nobody_reads_holds_up_neither_an_export_nor_the_end() {
+    const EXPORT: &str = "tcp://127.0.0.1:5140";
+    // More than a pipe holds.
+    const REFUSED: usize = 200;
+    in_netns(|netns| {
+        let server = LogServer::socat("TCP-LISTEN:5140,bind=127.0.0.1,reuseaddr")?;
+        wait_for_port(5140)?;
+        let (_unread, stdout) = std::io::pipe()?;
+        let mut command = tcptrace();
+        command.args(["-o", "json", "--export", EXPORT, "--netns"]);
+        command.arg(netns.path());
+        let tracer = Tracer::start_into(command, stdout)?;
+        provoke(REFUSED)?;
+        server.ids(3 * REFUSED)?;
+        let asked = Instant::now();
+        let trace = tracer.stop()?;
+        ensure!(asked.elapsed() < END, "it took {:?}", asked.elapsed());
+        let said = trace.stderr.join("\n");
+        ensure!(trace.status.success(), "{said}");
+        let exported = account(&trace, EXPORT)?;
+        ensure!(exported.lost == 0, "{exported:?}");
+        ensure!(exported.sent == server.count()?, "{exported:?}");
+        let unread = "tcptrace: stdout: ";
+        let unread = trace.stderr.iter().find_map(|it| it.strip_prefix(unread));
+        let unread = unread.with_context(|| format!("nothing of standard output: {said}"))?;
+        ensure!(
+            unread.starts_with(&format!("{} records", exported.produced)),
+            "{unread}"
+        );
+        ensure!(unread.ends_with(" undelivered"), "{unread}");
+        Ok(())
+    });
+}
+
+#[test]
 fn what_is_meant_for_wrong_ports_and_names_is_counted() {
     const DEAD: [(&str, &str); 4] = [
         ("tcp://127.0.0.1:9", "Connection refused"),

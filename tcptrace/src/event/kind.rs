@@ -363,7 +363,7 @@ pub struct Loss {
 /// Records that an export could not deliver. The other outputs have them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dropped {
-    /// The export, as on the command line.
+    /// The export, as on the command line; `stdout` is standard output.
     pub to: String,
     /// How many since the last such record.
     pub count: u64,

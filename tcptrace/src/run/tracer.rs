@@ -41,7 +41,7 @@ use crate::kernel::privileges::{self, HOST_PIDS, grant_command, required_missing
 use crate::metrics::{Metrics, server};
 use crate::session::{Session, clock, monotonic};
 use crate::sink::text::{self, Columns};
-use crate::sink::{self, Exports, Format, Opener, Outputs, Rotation, Stream, Tls};
+use crate::sink::{self, Delivery, Exports, Format, Opener, Outputs, Rotation, Tls};
 use crate::source::Source;
 use crate::source::ring::Ring;
 use reload::Reload;
@@ -83,7 +83,7 @@ pub(super) fn trace(
     // Before anything is loaded: what is wrong with the request does not need the kernel.
     let opener = args.output_file.as_ref().map(|_| Opener::start());
     let opener = opener.transpose().context("no thread to open files")?;
-    let (outputs, exports) = outputs(args, opener.as_ref())?;
+    let (outputs, deliveries) = outputs(args, opener.as_ref())?;
     let listener = args.metrics.map(server::bind).transpose()?;
     let mut filters = Filters::of(args, &selection)?;
     let host = Host::look();
@@ -150,7 +150,7 @@ pub(super) fn trace(
         report,
         kernel,
         session,
-        exports,
+        deliveries,
         command,
         service,
         reload: reloaded.map(|(args, file)| Reload { args, file }),
@@ -305,7 +305,7 @@ struct Live<'a> {
     report: Report,
     kernel: Kernel,
     session: Session,
-    exports: Exports,
+    deliveries: (Delivery, Exports),
     command: Option<Held>,
     service: Service,
     reload: Option<Reload>,
@@ -318,7 +318,7 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
         report,
         mut kernel,
         mut session,
-        exports,
+        deliveries,
         command,
         service,
         reload,
@@ -340,7 +340,7 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     let mut watch = Watch::new(
         args,
         kernel,
-        exports,
+        deliveries,
         filters,
         &session,
         polls_accept_queues,
@@ -371,8 +371,8 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
         Ok(stop) => stop,
         Err(failure) if failure.error.downcast_ref() == Some(&sink::Error::Closed) => Stop::Closed,
         Err(failure) => {
-            // An output that failed takes no account of the exports with it.
-            let _ = watch.close_exports(&mut session).await;
+            // An output that failed takes no account of the others with it.
+            let _ = watch.close_deliveries(&mut session).await;
             return Err(failure);
         }
     };
@@ -392,8 +392,8 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
             (counters, shown),
         )
     });
-    // Also when another output failed: what was produced for an export is sent or counted.
-    let told = watch.close_exports(&mut session).await;
+    // Also when another output failed: what was produced for one is sent or counted.
+    let told = watch.close_deliveries(&mut session).await;
     // A summary that nobody reads is no failure, wherever the pipe closed.
     let is_failure = |failure: &Failure| failure.error.downcast_ref() != Some(&sink::Error::Closed);
     let outcome = account.and(told.map_err(Failure::from));
@@ -405,7 +405,7 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     }
     Ok(match stop {
         Stop::Command(status) if status != 0 => status,
-        _ if args.strict && watch.summary.lost + watch.not_exported() > 0 => status::LOST,
+        _ if args.strict && watch.summary.lost + watch.not_delivered() > 0 => status::LOST,
         _ => 0,
     })
 }
@@ -693,7 +693,11 @@ fn is_seen(planned: &Planned, attempts: &[Attempt]) -> bool {
     })
 }
 
-fn outputs(args: &Trace, opener: Option<&Opener>) -> Result<(Outputs, Exports), Failure> {
+/// Where events go, and the threads that take them to standard output and to the exports.
+fn outputs(
+    args: &Trace,
+    opener: Option<&Opener>,
+) -> Result<(Outputs, (Delivery, Exports)), Failure> {
     let mut outputs = Outputs::new(sink::Context {
         run: u32::from_ne_bytes(random()?),
         key: random()?,
@@ -715,7 +719,11 @@ fn outputs(args: &Trace, opener: Option<&Opener>) -> Result<(Outputs, Exports), 
         Output::Json => Format::Json,
         Output::Jsonpretty => Format::JsonPretty,
     };
-    outputs.add(format, Box::new(Stream::stdout()?));
+    let (stdout, sink) = Delivery::stdout(|| {
+        privileges::keep_only(&CapsHashSet::new())?;
+        confine(Part::Reader)
+    })?;
+    outputs.add(format, Box::new(sink));
     if let (Some(path), Some(opener)) = (&args.output_file, opener) {
         let rotation = args.rotate_size.map(|size| Rotation {
             size,
@@ -739,7 +747,7 @@ fn outputs(args: &Trace, opener: Option<&Opener>) -> Result<(Outputs, Exports), 
             })?;
         outputs.add(format, Box::new(export));
     }
-    Ok((outputs, exports))
+    Ok((outputs, (stdout, exports)))
 }
 
 /// The one line of a file; `None` without it.

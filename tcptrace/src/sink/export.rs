@@ -1,5 +1,5 @@
-//! Records to a destination over a socket: each export has a queue with a bound and a thread that
-//! delivers, so that a dead or slow destination delays neither the ring nor another output. What it
+//! Records to a destination over a socket, or to standard output: each has a queue with a bound and a
+//! thread that delivers, so that a dead or slow one delays neither the ring nor another output. What it
 //! cannot have is counted, with the reason: at any moment what was produced for it is what was sent,
 //! lost or waits.
 
@@ -7,11 +7,14 @@ mod backoff;
 mod destination;
 mod link;
 mod queue;
+mod stdout;
 mod tls;
 mod worker;
 
 use std::fmt;
+use std::fs::File;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,12 +25,13 @@ use bytes::Bytes;
 pub use destination::Destination;
 use queue::Queue;
 pub use queue::{Account, Lost};
+pub use stdout::Stdout;
 pub use tls::Tls;
 
 use super::{Error, Format, Sink};
 use crate::event::{Dropped, Event, Kind};
 
-/// How long all exports together may take at the end to deliver what waits.
+/// How long all exports together may take at the end to deliver what waits, and then standard output.
 const FLUSH: Duration = Duration::from_secs(5);
 
 /// How often a loss that goes on is told of.
@@ -44,7 +48,8 @@ impl Sink for Export {
     fn write(&mut self, event: &Event, record: &Bytes) -> Result<(), Error> {
         match &event.kind {
             Kind::ExportDropped(dropped) if dropped.to == self.name => {}
-            _ => self.queue.push(record),
+            // The copy keeps its memory from being tied to that of the records of other outputs.
+            _ => self.queue.push(Bytes::copy_from_slice(record), 1),
         }
         Ok(())
     }
@@ -55,18 +60,122 @@ impl Sink for Export {
     }
 }
 
+/// What one thread delivers, as whoever looks after it sees it.
+pub struct Delivery {
+    name: String,
+    queue: Arc<Queue>,
+    /// Why its thread ended before its time.
+    failed: mpsc::Receiver<anyhow::Error>,
+    /// What was told of its losses, and when last.
+    told: Account,
+    told_at: Option<Instant>,
+}
+
+impl Delivery {
+    /// To standard output, which goes by the name of `stdout`. Before anything else the thread does
+    /// `prepare`, which gives up what writing does not take.
+    ///
+    /// # Errors
+    /// It is not open, or there is no thread to be had.
+    pub fn stdout(
+        prepare: impl FnOnce() -> Result<()> + Send + 'static,
+    ) -> Result<(Self, Stdout), Error> {
+        let failed = |error| Error::failed("open", &"standard output", &error);
+        let to = io::stdout().as_fd().try_clone_to_owned().map_err(failed)?;
+        let deliver = move |queue: &Queue| {
+            prepare()?;
+            Ok(stdout::write_out(queue, File::from(to))?)
+        };
+        let queue = Queue::with_room(stdout::ROOM);
+        let delivery = Self::start("stdout".to_owned(), "stdout", queue, deliver);
+        let delivery = delivery.map_err(failed)?;
+        let stdout = Stdout::new(Arc::clone(&delivery.queue));
+        Ok((delivery, stdout))
+    }
+
+    fn start(
+        name: String,
+        thread: &str,
+        queue: Queue,
+        deliver: impl FnOnce(&Queue) -> Result<()> + Send + 'static,
+    ) -> io::Result<Self> {
+        let queue = Arc::new(queue);
+        let for_thread = Arc::clone(&queue);
+        let (tell, failed) = mpsc::channel();
+        let work = move || {
+            if let Err(error) = deliver(&for_thread) {
+                // The run may be over already.
+                let _ = tell.send(error);
+            }
+            for_thread.leave();
+        };
+        thread::Builder::new().name(thread.into()).spawn(work)?;
+        Ok(Self {
+            name,
+            queue,
+            failed,
+            told: Account::default(),
+            told_at: None,
+        })
+    }
+
+    /// That its thread delivers, or is still about to.
+    ///
+    /// # Errors
+    /// It has ended: it could not be prepared, or standard output takes no more. Told once.
+    pub fn check(&self) -> Result<()> {
+        self.failed.try_recv().map_or(Ok(()), Err)
+    }
+
+    /// What was lost and not told yet: at once the first time, and then every ten seconds; all of it
+    /// when it is the `last` time.
+    pub fn dropped(&mut self, now: Instant, last: bool) -> Vec<Dropped> {
+        let mut told_at = self.told_at.into_iter();
+        if !last && told_at.any(|at| now.duration_since(at) < TELL_EVERY) {
+            return Vec::new();
+        }
+        let account = self.queue.account();
+        let grown = account.lost.since(&self.told.lost);
+        if grown.total() > 0 {
+            self.told_at = Some(now);
+        }
+        let dropped = grown.rows().map(|(reason, count)| Dropped {
+            to: self.name.clone(),
+            count,
+            reason,
+            error: account.error.clone(),
+        });
+        let dropped = dropped.collect();
+        self.told = account;
+        dropped
+    }
+
+    /// Nothing more comes: waits until everything is delivered, five seconds at most, and counts the rest
+    /// as lost.
+    pub async fn close(&mut self) {
+        self.queue.close();
+        self.finish(tokio::time::Instant::now() + FLUSH).await;
+    }
+
+    async fn finish(&self, deadline: tokio::time::Instant) {
+        // Whether it is in time or not, the account is closed.
+        let _ = tokio::time::timeout_at(deadline, self.queue.left()).await;
+        self.queue.end();
+    }
+
+    /// Its name, and what became of its records.
+    #[must_use]
+    pub fn account(&self) -> (&str, Account) {
+        (&self.name, self.queue.account())
+    }
+}
+
 /// All exports of a run, as whoever looks after them sees them.
 #[derive(Default)]
 pub struct Exports(Vec<Watched>);
 
 struct Watched {
-    name: String,
-    queue: Arc<Queue>,
-    /// Why its thread ended before it began.
-    unprepared: mpsc::Receiver<anyhow::Error>,
-    /// What was told of its losses, and when last.
-    told: Account,
-    told_at: Option<Instant>,
+    delivery: Delivery,
     /// What was said last of how it goes.
     failing: Option<String>,
 }
@@ -107,85 +216,52 @@ impl Exports {
         prepare: impl FnOnce(&dyn Fn()) -> Result<()> + Send + 'static,
     ) -> io::Result<(Format, Export)> {
         let name = destination.to_string();
-        let queue = Arc::new(Queue::default());
-        let (for_thread, to) = (Arc::clone(&queue), destination.clone());
-        let (tell, unprepared) = mpsc::channel();
-        let deliver = move || {
-            match prepare(&|| to.ask_resolver()) {
-                Ok(()) => worker::run(&for_thread, |patience| to.connect(tls.as_ref(), patience)),
-                Err(error) => {
-                    // The run may be over already.
-                    let _ = tell.send(error);
-                }
-            }
-            for_thread.leave();
+        let (to, called) = (destination.clone(), name.clone());
+        let deliver = move |queue: &Queue| {
+            prepare(&|| to.ask_resolver()).with_context(|| format!("--export {called}"))?;
+            worker::run(queue, |patience| to.connect(tls.as_ref(), patience));
+            Ok(())
         };
-        thread::Builder::new()
-            .name("export".into())
-            .spawn(deliver)?;
+        let delivery = Delivery::start(name.clone(), "export", Queue::default(), deliver)?;
+        let queue = Arc::clone(&delivery.queue);
         self.0.push(Watched {
-            name: name.clone(),
-            queue: Arc::clone(&queue),
-            unprepared,
-            told: Account::default(),
-            told_at: None,
+            delivery,
             failing: None,
         });
         Ok((destination.format(), Export { name, queue }))
     }
 
-    /// That each thread delivers, or is still about to.
+    /// As [`Delivery::check`], of each.
     ///
     /// # Errors
-    /// One could not be prepared, and has ended.
+    /// That of the first that has ended.
     pub fn check(&self) -> Result<()> {
-        let mut exports = self.0.iter();
-        exports.try_for_each(|export| match export.unprepared.try_recv() {
-            Ok(error) => Err(error).with_context(|| format!("--export {}", export.name)),
-            Err(_) => Ok(()),
-        })
+        self.0.iter().try_for_each(|it| it.delivery.check())
     }
 
-    /// What was lost and not told yet: at once the first time, and then every ten seconds; all of it
-    /// when it is the `last` time.
+    /// As [`Delivery::dropped`], of all.
     pub fn dropped(&mut self, now: Instant, last: bool) -> Vec<Dropped> {
-        let mut dropped = Vec::new();
-        for export in &mut self.0 {
-            let is_due = export
-                .told_at
-                .is_none_or(|at| now.duration_since(at) >= TELL_EVERY);
-            if !last && !is_due {
-                continue;
-            }
-            let account = export.queue.account();
-            let grown = account.lost.since(&export.told.lost);
-            dropped.extend(grown.rows().map(|(reason, count)| Dropped {
-                to: export.name.clone(),
-                count,
-                reason,
-                error: account.error.clone(),
-            }));
-            if grown.total() > 0 {
-                export.told_at = Some(now);
-            }
-            export.told = account;
-        }
-        dropped
+        let deliveries = self.0.iter_mut().map(|it| &mut it.delivery);
+        deliveries.flat_map(|it| it.dropped(now, last)).collect()
     }
 
     /// Which exports began to fail or to deliver again since this was asked last.
     pub fn news(&mut self) -> Vec<News> {
         let mut news = Vec::new();
-        for export in &mut self.0 {
-            let failing = export.queue.account().failing;
-            match (&failing, &export.failing) {
+        for Watched {
+            delivery,
+            failing: said,
+        } in &mut self.0
+        {
+            let (name, Account { failing, .. }) = delivery.account();
+            match (&failing, &said) {
                 (Some(error), None) => {
-                    news.push(News::Failing(export.name.clone(), error.clone()));
+                    news.push(News::Failing(name.to_owned(), error.clone()));
                 }
-                (None, Some(_)) => news.push(News::Delivering(export.name.clone())),
+                (None, Some(_)) => news.push(News::Delivering(name.to_owned())),
                 _ => {}
             }
-            export.failing = failing;
+            *said = failing;
         }
         news
     }
@@ -195,19 +271,16 @@ impl Exports {
     pub async fn close(&mut self) {
         let deadline = tokio::time::Instant::now() + FLUSH;
         for export in &self.0 {
-            export.queue.close();
+            export.delivery.queue.close();
         }
         for export in &self.0 {
-            // Whether it is in time or not, the accounts are closed below.
-            let _ = tokio::time::timeout_at(deadline, export.queue.left()).await;
-            export.queue.end();
+            export.delivery.finish(deadline).await;
         }
     }
 
     /// The name and the account of each export.
     pub fn accounts(&self) -> impl Iterator<Item = (&str, Account)> {
-        let accounts = self.0.iter();
-        accounts.map(|export| (export.name.as_str(), export.queue.account()))
+        self.0.iter().map(|it| it.delivery.account())
     }
 
     /// Records that no export delivered, over all of them.

@@ -9,7 +9,6 @@ pub mod record;
 #[cfg(test)]
 pub(crate) mod samples;
 mod sentence;
-mod stream;
 mod syslog;
 pub mod text;
 
@@ -18,10 +17,9 @@ use std::io;
 
 use bytes::{Bytes, BytesMut};
 
-pub use export::{Account, Destination, Export, Exports, Lost, News, Tls};
+pub use export::{Account, Delivery, Destination, Export, Exports, Lost, News, Stdout, Tls};
 pub use file::{File, Opener, Rotation, directory_of};
 pub use sentence::Body;
-pub use stream::Stream;
 
 use crate::event::{Event, Kind};
 

@@ -19,7 +19,7 @@ use crate::host::{netns, process, sockets};
 use crate::kernel::load::{FilterValues, Kernel, KernelLog};
 use crate::session::{Session, monotonic};
 use crate::sink::text::printable;
-use crate::sink::{Error, Exports};
+use crate::sink::{Delivery, Error, Exports};
 
 /// The kernel half, and what is known of it so far.
 pub(super) struct Watch {
@@ -27,6 +27,7 @@ pub(super) struct Watch {
     pub(super) summary: Summary,
     kernel: Kernel,
     log: Option<KernelLog>,
+    stdout: Delivery,
     exports: Exports,
     quiet: bool,
     lost: [u64; hook::COUNT as usize],
@@ -108,7 +109,7 @@ impl Watch {
     pub(super) fn new(
         args: &Trace,
         mut kernel: Kernel,
-        exports: Exports,
+        (stdout, exports): (Delivery, Exports),
         filters: Filters,
         session: &Session,
         polls_accept_queues: bool,
@@ -122,6 +123,7 @@ impl Watch {
             summary: Summary::default(),
             kernel,
             log,
+            stdout,
             exports,
             quiet: args.quiet,
             lost: [0; hook::COUNT as usize],
@@ -247,11 +249,14 @@ impl Watch {
         Ok(())
     }
 
-    /// Tells what exports lost, to the other outputs, and to a person how they go.
-    fn tell_of_exports(&mut self, session: &mut Session) -> Result<()> {
+    /// Tells what standard output and exports lost, and to a person how exports go.
+    fn tell_of_deliveries(&mut self, session: &mut Session) -> Result<()> {
+        self.stdout.check()?;
         self.exports.check()?;
-        self.count_exports(session);
-        for dropped in self.exports.dropped(Instant::now(), false) {
+        self.count_deliveries(session);
+        let now = Instant::now();
+        let dropped = self.stdout.dropped(now, false).into_iter();
+        for dropped in dropped.chain(self.exports.dropped(now, false)) {
             session.note(Kind::ExportDropped(dropped))?;
         }
         for news in self.exports.news() {
@@ -260,31 +265,43 @@ impl Watch {
         Ok(())
     }
 
-    fn count_exports(&self, session: &Session) {
+    fn count_deliveries(&self, session: &Session) {
         let Some(metrics) = session.metrics() else {
             return;
         };
-        for (name, account) in self.exports.accounts() {
+        for (name, account) in self.exports.accounts().chain([self.stdout.account()]) {
             metrics.exported(name, &account);
         }
     }
 
-    /// Delivers what waits, and tells what became of all records of each export.
-    pub(super) async fn close_exports(&mut self, session: &mut Session) -> Result<(), Error> {
+    /// Delivers what waits, and tells what became of all records of each export, and of standard output
+    /// where it did not take all.
+    pub(super) async fn close_deliveries(&mut self, session: &mut Session) -> Result<()> {
         self.exports.close().await;
-        self.count_exports(session);
         for (name, account) in self.exports.accounts() {
             self.say(&format!("--export {name}: {account}"));
         }
         for dropped in self.exports.dropped(Instant::now(), true) {
             session.note(Kind::ExportDropped(dropped))?;
         }
-        session.flush()
+        session.flush()?;
+        self.stdout.close().await;
+        self.count_deliveries(session);
+        for dropped in self.stdout.dropped(Instant::now(), true) {
+            session.note(Kind::ExportDropped(dropped))?;
+        }
+        let (name, account) = self.stdout.account();
+        if account.lost.total() > 0 {
+            self.say(&format!("{name}: {account}"));
+        }
+        session.flush()?;
+        self.stdout.check()
     }
 
-    /// Records that an export did not deliver.
-    pub(super) fn not_exported(&self) -> u64 {
-        self.exports.lost()
+    /// Records that standard output and exports did not get.
+    pub(super) fn not_delivered(&self) -> u64 {
+        let (_, stdout) = self.stdout.account();
+        self.exports.lost() + stdout.lost.total()
     }
 
     fn say(&self, what: &str) {
@@ -381,7 +398,7 @@ impl Watch {
 impl Upkeep for Watch {
     fn tend(&mut self, session: &mut Session) -> Result<()> {
         self.account(session)?;
-        self.tell_of_exports(session)?;
+        self.tell_of_deliveries(session)?;
         if let Some(service) = &mut self.service {
             let tally = session.tally();
             service.tend(|| format!("{} events printed, {} lost", tally.printed, tally.lost));

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::mem;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ const LIMIT_RECORDS: usize = 65_536;
 /// Bytes that may wait.
 const LIMIT_BYTES: usize = 16 << 20;
 /// Bytes handed over at a time.
-const GATHER: usize = 64 * 1024;
+pub(super) const GATHER: usize = 64 * 1024;
 /// How often it is asked whether what was sent has arrived.
 const ARRIVAL: Duration = Duration::from_millis(20);
 
@@ -105,8 +106,9 @@ impl fmt::Display for Account {
 }
 
 /// The queue between the loop and the thread that delivers.
-#[derive(Default)]
 pub(super) struct Queue {
+    /// Bytes that may wait.
+    room: usize,
     state: Mutex<State>,
     changed: Condvar,
     left: Notify,
@@ -114,8 +116,9 @@ pub(super) struct Queue {
 
 #[derive(Default)]
 struct State {
-    /// The first `handed` of them are with the link, which has not said yet what became of them.
-    records: VecDeque<Bytes>,
+    /// One or several records each. The first `handed` of these are with the link, which has not said yet
+    /// what became of them.
+    parcels: VecDeque<(Bytes, u64)>,
     handed: usize,
     bytes: usize,
     /// Bytes that came since the thread was woken.
@@ -125,6 +128,12 @@ struct State {
     closing: bool,
     /// What still waits was counted as lost.
     ended: bool,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self::with_room(LIMIT_BYTES)
+    }
 }
 
 /// What there is to do for the thread that delivers.
@@ -137,23 +146,33 @@ pub(super) enum Work {
 }
 
 impl Queue {
-    /// Takes a record, or counts it as lost; nothing after the end. The copy keeps its memory from being
-    /// tied to that of the records of other outputs.
-    pub(super) fn push(&self, record: &Bytes) {
+    /// In which so many bytes may wait.
+    pub(super) fn with_room(room: usize) -> Self {
+        Self {
+            room,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            left: Notify::new(),
+        }
+    }
+
+    /// Takes this many records, or counts them as lost; nothing after the end.
+    pub(super) fn push(&self, parcel: Bytes, records: u64) {
         let mut state = self.lock();
         if state.ended {
             return;
         }
-        state.account.produced += 1;
+        state.account.produced += records;
         let is_full =
-            state.records.len() >= LIMIT_RECORDS || state.bytes + record.len() > LIMIT_BYTES;
+            state.parcels.len() >= LIMIT_RECORDS || state.bytes + parcel.len() > self.room;
         if is_full {
-            state.account.lost.queue_full += 1;
+            state.account.lost.queue_full += records;
             return;
         }
-        state.records.push_back(Bytes::copy_from_slice(record));
-        state.bytes += record.len();
-        state.fresh += record.len();
+        state.account.waiting += records;
+        state.bytes += parcel.len();
+        state.fresh += parcel.len();
+        state.parcels.push_back((parcel, records));
         if state.fresh >= GATHER {
             state.fresh = 0;
             self.changed.notify_one();
@@ -178,10 +197,14 @@ impl Queue {
     /// Counts what waits as lost, whatever the thread still does with it.
     pub(super) fn end(&self) {
         let mut state = self.lock();
-        state.account.lost.undelivered += state.records.len() as u64;
-        state.records.clear();
-        (state.bytes, state.handed, state.ended) = (0, 0, true);
+        state.account.lost.undelivered += state.clear();
         self.changed.notify_one();
+    }
+
+    /// Nobody is there to miss what waits: it is as if it had never been.
+    pub(super) fn abandon(&self) {
+        let mut state = self.lock();
+        state.account.produced -= state.clear();
     }
 
     /// The thread has ended.
@@ -196,20 +219,16 @@ impl Queue {
 
     /// The account now.
     pub(super) fn account(&self) -> Account {
-        let state = self.lock();
-        Account {
-            waiting: state.records.len() as u64,
-            ..state.account.clone()
-        }
+        self.lock().account.clone()
     }
 
     /// Waits for the first record. Gives whether there is one: otherwise there never will be.
     pub(super) fn wait(&self) -> bool {
         let state = self.lock();
-        let idle = |state: &mut State| state.records.is_empty() && !state.closing;
+        let idle = |state: &mut State| state.parcels.is_empty() && !state.closing;
         let state = self.changed.wait_while(state, idle);
         let state = state.unwrap_or_else(PoisonError::into_inner);
-        !state.records.is_empty()
+        !state.parcels.is_empty()
     }
 
     /// Waits before the next try. The end is a reason to try again at once.
@@ -231,7 +250,7 @@ impl Queue {
         if wants {
             let unfinished = state.handed > 0;
             let idle = |state: &mut State| {
-                let nothing = state.records.len() == state.handed;
+                let nothing = state.parcels.len() == state.handed;
                 nothing && !state.ended && (state.handed > 0 || !state.closing)
             };
             state = if unfinished {
@@ -242,19 +261,21 @@ impl Queue {
                 waited.unwrap_or_else(PoisonError::into_inner)
             };
         }
-        if state.ended || (state.closing && state.records.is_empty()) {
+        if state.ended || (state.closing && state.parcels.is_empty()) {
             return Work::Over;
         }
         if !wants {
             return Work::Records(Vec::new());
         }
         let mut bytes = 0;
-        let fits = |record: &&Bytes| {
-            bytes += record.len();
-            bytes <= GATHER
+        let fits = |parcel: &&Bytes| {
+            let is_first = bytes == 0;
+            bytes += parcel.len();
+            is_first || bytes <= GATHER
         };
-        let next = state.records.range(state.handed..);
-        let next: Vec<_> = next.take_while(fits).cloned().collect();
+        let next = state.parcels.range(state.handed..);
+        let next = next.map(|(parcel, _)| parcel).take_while(fits);
+        let next: Vec<_> = next.cloned().collect();
         state.handed += next.len();
         Work::Records(next)
     }
@@ -265,12 +286,15 @@ impl Queue {
         if state.ended || done.count() == 0 {
             return;
         }
-        for _ in 0..done.count() {
-            let record = state.records.pop_front();
-            state.bytes -= record.map_or(0, |record| record.len());
+        let (mut bytes, mut records) = (0, 0);
+        for (parcel, held) in state.parcels.drain(..done.count()) {
+            bytes += parcel.len();
+            records += held;
         }
+        state.bytes -= bytes;
         state.handed -= done.count();
-        state.account.sent += done.sent as u64;
+        state.account.waiting -= records;
+        state.account.sent += records - done.too_large as u64;
         state.account.lost.too_large += done.too_large as u64;
         state.account.failing = None;
     }
@@ -284,6 +308,15 @@ impl Queue {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Ends with nothing left, and gives the number of records that waited.
+    fn clear(&mut self) -> u64 {
+        self.parcels.clear();
+        (self.bytes, self.handed, self.ended) = (0, 0, true);
+        mem::take(&mut self.account.waiting)
     }
 }
 
@@ -303,14 +336,14 @@ mod tests {
     fn what_is_more_than_may_wait_is_counted() {
         let queue = Queue::default();
         for _ in 0..LIMIT_RECORDS + 3 {
-            queue.push(&record(1));
+            queue.push(record(1), 1);
         }
         let account = queue.account();
         assert_eq!(account.waiting, LIMIT_RECORDS as u64);
         assert_eq!(account.lost.queue_full, 3);
         let queue = Queue::default();
         for _ in 0..3 {
-            queue.push(&record(LIMIT_BYTES / 2));
+            queue.push(record(LIMIT_BYTES / 2), 1);
         }
         let account = queue.account();
         assert_eq!((account.waiting, account.lost.queue_full), (2, 1));
@@ -320,7 +353,7 @@ mod tests {
     fn a_new_link_is_handed_what_the_one_before_left_undecided() {
         let queue = Queue::default();
         for size in 1..=3 {
-            queue.push(&record(size));
+            queue.push(record(size), 1);
         }
         let all = |sizes: &[usize]| Work::Records(sizes.iter().map(|&it| record(it)).collect());
         assert_eq!(queue.next(true), all(&[1, 2, 3]));
@@ -341,7 +374,7 @@ mod tests {
     fn no_more_is_handed_over_at_a_time_than_is_gathered() {
         let queue = Queue::default();
         for _ in 0..3 {
-            queue.push(&record(GATHER / 2));
+            queue.push(record(GATHER / 2), 1);
         }
         let two = vec![record(GATHER / 2); 2];
         assert_eq!(queue.next(true), Work::Records(two));
@@ -350,17 +383,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_larger_goes_alone() {
+        let queue = Queue::default();
+        for size in [2 * GATHER, 1] {
+            queue.push(record(size), 1);
+        }
+        for size in [2 * GATHER, 1] {
+            assert_eq!(queue.next(true), Work::Records(vec![record(size)]));
+        }
+    }
+
+    #[test]
     fn what_waits_at_the_end_is_lost_and_a_late_answer_changes_nothing() {
         let queue = Queue::default();
         for _ in 0..4 {
-            queue.push(&record(1));
+            queue.push(record(1), 1);
         }
         assert!(queue.wait());
         let _ = queue.next(true);
         queue.settle(sent(1));
         queue.end();
         queue.settle(sent(3));
-        queue.push(&record(1));
+        queue.push(record(1), 1);
         let account = queue.account();
         assert_eq!((account.produced, account.sent), (4, 1));
         assert_eq!((account.lost.undelivered, account.lost.total()), (3, 3));

@@ -148,7 +148,7 @@ mod tests {
             let records: Vec<_> =
                 (0..count).map(|it| Bytes::from(it.to_string())).collect();
             for record in &records {
-                queue.push(record);
+                queue.push(record.clone(), 1);
             }
             queue.wake();
             queue.close();
@@ -171,7 +171,7 @@ mod tests {
         let theirs = Arc::clone(&queue);
         let refuse = |_| Err(io::ErrorKind::ConnectionRefused.into());
         let thread = thread::spawn(move || run(&theirs, refuse));
-        queue.push(&Bytes::from_static(b"x"));
+        queue.push(Bytes::from_static(b"x"), 1);
         queue.close();
         queue.end();
         thread.join().expect("it ends");
