@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use ipnet::IpNet;
 use crate::config::Selection;
 use crate::event::Errno;
 use crate::kernel::plan::Way;
+use crate::metrics::server;
+use crate::sink::Destination;
 
 /// Which process, which flow and why, for every TCP socket error on this host.
 ///
@@ -219,6 +222,32 @@ pub struct Trace {
     /// Files to keep that were moved aside.
     #[arg(long, value_name = "COUNT", default_value_t = 5, requires = "rotate_size", help_heading = OUTPUT)]
     pub rotate_keep: u32,
+    /// Send each record to a log pipeline as well: `journald`, `syslog=tcp://HOST:PORT`,
+    /// `syslog=tls://HOST:PORT`, `syslog=udp://HOST:PORT`, `syslog=unix:/PATH`, or as JSON Lines
+    /// `tcp://HOST:PORT`, `tls://HOST:PORT`, `unix:/PATH`.
+    ///
+    /// May be given more than once. What cannot be delivered waits, up to 65536 records or 16 MiB for
+    /// each, and at the end for up to 5 seconds; what is lost is counted and told.
+    #[arg(long, value_name = "DEST", help_heading = OUTPUT)]
+    pub export: Vec<Destination>,
+    /// Trust servers of `tls://` that have a certificate from those in this file, and no others; PEM.
+    #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
+    pub tls_ca: Option<PathBuf>,
+    /// Show this certificate to servers of `tls://`; PEM.
+    #[arg(long, value_name = "FILE", requires_all = ["tls_key", "tls_ca"], help_heading = OUTPUT)]
+    pub tls_cert: Option<PathBuf>,
+    /// The key of that certificate; PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = OUTPUT)]
+    pub tls_key: Option<PathBuf>,
+    /// Answer Prometheus on this port, at /metrics; /healthz and /readyz say how tcptrace is.
+    ///
+    /// A port alone is on loopback. Whoever reaches the port may read it.
+    #[arg(long, value_name = "ADDR", value_parser = server::address, help_heading = OUTPUT)]
+    pub metrics: Option<SocketAddr>,
+    /// Print at most this many events a second of one kind and cause from one process; how many were
+    /// not is told each second. Findings, and the events they rest on, are always printed.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..), help_heading = OUTPUT)]
+    pub rate_limit: Option<u32>,
     /// Say nothing on standard error but errors.
     #[arg(long, conflicts_with = "verbose", help_heading = OUTPUT)]
     pub quiet: bool,
@@ -238,9 +267,18 @@ pub struct Trace {
     /// End after this many events.
     #[arg(short, long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..), help_heading = END)]
     pub count: Option<u64>,
-    /// Exit with status 5 if any event was lost.
+    /// Exit with status 5 if any event was lost, or a record not delivered to an export or to standard
+    /// output.
     #[arg(long, help_heading = END)]
     pub strict: bool,
+
+    /// Take options from this file of TOML, by the names they have here. What is given here as well
+    /// holds instead. SIGHUP reads it again.
+    #[arg(long, value_name = "FILE", help_heading = CONFIG)]
+    pub config: Option<PathBuf>,
+    /// Say whether that file is right, and end.
+    #[arg(long, requires = "config", help_heading = CONFIG)]
+    pub check_config: bool,
 
     /// Size of the buffer between the kernel and tcptrace.
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size, help_heading = KERNEL)]
@@ -261,6 +299,7 @@ const FILTER: &str = "Which sockets";
 const WHAT: &str = "Which events";
 const OUTPUT: &str = "Where to";
 const END: &str = "Until when";
+const CONFIG: &str = "Configuration";
 const KERNEL: &str = "In the kernel";
 
 fn port() -> clap::builder::RangedI64ValueParser<u16> {

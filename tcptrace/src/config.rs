@@ -1,5 +1,7 @@
 //! What the command line asks for, checked and put into the terms of the kernel half.
 
+pub mod file;
+
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
@@ -134,6 +136,14 @@ impl Selection {
             .any(|(&kind, chosen)| chosen && kind == name)
     }
 
+    /// All that this asks for comes where that was asked for: of the kernel half, of the analysis and of
+    /// what is polled.
+    #[must_use]
+    pub fn is_within(&self, other: &Self) -> bool {
+        let beyond = |name| self.has(name) && !other.has(name);
+        self.kinds() & !other.kinds() == 0 && !beyond("finding") && !beyond("syn_queue.overflow")
+    }
+
     /// Some event the kernel half hands over is not printed for its own sake.
     #[must_use]
     pub fn keeps_evidence(&self) -> bool {
@@ -197,7 +207,7 @@ impl Selection {
 }
 
 /// The error a program sees, where the event tells one.
-fn errno(event: &Event) -> Option<Errno> {
+pub(crate) fn errno(event: &Event) -> Option<Errno> {
     match &event.kind {
         Kind::ResetReceived(reset) => reset.errno,
         Kind::SocketError(call) | Kind::FdInvalid(call) => Some(call.errno),

@@ -360,6 +360,7 @@ fn process(task: &wire::Task, exit: Option<Exit>) -> Process {
         uid: task.uid,
         exe: None,
         cgroup: (task.cgroup != 0).then_some(task.cgroup),
+        container: None,
         exit,
     }
 }

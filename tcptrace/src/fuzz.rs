@@ -1,16 +1,20 @@
 //! What reads bytes that others write, each behind one function: for the fuzzers of `fuzz/`, and for
 //! the tests that read their corpora.
 
+use std::path::Path;
+
 use bytes::Bytes;
 use clap::Parser as _;
 
 use crate::cli::Cli;
 use crate::config::Selection;
+use crate::config::file::File;
 use crate::decode::{Decoded, Decoder};
 use crate::diagnose::{Analysis, Limits, Sees};
-use crate::event::{Event, Timestamp};
+use crate::event::{Container, Event, Timestamp};
 use crate::kernel::btf::Btf;
 use crate::kernel::{layout, plan, symbols};
+use crate::metrics::server;
 use crate::sink::text::{Columns, is_unprintable};
 use crate::sink::{Context, Error, Format, Outputs, Sink};
 use crate::{explain, host};
@@ -19,17 +23,21 @@ use crate::{explain, host};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All readers.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 9] = [
     ("records", records),
     ("btf", btf),
     ("tables", tables),
     ("cgroups", cgroups),
+    ("containers", containers),
     ("symbols", symbols),
     ("arguments", arguments),
+    ("configuration", configuration),
+    ("accept", accept),
 ];
 
 /// Records of the kernel half: decoded, judged and printed in every format. Whatever they hold, no line
-/// has a character that moves a terminal's cursor, and each line for machines is JSON.
+/// has a character that moves a terminal's cursor, and what is for machines is of their grammar: nothing
+/// in it ends a value or adds one.
 ///
 /// # Panics
 /// When that does not hold.
@@ -44,10 +52,14 @@ pub fn records(bytes: &[u8]) {
         key: [0; 16],
         host_name: "host".to_owned(),
         host_id: None,
+        boot_id: None,
+        node_name: None,
     });
     let columns = Columns::new(false, true, Some(120));
     outputs.add(Format::Columns(columns), Box::new(OneLineEach));
     outputs.add(Format::Json, Box::new(Json));
+    outputs.add(Format::Syslog, Box::new(Syslog));
+    outputs.add(Format::Journal, Box::new(Journal));
     // So few that they are reached.
     let limits = Limits {
         connections: 4,
@@ -98,6 +110,24 @@ pub fn cgroups(bytes: &[u8]) {
     }
 }
 
+/// `/proc/PID/cgroup`: the ids of a container and its pod, as the JSON Schema has them.
+///
+/// # Panics
+/// When they are others.
+pub fn containers(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let hex = |id: &str| id.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'));
+    if let Some(container) = host::container::parse(&text) {
+        let Container { id, pod } = &container;
+        assert!(id.len() == 64 && hex(id), "{container:?}");
+        let uid = pod.as_deref().map(|uid| uid.replace('-', ""));
+        assert!(
+            uid.is_none_or(|uid| uid.len() == 32 && hex(&uid)),
+            "{container:?}"
+        );
+    }
+}
+
 /// `/proc/kallsyms`.
 ///
 /// # Panics
@@ -118,6 +148,27 @@ pub fn arguments(bytes: &[u8]) {
     }
     std::hint::black_box(explain::find(&text).is_ok());
 }
+
+/// The file of `--config`. What is wrong with it is said in one line that names the file.
+///
+/// # Panics
+/// When it is not.
+pub fn configuration(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    if let Err(error) = File::parse(Path::new("config.toml"), &text) {
+        let error = error.to_string();
+        assert!(error.starts_with("config.toml:"), "{error}");
+    }
+}
+
+/// The header `Accept` of a scrape.
+pub fn accept(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    std::hint::black_box(server::wanted(&text));
+}
+
+/// What the log collectors we know take: `docs/operations.md`.
+const LONGEST: usize = 8_000;
 
 /// Takes columns: of every line, only what a terminal prints.
 struct OneLineEach;
@@ -142,6 +193,7 @@ impl Sink for Json {
     fn write(&mut self, _: &Event, record: &Bytes) -> Result<(), Error> {
         let text = std::str::from_utf8(record).expect("text");
         let line = text.strip_suffix('\n').expect("a whole line");
+        assert!(text.len() <= LONGEST, "{line}");
         assert!(!line.contains(is_unprintable), "{line:?}");
         let value: serde_json::Value = serde_json::from_str(line).expect("JSON");
         assert!(value.is_object(), "{line}");
@@ -153,10 +205,78 @@ impl Sink for Json {
     }
 }
 
+/// Takes messages of RFC 5424: structured data whose values end where they must, and then the text.
+struct Syslog;
+
+impl Sink for Syslog {
+    fn write(&mut self, _: &Event, record: &Bytes) -> Result<(), Error> {
+        let message = std::str::from_utf8(record).expect("text");
+        assert!(message.len() <= LONGEST, "{message}");
+        assert!(!message.contains(is_unprintable), "{message:?}");
+        let (_, data) = message.split_once(" [").expect("structured data");
+        let mut is_quoted = false;
+        let mut characters = data.char_indices();
+        let end = loop {
+            match characters.next().expect("the data ends") {
+                (_, '\\') if is_quoted => {
+                    let (_, escaped) = characters.next().expect("a character");
+                    assert!("\"\\]".contains(escaped), "{message}");
+                }
+                (_, '"') => is_quoted = !is_quoted,
+                (at, ']') => break at,
+                _ => {}
+            }
+        };
+        assert!(!is_quoted && data[end..].starts_with("] "), "{message}");
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// Takes entries of journald's protocol: fields with names it takes, of which those it acts on come once.
+struct Journal;
+
+impl Sink for Journal {
+    fn write(&mut self, _: &Event, record: &Bytes) -> Result<(), Error> {
+        let mut entry: &[u8] = record;
+        let mut acted_on = Vec::new();
+        while !entry.is_empty() {
+            let end = entry.iter().position(|byte| b"=\n".contains(byte));
+            let (name, value) = entry.split_at(end.expect("a name ends"));
+            let is_allowed = |byte: &u8| matches!(byte, b'A'..=b'Z' | b'0'..=b'9' | b'_');
+            assert!(name.iter().all(is_allowed), "{record:?}");
+            if !name.starts_with(b"TCPTRACE_") {
+                acted_on.push(name);
+            }
+            let (length, value) = if let Some(value) = value.strip_prefix(b"=") {
+                let end = value.iter().position(|&byte| byte == b'\n');
+                (end.expect("a value ends"), value)
+            } else {
+                let (length, value) = value[1..].split_first_chunk().expect("a length");
+                let length = u64::from_le_bytes(*length);
+                (usize::try_from(length).expect("it is in memory"), value)
+            };
+            assert_eq!(value.get(length), Some(&b'\n'), "{record:?}");
+            entry = &value[length + 1..];
+        }
+        acted_on.sort_unstable();
+        let once = acted_on.len();
+        acted_on.dedup();
+        assert_eq!(once, acted_on.len(), "{record:?}");
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
 
     use super::*;
 

@@ -11,6 +11,7 @@ pub mod fuzz;
 pub mod host;
 pub mod kernel;
 pub mod manual;
+pub mod metrics;
 pub mod run;
 pub mod selftest;
 pub mod session;

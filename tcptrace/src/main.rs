@@ -2,12 +2,10 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-use tcptrace::cli::Cli;
 use tcptrace::sink::text::printable;
 
 fn main() -> ExitCode {
-    match tcptrace::run::run(Cli::parse()) {
+    match tcptrace::run::run(std::env::args_os().collect()) {
         Ok(status) => ExitCode::from(status),
         Err(failure) => {
             // Nobody may be left to read it.

@@ -3,11 +3,13 @@
 mod command;
 mod tracer;
 
+use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Write as _};
 
 use anyhow::{Context as _, anyhow};
 
-use crate::cli::{Cli, ColorChoice, Command, Explain, ReportFormat};
+use crate::cli::{ColorChoice, Command, Explain, ReportFormat};
+use crate::config::file::{self, Line};
 use crate::host::sockets;
 use crate::kernel::btf::Btf;
 use crate::kernel::doctor::Report;
@@ -64,13 +66,26 @@ impl From<sink::Error> for Failure {
     }
 }
 
-/// Does what the command line asks for; gives the exit status.
+/// Does what the command line asks for; gives the exit status. What clap has to say, of a wrong option
+/// or for `--help`, it prints itself, and ends the program.
 ///
 /// # Errors
 /// It could not be done.
-pub fn run(cli: Cli) -> Result<u8, Failure> {
+pub fn run(args: Vec<OsString>) -> Result<u8, Failure> {
+    let Line { cli, file } =
+        file::read(&args).map_err(|error| match error.downcast::<clap::Error>() {
+            Ok(error) => error.exit(),
+            Err(error) => Failure {
+                status: status::USAGE,
+                error,
+            },
+        })?;
     match cli.command {
-        None => tracer::trace(&cli.trace),
+        None if cli.trace.check_config => {
+            tracer::check(&cli.trace)?;
+            print("the configuration is right")
+        }
+        None => tracer::trace(&cli.trace, file.map(|file| (args, file))),
         Some(Command::Doctor {
             output,
             verbose,
@@ -127,7 +142,8 @@ fn doctor(output: ReportFormat, verbose: bool, without: Vec<String>) -> Result<u
         without,
     };
     let plan = plan(&wanted, &facts, &resolved.missing);
-    let may_try = required_missing(&facts).is_empty() && facts.btf.is_ok();
+    let may_try =
+        required_missing(&facts).is_empty() && facts.btf.is_ok() && facts.initial_pid_namespace;
     let attempts = may_try
         .then(|| tracer::try_out(&resolved, &plan))
         .transpose()?;

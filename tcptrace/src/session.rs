@@ -2,10 +2,12 @@
 //! printed, counts everything. No reactor and no kernel, so that tests drive it with bytes.
 
 mod facts;
+mod limit;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
@@ -18,8 +20,10 @@ use crate::event::{
 };
 use crate::host::attribution::{Question, Verifier};
 use crate::host::process::{self, Processes};
+use crate::metrics::Metrics;
 use crate::sink::{Error, Outputs};
 use facts::Facts;
+use limit::RateLimit;
 
 /// As the analysis hashes.
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
@@ -34,6 +38,9 @@ pub struct Session {
     processes: Processes,
     facts: Facts,
     evidence: Evidence,
+    limit_rate: RateLimit,
+    /// `None` where nobody scrapes.
+    metrics: Option<Arc<Metrics>>,
     /// `None` where no finding is asked for.
     analysis: Option<Analysis>,
     /// Findings on their way to the outputs.
@@ -68,12 +75,43 @@ impl Session {
             processes: Processes::default(),
             facts: Facts::of_host(),
             evidence,
+            limit_rate: RateLimit::default(),
+            metrics: None,
             analysis,
             found: Vec::new(),
             tally: Tally::default(),
             own_ids: 0,
             limit,
         }
+    }
+
+    /// Prints at most this many events a second of one kind, cause and process.
+    pub fn limit_rate(&mut self, limit: Option<u32>) {
+        self.limit_rate.set(limit);
+        self.evidence.kept = self.selection.keeps_evidence() || limit.is_some();
+    }
+
+    /// What is printed.
+    #[must_use]
+    pub fn selection(&self) -> &Selection {
+        &self.selection
+    }
+
+    /// Prints what another selection chooses, which must be [within](Selection::is_within) the first.
+    pub fn select(&mut self, selection: Selection) {
+        self.evidence.kept = selection.keeps_evidence() || self.limit_rate.is_on();
+        self.selection = selection;
+    }
+
+    /// Counts what is seen here too, from now on.
+    pub fn count_in(&mut self, metrics: Arc<Metrics>) {
+        self.metrics = Some(metrics);
+    }
+
+    /// Where it is counted for those who scrape.
+    #[must_use]
+    pub fn metrics(&self) -> Option<&Arc<Metrics>> {
+        self.metrics.as_ref()
     }
 
     /// As many events were printed as were asked for.
@@ -138,9 +176,10 @@ impl Session {
         }
         if let Some(owner) = &mut event.owner.process
             && owner.exe.is_none()
+            && let Some(details) = self.processes.get(owner.pid, age)
         {
-            let details = self.processes.get(owner.pid, age);
-            owner.exe = details.and_then(|details| details.exe.clone());
+            owner.exe.clone_from(&details.exe);
+            owner.container.clone_from(&details.container);
         }
         // A finding is made of events that are not printed, too.
         if self.analysis.is_some() || self.selection.prints(event) {
@@ -185,11 +224,11 @@ impl Session {
         if self.is_full() {
             return Ok(());
         }
-        self.tally.saw(event);
+        self.count(event);
         if let Some(analysis) = &mut self.analysis {
             analysis.take(event, &mut |finding| self.found.push(finding));
         }
-        if self.selection.prints(event) {
+        if self.selection.prints(event) && self.limit_rate.allows(event) {
             if let Some(cause) = event.caused_by.and_then(|cause| self.evidence.take(cause)) {
                 self.print(&cause)?;
             }
@@ -206,7 +245,12 @@ impl Session {
     /// # Errors
     /// An output failed.
     pub fn advance(&mut self) -> Result<(), Error> {
-        let now = self.decoder.wall(monotonic());
+        let now = monotonic();
+        if let Some(metrics) = &self.metrics {
+            metrics.beat(now);
+        }
+        self.tell_suppressed(now, false)?;
+        let now = self.decoder.wall(now);
         let now = self.facts.oldest().map_or(now, |held| held.min(now));
         if let Some(analysis) = &mut self.analysis {
             analysis.advance(now, &mut |finding| self.found.push(finding));
@@ -224,11 +268,24 @@ impl Session {
         for event in &ready {
             self.complete(event)?;
         }
+        self.tell_suppressed(monotonic(), true)?;
         let now = self.decoder.wall(monotonic());
         if let Some(analysis) = &mut self.analysis {
             analysis.finish(now, &mut |finding| self.found.push(finding));
         }
         self.tell()
+    }
+
+    fn tell_suppressed(&mut self, now: u64, is_last: bool) -> Result<(), Error> {
+        let told = self.limit_rate.told(Duration::from_nanos(now), is_last);
+        let told: Vec<_> = told.collect();
+        for (owner, suppressed) in told {
+            if let Some(metrics) = &self.metrics {
+                metrics.suppressed(&suppressed);
+            }
+            self.note_of(owner, Kind::EventsSuppressed(suppressed))?;
+        }
+        Ok(())
     }
 
     /// Prints what was found, each finding after the evidence that was not printed yet.
@@ -241,7 +298,7 @@ impl Session {
             if self.is_full() {
                 break;
             }
-            self.tally.saw(&finding);
+            self.count(&finding);
             if !self.selection.prints(&finding) {
                 continue;
             }
@@ -265,6 +322,9 @@ impl Session {
     /// An output failed.
     pub fn lost(&mut self, loss: Loss) -> Result<(), Error> {
         self.tally.lost += loss.count;
+        if let Some(metrics) = &self.metrics {
+            metrics.lost(&loss.hook, loss.reason, loss.count);
+        }
         self.note(Kind::EventsLost(loss))
     }
 
@@ -273,12 +333,16 @@ impl Session {
     /// # Errors
     /// An output failed.
     pub fn note(&mut self, kind: Kind) -> Result<(), Error> {
+        self.note_of(Owner::default(), kind)
+    }
+
+    fn note_of(&mut self, owner: Owner, kind: Kind) -> Result<(), Error> {
         let event = Event {
             id: self.next_id(),
             time: self.decoder.wall(monotonic()),
             caused_by: None,
             socket: None,
-            owner: Owner::default(),
+            owner,
             actor: None,
             facts: Vec::new(),
             kind,
@@ -325,6 +389,13 @@ impl Session {
         let now = self.decoder.wall(monotonic());
         if let Some((_, period)) = &mut self.tally.comparable {
             period.end = now;
+        }
+    }
+
+    fn count(&mut self, event: &Event) {
+        self.tally.saw(event);
+        if let Some(metrics) = &self.metrics {
+            metrics.saw(event);
         }
     }
 
@@ -568,6 +639,8 @@ mod tests {
             key: [0; 16],
             host_name: String::new(),
             host_id: None,
+            boot_id: None,
+            node_name: None,
         };
         let mut outputs = Outputs::new(context);
         outputs.add(Format::Json, Box::new(memory.clone()));

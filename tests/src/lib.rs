@@ -15,9 +15,12 @@ pub use tcptrace::selftest::actor::{Actor, Fd, Pair, wait_until};
 pub use tcptrace::selftest::netns::{Counters, Netns};
 pub use tcptrace::selftest::tracer::{Record, Trace, Tracer, note_unseen, unseen};
 
+pub mod accounts;
 pub mod bpf;
+pub mod certificates;
 pub mod findings;
 pub mod hosts;
+pub mod log_servers;
 pub mod program;
 pub mod servers;
 pub mod sockets;

@@ -9,6 +9,7 @@ mod dist;
 mod fuzz;
 mod index;
 mod overhead;
+mod pipelines;
 mod process;
 mod setup;
 mod soak;
@@ -58,6 +59,9 @@ enum Task {
     /// Make everything that is shipped (static binary, .deb, .rpm, crates) in target/dist, and try each:
     /// the .deb in a fresh Debian, its service under that Debian's systemd.
     Dist,
+    /// Send a million records through each export to a real server, hold what was sent and what was lost
+    /// against what was produced, and write that part of docs/performance.md. Needs root.
+    Pipelines,
     /// Boot other kernels in emulated machines and run the selftest and live tests in each. With no
     /// options all there are. docs/kernels.md has what came of each last.
     Vmtest {
@@ -98,6 +102,7 @@ fn main() -> ExitCode {
         Task::Test { full, filter } => test::run(full, filter.as_deref()),
         Task::Dist => dist::run(),
         Task::Overhead { pairs } => overhead::run(pairs),
+        Task::Pipelines => pipelines::run(),
         Task::Throughput { accept } => throughput::run(accept),
         Task::Vmtest { kernel, without } => vmtest::run(&kernel, &without),
         Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),

@@ -17,7 +17,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare};
 use nix::unistd::Pid;
 
-use crate::{build, process};
+use crate::{build, pipelines, process};
 use load::{Bench, ERRORS, LOADS, Load, Measured, NGINX};
 use programs::{Programs, Switch};
 use rival::{RIVALS, Rival};
@@ -65,6 +65,8 @@ pub(crate) fn run(pairs: u32) -> Result<()> {
     print!("\n{page}");
     let path = process::workspace().join("docs/performance.md");
     fs::create_dir_all(process::workspace().join("docs"))?;
+    let before = fs::read_to_string(&path).unwrap_or_default();
+    let page = page + pipelines::kept(&before);
     fs::write(&path, page).with_context(|| format!("cannot write {}", path.display()))
 }
 
@@ -236,7 +238,7 @@ fn share<const N: usize>(cpus: [usize; N]) -> Result<()> {
 }
 
 /// The tool's version, the kernel and the CPUs, as the page names them.
-fn machine() -> Result<String> {
+pub(crate) fn machine() -> Result<String> {
     let version =
         process::answer(Command::new(build::binary()).arg("--version")).context("no version")?;
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;

@@ -5,7 +5,7 @@
 //! of `core`. The build script finds whichever is there.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
@@ -29,19 +29,32 @@ const DEBIAN_LLVM: &str = "/usr/lib/llvm-22";
 /// The name under which the build script asks rustup for Debian's compiler.
 pub(crate) const DEBIAN_TOOLCHAIN: &str = "bpf-debian";
 /// The programs that live tests and measurements start, and the packages that hold them.
-const TEST_PROGRAMS: [(&str, &str); 9] = [
+const TEST_PROGRAMS: [(&str, &str); 14] = [
     ("ip", "iproute2"),
     ("nginx", "nginx-light"),
     ("curl", "curl"),
     ("go", "golang-go"),
     ("redis-server", "redis-server"),
     ("nft", "nftables"),
+    ("prometheus", "prometheus"),
     ("wrk", "wrk"),
     ("bpftrace", "bpftrace"),
     ("tcpstates", "libbpf-tools"),
+    ("rsyslogd", "rsyslog"),
+    ("socat", "socat"),
+    ("openssl", "openssl"),
+    ("journalctl", "systemd"),
 ];
 /// Those of the packages whose daemon the next boot would start. The tests start their own.
-const SERVICES: [(&str, &str); 2] = [("nginx-light", "nginx"), ("redis-server", "redis-server")];
+const SERVICES: [(&str, &str); 4] = [
+    ("nginx-light", "nginx"),
+    ("redis-server", "redis-server"),
+    ("prometheus", "prometheus"),
+    ("rsyslog", "rsyslog"),
+];
+/// A program whose package cannot be installed beside that of rsyslog, and what it needs to run.
+const SYSLOG_NG: &str = "syslog-ng-core";
+const SYSLOG_NG_NEEDS: [&str; 3] = ["libivykis0", "libnet1", "libpcre3"];
 /// The database that `docs/fleet.md` asks, and where its test looks for it.
 const DUCKDB: &str = "duckdb==2.0.0";
 const DUCKDB_HOME: &str = "target/duckdb";
@@ -76,7 +89,14 @@ pub(crate) fn run() -> Result<()> {
         // Debian's Python comes without.
         missing.extend(uninstalled(&["python3-venv"]));
     }
+    let has_syslog_ng = syslog_ng().join("usr/sbin/syslog-ng").exists();
+    if !has_syslog_ng {
+        missing.extend(uninstalled(&SYSLOG_NG_NEEDS));
+    }
     install_packages(&missing)?;
+    if !has_syslog_ng {
+        unpack_syslog_ng()?;
+    }
     if !duckdb.is_dir() {
         install_duckdb(&duckdb)?;
     }
@@ -168,6 +188,41 @@ pub(crate) fn install_packages(packages: &[&str]) -> Result<()> {
         for (_, service) in SERVICES.iter().filter(|(it, _)| packages.contains(it)) {
             run_command(as_root("systemctl").args(["--quiet", "disable", service]))?;
         }
+    }
+    Ok(())
+}
+
+/// Where the live tests find syslog-ng.
+fn syslog_ng() -> PathBuf {
+    workspace().join("target/programs/syslog-ng")
+}
+
+fn unpack_syslog_ng() -> Result<()> {
+    say(&format!(
+        "apt-get download {SYSLOG_NG}, to unpack it beside the tests"
+    ));
+    let directory = workspace().join("target/programs");
+    let _ = fs::remove_dir_all(directory.join("packages"));
+    fs::create_dir_all(directory.join("packages"))?;
+    run_command(
+        Command::new("apt-get")
+            .args([
+                "--quiet",
+                "--quiet",
+                "-oAPT::Sandbox::User=root",
+                "-oAcquire::Retries=3",
+                "download",
+                SYSLOG_NG,
+            ])
+            .current_dir(directory.join("packages")),
+    )?;
+    for package in fs::read_dir(directory.join("packages"))? {
+        run_command(
+            Command::new("dpkg-deb")
+                .arg("--extract")
+                .arg(package?.path())
+                .arg(syslog_ng()),
+        )?;
     }
     Ok(())
 }

@@ -1,15 +1,15 @@
 //! The agent as far as a stage goes, fed with raw records.
 
-use std::io;
-
 use bytemuck::bytes_of;
+use bytes::Bytes;
 use tcptrace::config::Selection;
 use tcptrace::decode::Decoder;
 use tcptrace::diagnose::{Analysis, Limits, Sees};
+use tcptrace::event;
 use tcptrace::host::attribution::{self, Verifier};
 use tcptrace::session::{Session, clock, monotonic};
 use tcptrace::sink::text::Columns;
-use tcptrace::sink::{Context, Format, Outputs, Stream};
+use tcptrace::sink::{Context, Error, Format, Outputs, Sink};
 use tcptrace_common::event::Event;
 
 /// How far a record goes.
@@ -65,12 +65,33 @@ impl Stage {
             key: [7; 16],
             host_name: "web-1".to_owned(),
             host_id: Some("0123456789abcdef0123456789abcdef".to_owned()),
+            boot_id: Some("01234567-89ab-cdef-0123-456789abcdef".to_owned()),
+            node_name: Some("node-1".to_owned()),
         });
-        outputs.add(format, Box::new(Stream::new(io::sink())));
+        outputs.add(format, Box::new(Gathered::default()));
         let analysis = Analysis::new(Limits::default(), Sees::ALL);
         let verifier = Verifier::new(attribution::Host::default());
         let session = Session::new(decoder, selection, outputs, verifier, analysis, None);
         Agent::Session(Box::new(session))
+    }
+}
+
+/// Gathers records as the output does before its thread takes them.
+#[derive(Default)]
+struct Gathered(Vec<u8>);
+
+impl Sink for Gathered {
+    fn write(&mut self, _: &event::Event, record: &Bytes) -> Result<(), Error> {
+        self.0.extend_from_slice(record);
+        if self.0.len() < 64 * 1024 {
+            return Ok(());
+        }
+        self.flush()
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        self.0.clear();
+        Ok(())
     }
 }
 

@@ -200,6 +200,8 @@ impl Analysis {
             | Kind::Retransmit(_)
             | Kind::Coverage(_)
             | Kind::EventsLost(_)
+            | Kind::ExportDropped(_)
+            | Kind::EventsSuppressed(_)
             | Kind::Summary(_)
             | Kind::Finding(_) => {}
         }

@@ -58,12 +58,14 @@ pub fn cause(event: &Event) -> Option<Cause> {
         Kind::ConnectionTimeout(timeout) => timeout_cause(timeout),
         Kind::FdExhausted(_) => Some(Cause::FdExhausted),
         Kind::FdInvalid(call) => (call.errno.0 == libc::EBADF).then_some(Cause::UseAfterClose),
+        Kind::EventsSuppressed(suppressed) => suppressed.cause,
         Kind::ResetReceived(_)
         | Kind::CloseWaitEntered(_)
         | Kind::StateChanged(_)
         | Kind::Retransmit(_)
         | Kind::Coverage(_)
         | Kind::EventsLost(_)
+        | Kind::ExportDropped(_)
         | Kind::Summary(_) => None,
     }
 }
@@ -80,7 +82,9 @@ pub fn error_type(event: &Event) -> Option<Cow<'static, str>> {
         Kind::FdExhausted(fds) => Some(fds.errno),
         Kind::StateChanged(change) => change.errno,
         Kind::Finding(finding) => finding.errors.first().map(|&(errno, _)| errno),
+        Kind::EventsSuppressed(suppressed) => suppressed.errno,
         Kind::EventsLost(loss) => return Some(Cow::Borrowed(loss.reason)),
+        Kind::ExportDropped(dropped) => return Some(Cow::Borrowed(dropped.reason)),
         Kind::ResetSent(_)
         | Kind::CloseWaitEntered(_)
         | Kind::CloseWaitStuck(_)

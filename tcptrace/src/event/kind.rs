@@ -1,6 +1,7 @@
 //! What happened: one variant for each event name of the stream.
 
 use super::Finding;
+use super::cause::Cause;
 use super::names::{Errno, ResetReason, State, Syscall};
 use super::owner::Comm;
 
@@ -40,6 +41,10 @@ pub enum Kind {
     Coverage(Coverage),
     /// Events the kernel could not hand over.
     EventsLost(Loss),
+    /// Records that an export could not deliver.
+    ExportDropped(Dropped),
+    /// Events that were not printed, because there were more of them in a second than asked for.
+    EventsSuppressed(Suppressed),
     /// The counts of a whole run.
     Summary(Box<Summary>),
 }
@@ -81,7 +86,11 @@ impl Kind {
             Self::StateChanged(_) => 11,
             Self::Retransmit(_) => 12,
             Self::Finding(_) => 13,
-            Self::Coverage(_) | Self::EventsLost(_) | Self::Summary(_) => return None,
+            Self::Coverage(_)
+            | Self::EventsLost(_)
+            | Self::EventsSuppressed(_)
+            | Self::ExportDropped(_)
+            | Self::Summary(_) => return None,
         })
     }
 
@@ -105,6 +114,8 @@ impl Kind {
             Self::Finding(_) => "tcptrace.finding",
             Self::Coverage(_) => "tcptrace.coverage",
             Self::EventsLost(_) => "tcptrace.events.lost",
+            Self::ExportDropped(_) => "tcptrace.export.dropped",
+            Self::EventsSuppressed(_) => "tcptrace.events.suppressed",
             Self::Summary(_) => "tcptrace.summary",
         }
     }
@@ -324,6 +335,19 @@ pub struct Coverage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Signal(pub &'static str);
 
+/// Events of one kind, cause and process that were counted instead of printed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Suppressed {
+    /// Their name in the stream.
+    pub name: &'static str,
+    /// Their cause, as far as one event tells.
+    pub cause: Option<Cause>,
+    /// The error the program sees.
+    pub errno: Option<Errno>,
+    /// How many.
+    pub count: u64,
+}
+
 /// Events the kernel could not hand over.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Loss {
@@ -334,6 +358,20 @@ pub struct Loss {
     /// Why: `ring_full`, `table_full` (what it would have told is unknown later), `recursion` (the kernel
     /// said that it skipped a program), `unseen` (it did not say so), `malformed` (of another version of the kernel half).
     pub reason: &'static str,
+}
+
+/// Records that an export could not deliver. The other outputs have them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dropped {
+    /// The export, as on the command line; `stdout` is standard output.
+    pub to: String,
+    /// How many since the last such record.
+    pub count: u64,
+    /// Why: `queue_full` (more waited than may), `too_large` (its destination takes no record of that size),
+    /// `undelivered` (still waiting at the end).
+    pub reason: &'static str,
+    /// What failed last, if anything did.
+    pub error: Option<String>,
 }
 
 /// The counts of a whole run.
@@ -401,7 +439,11 @@ mod tests {
             let name = event.name().strip_prefix("tcptrace.");
             let is_of_the_stream = matches!(
                 event.kind,
-                Kind::Coverage(_) | Kind::EventsLost(_) | Kind::Summary(_)
+                Kind::Coverage(_)
+                    | Kind::EventsLost(_)
+                    | Kind::EventsSuppressed(_)
+                    | Kind::ExportDropped(_)
+                    | Kind::Summary(_)
             );
             assert_eq!(chosen, name.filter(|_| !is_of_the_stream));
         }

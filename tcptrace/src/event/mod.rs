@@ -17,12 +17,12 @@ pub use facts::{
 pub use finding::{Certainty, Finding, Severity};
 pub use flow::{Address, End, Flow, SocketId, address};
 pub use kind::{
-    CallError, CloseWait, ConnectFailed, Coverage, FdExhausted, Kind, Loss, Overflow, OverflowPath,
-    Reconciled, ResetReceived, ResetSent, Retransmit, Signal, StateChange, Summary, SummaryRow,
-    SynQueue, Timeout,
+    CallError, CloseWait, ConnectFailed, Coverage, Dropped, FdExhausted, Kind, Loss, Overflow,
+    OverflowPath, Reconciled, ResetReceived, ResetSent, Retransmit, Signal, StateChange, Summary,
+    SummaryRow, Suppressed, SynQueue, Timeout,
 };
 pub use names::{Errno, ResetReason, State, Syscall};
-pub use owner::{Comm, Confidence, Exit, Owner, Process};
+pub use owner::{Comm, Confidence, Container, Exit, Owner, Process};
 pub use units::{Count, Micros, Millis};
 
 /// One thing the kernel did, complete in itself.

@@ -18,6 +18,9 @@ pub struct Process {
     pub exe: Option<Arc<str>>,
     /// Id of its cgroup v2.
     pub cgroup: Option<u64>,
+    /// The container it runs in; `None` for a process of the host, and when `/proc` did not have it
+    /// any more.
+    pub container: Option<Arc<Container>>,
     /// How it is ending, when the event was part of its exit.
     pub exit: Option<Exit>,
 }
@@ -40,6 +43,15 @@ impl fmt::Display for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}[{}]", self.comm, self.pid)
     }
+}
+
+/// The container of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Container {
+    /// Its id, as the runtime's own tools take it: 64 hexadecimal digits.
+    pub id: String,
+    /// The uid of its Kubernetes pod.
+    pub pod: Option<String>,
 }
 
 /// How a process ends.

@@ -9,6 +9,7 @@
 pub mod acceptor;
 pub mod attribution;
 pub mod cgroup;
+pub mod container;
 pub mod counters;
 pub mod descriptors;
 pub mod door;

@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,11 +12,8 @@ use nix::time::{ClockId, clock_gettime};
 use procfs::process::LimitValue;
 
 use super::cgroup::Cgroups;
-use crate::event::{Comm, Process};
-
-/// Inode number of the host's own process-id namespace.
-/// <https://github.com/torvalds/linux/blob/v6.18/include/linux/proc_ns.h> (`PROC_PID_INIT_INO`)
-const HOST_PIDS: u64 = 0xEFFF_FFFC;
+use super::container;
+use crate::event::{Comm, Container, Process};
 
 /// The processes this `/proc` shows.
 ///
@@ -27,13 +23,6 @@ const HOST_PIDS: u64 = 0xEFFF_FFFC;
 pub fn pids() -> io::Result<impl Iterator<Item = u32>> {
     let entries = fs::read_dir("/proc")?;
     Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
-}
-
-/// The process ids of `/proc` are the host's, which are the kernel's. In a container with its own
-/// they are others, and most processes are not shown at all.
-#[must_use]
-pub fn sees_host_pids() -> bool {
-    fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == HOST_PIDS)
 }
 
 /// It exists and has not ended: a zombie holds nothing any more.
@@ -56,6 +45,7 @@ pub fn describe(pid: u32, cgroups: Option<&Cgroups>) -> Option<Process> {
         uid: process.status().ok()?.euid,
         exe: details.exe,
         cgroup: cgroups.and_then(|cgroups| cgroups.of(pid)),
+        container: details.container,
         exit: None,
     })
 }
@@ -124,6 +114,8 @@ pub struct Details {
     pub deleted: bool,
     /// Name of its main thread.
     pub comm: Comm,
+    /// The container it runs in.
+    pub container: Option<Arc<Container>>,
     /// When it started, since boot; to a hundredth of a second.
     pub started: Duration,
 }
@@ -142,11 +134,18 @@ impl Details {
             },
             None => (None, false),
         };
+        // The file is there on every kernel that has cgroups.
+        let mut cgroups = String::new();
+        let container = process.open_relative("cgroup").ok().and_then(|mut file| {
+            file.read_to_string(&mut cgroups).ok()?;
+            container::parse(&cgroups)
+        });
         let ticks = procfs::ticks_per_second();
         Some(Self {
             exe,
             deleted,
             comm: Comm::from(stat.comm.as_str()),
+            container: container.map(Arc::new),
             started: Duration::from_millis(stat.starttime.saturating_mul(1000) / ticks.max(1)),
         })
     }

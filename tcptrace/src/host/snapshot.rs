@@ -204,13 +204,6 @@ impl Facts {
                 scan.unreadable
             ));
         }
-        if !process::sees_host_pids() {
-            self.notes.push(
-                "/proc shows this container's processes only: sockets of others have no owner \
-                 here; run in the host's pid namespace to see them"
-                    .into(),
-            );
-        }
     }
 
     fn look_at_limits(&mut self, request: &Request<'_>) {

@@ -30,14 +30,20 @@ pub enum Part {
     Door,
     /// Opens the output file and moves it aside.
     Files,
+    /// Delivers records over sockets.
+    Export,
+    /// Answers on the port of `--metrics`.
+    Metrics,
 }
 
 impl Part {
     /// Each, and in words which thread it is.
-    pub const ALL: [(Self, &'static str); 3] = [
+    pub const ALL: [(Self, &'static str); 5] = [
         (Self::Reader, "every thread"),
         (Self::Door, "the thread that enters namespaces"),
         (Self::Files, "the thread that opens --output-file"),
+        (Self::Export, "the threads of --export"),
+        (Self::Metrics, "the thread that answers on --metrics"),
     ];
 }
 
@@ -65,7 +71,13 @@ enum When {
 }
 use When::{Has, Is, Lacks};
 
-const ALL: &[Part] = &[Part::Reader, Part::Door, Part::Files];
+const ALL: &[Part] = &[
+    Part::Reader,
+    Part::Door,
+    Part::Files,
+    Part::Export,
+    Part::Metrics,
+];
 const ANY: &[When] = &[];
 
 /// Flags with which a file is changed or made.
@@ -75,6 +87,10 @@ const CHANGING: i32 = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC;
 /// <https://github.com/torvalds/linux/blob/v6.18/include/uapi/asm-generic/ioctls.h>
 const TCGETS: i32 = 0x5401;
 const TIOCGWINSZ: i32 = 0x5413;
+/// How much of what was sent is underway, and how much can be read.
+const TIOCOUTQ: i32 = 0x5411;
+const FIONREAD: i32 = 0x541b;
+const FIONBIO: i32 = 0x5421;
 
 /// Whether a file is a network namespace.
 /// <https://github.com/torvalds/linux/blob/v6.18/include/uapi/linux/nsfs.h>
@@ -261,9 +277,46 @@ const USES: &[Use] = &[
         calls: &[(libc::SYS_recvfrom, ANY), (libc::SYS_recvmsg, ANY)],
     },
     Use {
+        purpose: "answer on the port it was given",
+        parts: &[Part::Metrics],
+        calls: &[
+            (libc::SYS_accept4, ANY),
+            (libc::SYS_sendto, ANY),
+            (libc::SYS_shutdown, ANY),
+        ],
+    },
+    Use {
         purpose: "enter network namespaces",
         parts: &[Part::Door],
         calls: &[(libc::SYS_setns, &[Is(1, libc::CLONE_NEWNET)])],
+    },
+    Use {
+        purpose: "find, reach and feed the destinations of records",
+        parts: &[Part::Export],
+        calls: &[
+            (libc::SYS_socket, &[Is(0, libc::AF_INET)]),
+            (libc::SYS_socket, &[Is(0, libc::AF_INET6)]),
+            (libc::SYS_socket, &[Is(0, libc::AF_UNIX)]),
+            // The resolver orders addresses by what this host can reach.
+            (
+                libc::SYS_socket,
+                &[Is(0, libc::AF_NETLINK), Is(2, libc::NETLINK_ROUTE)],
+            ),
+            (libc::SYS_bind, ANY),
+            (libc::SYS_connect, ANY),
+            (libc::SYS_getsockname, ANY),
+            (libc::SYS_getpeername, ANY),
+            (libc::SYS_getsockopt, ANY),
+            (libc::SYS_setsockopt, ANY),
+            (libc::SYS_sendto, ANY),
+            (libc::SYS_sendmsg, ANY),
+            (libc::SYS_sendmmsg, ANY),
+            (libc::SYS_memfd_create, ANY),
+            (libc::SYS_ioctl, &[Is(1, TIOCOUTQ)]),
+            (libc::SYS_ioctl, &[Is(1, FIONREAD)]),
+            // Connecting with a limit of time.
+            (libc::SYS_ioctl, &[Is(1, FIONBIO)]),
+        ],
     },
     Use {
         purpose: "open the output file and move it aside",

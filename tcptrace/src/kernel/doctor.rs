@@ -11,7 +11,7 @@ use super::facts::Facts;
 use super::plan::{
     ACCEPT_OVERFLOW, ACCEPT_QUEUE, FINAL_ACK, Plan, Planned, Polled, Refused, Rung, Way,
 };
-use super::privileges::{Tracing, grant_command, privileges, required_missing};
+use super::privileges::{HOST_PIDS, Tracing, grant_command, privileges, required_missing};
 use crate::event::{Coverage, Signal};
 
 /// One program the loader tried for one signal.
@@ -263,6 +263,9 @@ impl Report {
         let mut remedies: Vec<(String, Vec<&str>)> = Vec::new();
         if let Some(command) = self.grant() {
             remedies.push((command, Vec::new()));
+        }
+        if !self.facts.initial_pid_namespace {
+            remedies.push((HOST_PIDS.to_owned(), Vec::new()));
         }
         for outcome in outcomes {
             for remedy in outcome.refused().filter_map(|(_, _, remedy)| remedy) {
@@ -581,8 +584,7 @@ impl Report {
             ));
         }
         if !facts.initial_pid_namespace {
-            let what = "not the host's: /proc shows other numbers than the kernel gives; run \
-                        the container with the host's PID namespace";
+            let what = "not the host's: /proc shows other numbers than the kernel gives";
             host.push(("PID namespace", what.to_owned()));
         }
         host
@@ -672,6 +674,9 @@ fn obstacles(missing: &[Capability], facts: &Facts) -> String {
     match &facts.btf {
         _ if !names.is_empty() => format!("{} missing", names.join(" and ")),
         Err(error) => error.clone(),
+        Ok(()) if !facts.initial_pid_namespace => {
+            "in this PID namespace processes have other numbers than the kernel gives".to_owned()
+        }
         Ok(()) => String::new(),
     }
 }

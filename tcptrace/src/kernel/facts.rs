@@ -20,6 +20,7 @@ const KPROBES: &str = "/sys/bus/event_source/devices/kprobe";
 /// <https://github.com/torvalds/linux/blob/v6.12/include/linux/proc_ns.h>
 const INITIAL_USER: &str = "user:[4026531837]";
 const INITIAL_PID: &str = "pid:[4026531836]";
+const PID: &str = "/proc/self/ns/pid";
 
 /// What this host offers. What could not be read is `None`, or says why.
 #[derive(Clone, Debug)]
@@ -41,7 +42,8 @@ pub struct Facts {
     pub capabilities: Vec<Capability>,
     /// The user namespace is the host's; in another one no capability opens eBPF.
     pub initial_user_namespace: bool,
-    /// The PID namespace is the host's; in another one `/proc` shows other numbers than the kernel.
+    /// The PID namespace is the host's, or the kernel has no others; in another one `/proc` shows other
+    /// numbers than the kernel gives.
     pub initial_pid_namespace: bool,
     /// Kernel lockdown: `none`, `integrity` or `confidentiality`.
     pub lockdown: Option<String>,
@@ -82,7 +84,7 @@ impl Facts {
                 .map(|set| set.into_iter().collect())
                 .unwrap_or_default(),
             initial_user_namespace: is_link("/proc/self/ns/user", INITIAL_USER),
-            initial_pid_namespace: is_link("/proc/self/ns/pid", INITIAL_PID),
+            initial_pid_namespace: !Path::new(PID).exists() || is_link(PID, INITIAL_PID),
             lockdown: text("/sys/kernel/security/lockdown").and_then(|modes| chosen(&modes)),
             maps_need_cap_bpf: privileges::maps_need_cap_bpf(),
             confinement: Confinement::of_kernel(),

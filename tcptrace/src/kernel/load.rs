@@ -87,6 +87,26 @@ pub struct FilterValues {
     pub networks: Vec<(u16, IpNet)>,
 }
 
+impl FilterValues {
+    /// Those that `other` does not have.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        fn difference<T: Copy + PartialEq>(all: &[T], out: &[T]) -> Vec<T> {
+            let left = all.iter().filter(|it| !out.contains(it));
+            left.copied().collect()
+        }
+        Self {
+            pids: difference(&self.pids, &other.pids),
+            comms: difference(&self.comms, &other.comms),
+            uids: difference(&self.uids, &other.uids),
+            cgroups: difference(&self.cgroups, &other.cgroups),
+            netns: difference(&self.netns, &other.netns),
+            ports: difference(&self.ports, &other.ports),
+            networks: difference(&self.networks, &other.networks),
+        }
+    }
+}
+
 /// What is not there need not be taken out.
 fn absent_is_fine(removed: Result<(), MapError>) -> Result<()> {
     match removed {
@@ -172,19 +192,31 @@ impl Kernel {
     /// # Errors
     /// There are more than the map holds.
     pub fn set_filters(&mut self, values: &FilterValues) -> Result<()> {
+        self.change_filters(values, true)
+    }
+
+    /// Takes values out of the filters' maps.
+    ///
+    /// # Errors
+    /// A map cannot be written.
+    pub fn unset_filters(&mut self, values: &FilterValues) -> Result<()> {
+        self.change_filters(values, false)
+    }
+
+    fn change_filters(&mut self, values: &FilterValues, set: bool) -> Result<()> {
         let all = |keys: &[u32]| keys.iter().map(|key| key.to_ne_bytes()).collect::<Vec<_>>();
-        self.fill("PIDS", &all(&values.pids))?;
-        self.fill("UIDS", &all(&values.uids))?;
-        self.fill("NETNS", &all(&values.netns))?;
-        self.fill("COMMS", &values.comms)?;
+        self.fill("PIDS", &all(&values.pids), set)?;
+        self.fill("UIDS", &all(&values.uids), set)?;
+        self.fill("NETNS", &all(&values.netns), set)?;
+        self.fill("COMMS", &values.comms, set)?;
         let cgroups: Vec<_> = values.cgroups.iter().map(|id| id.to_ne_bytes()).collect();
-        self.fill("CGROUPS", &cgroups)?;
+        self.fill("CGROUPS", &cgroups, set)?;
         let ports: Vec<[u8; size_of::<PortKey>()]> = values
             .ports
             .iter()
             .map(|&(role, port)| array(&PortKey { role, port }))
             .collect();
-        self.fill("PORTS", &ports)?;
+        self.fill("PORTS", &ports, set)?;
         let map = self
             .ebpf
             .map_mut("NETWORKS")
@@ -198,9 +230,13 @@ impl Kernel {
                 addr,
             };
             let key = Key::new(16 + prefix, array(&data));
-            networks
-                .insert(&key, 1, 0)
-                .with_context(|| format!("too many networks: {network}"))?;
+            if set {
+                networks
+                    .insert(&key, 1, 0)
+                    .with_context(|| format!("too many networks: {network}"))?;
+            } else {
+                absent_is_fine(networks.remove(&key))?;
+            }
         }
         Ok(())
     }
@@ -583,15 +619,20 @@ impl Kernel {
         Ok(())
     }
 
-    fn fill<K: Pod>(&mut self, name: &str, keys: &[K]) -> Result<()> {
+    /// Puts these keys into a map, or takes them out.
+    fn fill<K: Pod>(&mut self, name: &str, keys: &[K], set: bool) -> Result<()> {
         let map = self
             .ebpf
             .map_mut(name)
             .with_context(|| format!("the object has no map {name}"))?;
         let mut map: HashMap<_, K, u8> = HashMap::try_from(map)?;
         for key in keys {
-            map.insert(key, 1, 0)
-                .with_context(|| format!("too many values for {name}"))?;
+            if set {
+                map.insert(key, 1, 0)
+                    .with_context(|| format!("too many values for {name}"))?;
+            } else {
+                absent_is_fine(map.remove(key))?;
+            }
         }
         Ok(())
     }

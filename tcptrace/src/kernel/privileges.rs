@@ -151,6 +151,10 @@ pub fn required_missing(facts: &Facts) -> Vec<Capability> {
         .collect()
 }
 
+/// What to do where [`Facts::initial_pid_namespace`] does not hold.
+pub const HOST_PIDS: &str =
+    "run it in the host's PID namespace (docker run --pid=host; in Kubernetes hostPID: true)";
+
 /// How to get the missing capabilities.
 #[must_use]
 pub fn grant_command(facts: &Facts) -> String {

@@ -1,10 +1,15 @@
 //! A live trace: attach, say what is seen, loop until told to stop, account for everything.
 
+mod reload;
+mod service;
 mod watch;
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::future::Future;
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::net::TcpListener;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -19,10 +24,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::command::{self, Held};
 use super::{Failure, Host, status};
 use crate::cli::{Output, Trace};
-use crate::config::{Filters, Selection};
+use crate::config::{self, Filters, Selection};
 use crate::decode::Decoder;
 use crate::diagnose::{Analysis, Limits, Sees};
-use crate::event::{Event, EventId, Flow, Kind, Reconciled, Timestamp};
+use crate::event::{Event, EventId, Flow, Kind, Reconciled, Summary, Timestamp};
 use crate::host::attribution::{self, Verifier};
 use crate::host::cgroup::Cgroups;
 use crate::host::{counters::Counters, door, netns, snapshot, sockets};
@@ -32,12 +37,15 @@ use crate::kernel::facts::Facts;
 use crate::kernel::layout::Resolved;
 use crate::kernel::load::{Kernel, Setup};
 use crate::kernel::plan::{ACCEPT_OVERFLOW, Plan, Planned, Wanted, plan};
-use crate::kernel::privileges::{self, grant_command, required_missing};
+use crate::kernel::privileges::{self, HOST_PIDS, grant_command, required_missing};
+use crate::metrics::{Metrics, server};
 use crate::session::{Session, clock, monotonic};
 use crate::sink::text::{self, Columns};
-use crate::sink::{self, Format, Opener, Outputs, Rotation, Stream};
+use crate::sink::{self, Delivery, Exports, Format, Opener, Outputs, Rotation, Tls};
 use crate::source::Source;
 use crate::source::ring::Ring;
+use reload::Reload;
+use service::Service;
 use watch::Watch;
 
 /// Records taken before anything else gets a turn.
@@ -65,24 +73,18 @@ enum Stop {
 }
 
 /// `tcptrace [FILTER] [OUTPUT]`.
-pub(super) fn trace(args: &Trace) -> Result<u8, Failure> {
-    let selection = Selection::parse(&args.event, &args.errno, args.close_wait_after.is_zero())
-        .map_err(|error| Failure {
-            status: status::USAGE,
-            error,
-        })?;
-    if args.children && args.pid.is_empty() && args.cmd.is_empty() {
-        let error = anyhow!("--children follows the children of --pid PID: name one");
-        return Err(Failure {
-            status: status::USAGE,
-            error,
-        });
-    }
-    let ring_bytes = ring_bytes(args.ring_buffer)?;
+///
+/// `reloaded` is the command line and the file it took options from.
+pub(super) fn trace(
+    args: &Trace,
+    reloaded: Option<(Vec<OsString>, config::file::File)>,
+) -> Result<u8, Failure> {
+    let (selection, ring_bytes) = check(args)?;
     // Before anything is loaded: what is wrong with the request does not need the kernel.
     let opener = args.output_file.as_ref().map(|_| Opener::start());
     let opener = opener.transpose().context("no thread to open files")?;
-    let outputs = outputs(args, opener.as_ref())?;
+    let (outputs, deliveries) = outputs(args, opener.as_ref())?;
+    let listener = args.metrics.map(server::bind).transpose()?;
     let mut filters = Filters::of(args, &selection)?;
     let host = Host::look();
     check_privileges(&host)?;
@@ -131,7 +133,12 @@ pub(super) fn trace(args: &Trace) -> Result<u8, Failure> {
         cgroups: Cgroups::open().ok(),
     });
     let analysis = Analysis::new(Limits::default(), sees(args, &report));
-    let session = Session::new(decoder, selection, outputs, verifier, analysis, args.count);
+    let mut session = Session::new(decoder, selection, outputs, verifier, analysis, args.count);
+    session.limit_rate(args.rate_limit);
+    if let Some(listener) = listener {
+        answer(args, listener, &mut session)?;
+    }
+    let service = Service::from_env()?;
     raise_priority();
     give_up_privileges(args, &report.facts, opener)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -143,8 +150,58 @@ pub(super) fn trace(args: &Trace) -> Result<u8, Failure> {
         report,
         kernel,
         session,
+        deliveries,
         command,
+        service,
+        reload: reloaded.map(|(args, file)| Reload { args, file }),
     }))
+}
+
+/// What can be said of the options without a look at the host.
+pub(super) fn check(args: &Trace) -> Result<(Selection, u32), Failure> {
+    let usage = |error| Failure {
+        status: status::USAGE,
+        error,
+    };
+    let selection = selection(args).map_err(usage)?;
+    if args.children && args.pid.is_empty() && args.cmd.is_empty() {
+        let error = anyhow!("--children follows the children of --pid PID: name one");
+        return Err(usage(error));
+    }
+    let again = |(nth, export)| args.export[..nth].contains(export);
+    if let Some((_, export)) = args.export.iter().enumerate().find(|&it| again(it)) {
+        let error = anyhow!("--export {export} is given twice: each destination has one account");
+        return Err(usage(error));
+    }
+    if args.tls_ca.is_none()
+        && let Some(export) = args.export.iter().find(|it| it.is_tls())
+    {
+        let error = anyhow!("--export {export}: say whom to trust with --tls-ca FILE");
+        return Err(usage(error));
+    }
+    Ok((selection, ring_bytes(args.ring_buffer)?))
+}
+
+fn selection(args: &Trace) -> Result<Selection> {
+    Selection::parse(&args.event, &args.errno, args.close_wait_after.is_zero())
+}
+
+/// Starts to answer who scrapes.
+fn answer(args: &Trace, listener: TcpListener, session: &mut Session) -> Result<()> {
+    // The port may have been left to the kernel.
+    let address = listener.local_addr()?;
+    let metrics = Arc::new(Metrics::new());
+    metrics.beat(monotonic());
+    server::start(listener, Arc::clone(&metrics))?;
+    session.count_in(metrics);
+    if !args.quiet {
+        // Nobody may be left to read it.
+        let _ = writeln!(
+            io::stderr(),
+            "tcptrace: metrics at http://{address}/metrics"
+        );
+    }
+    Ok(())
 }
 
 /// What cannot go unseen of the sockets traced. A filter that is about one end alone leaves out the RST
@@ -248,7 +305,10 @@ struct Live<'a> {
     report: Report,
     kernel: Kernel,
     session: Session,
+    deliveries: (Delivery, Exports),
     command: Option<Held>,
+    service: Service,
+    reload: Option<Reload>,
 }
 
 async fn live(live: Live<'_>) -> Result<u8, Failure> {
@@ -258,7 +318,10 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
         report,
         mut kernel,
         mut session,
+        deliveries,
         command,
+        service,
+        reload,
     } = live;
     let begun = Instant::now();
     let mut source = Ring::new(kernel.take_ring()?)?;
@@ -274,7 +337,15 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     };
     let polls_accept_queues = report.polls(ACCEPT_OVERFLOW);
     let (filters_open, around) = (filters.is_open(), filters.clone());
-    let mut watch = Watch::new(args, kernel, filters, &session, polls_accept_queues)?;
+    let mut watch = Watch::new(
+        args,
+        kernel,
+        deliveries,
+        filters,
+        &session,
+        polls_accept_queues,
+    )?;
+    watch.serve(service, reload);
     let comparable = filters_open.then(Counters::read).transpose()?;
     session.reconcile_from_now(netns::current()?);
     if !args.quiet {
@@ -289,13 +360,21 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
         }
     };
     let outcome = match announce(args, &mut session, coverage) {
-        Ok(()) => drive(&mut source, &mut session, &mut watch, found, hangup, end).await,
+        Ok(()) => {
+            watch.begin(&session);
+            drive(&mut source, &mut session, &mut watch, found, hangup, end).await
+        }
         Err(error) => Err(error.into()),
     };
+    watch.end(&session);
     let stop = match outcome {
         Ok(stop) => stop,
         Err(failure) if failure.error.downcast_ref() == Some(&sink::Error::Closed) => Stop::Closed,
-        Err(failure) => return Err(failure),
+        Err(failure) => {
+            // An output that failed takes no account of the others with it.
+            let _ = watch.close_deliveries(&mut session).await;
+            return Err(failure);
+        }
     };
 
     // What is polled counts until here, as the kernel's counters do.
@@ -313,30 +392,36 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
             (counters, shown),
         )
     });
-    match account {
-        // A summary that nobody reads is no failure, wherever the pipe closed.
-        Err(failure) if failure.error.downcast_ref() != Some(&sink::Error::Closed) => {
-            return Err(failure);
-        }
-        _ => {}
+    // Also when another output failed: what was produced for one is sent or counted.
+    let told = watch.close_deliveries(&mut session).await;
+    // A summary that nobody reads is no failure, wherever the pipe closed.
+    let is_failure = |failure: &Failure| failure.error.downcast_ref() != Some(&sink::Error::Closed);
+    let outcome = account.and(told.map_err(Failure::from));
+    if let Some(failure) = outcome.err().filter(is_failure) {
+        return Err(failure);
     }
     if !args.quiet {
-        text::summary(&watch.summary, &mut io::stderr())?;
-        let skipped = session.looks_skipped();
-        if skipped > 0 {
-            // Nobody may be left to read it.
-            let _ = writeln!(
-                io::stderr(),
-                "tcptrace: {skipped} events came without what /proc says of them: more would have \
-                 been asked than 20 times a second, or the answer took over a second"
-            );
-        }
+        say_summary(&watch.summary, session.looks_skipped())?;
     }
     Ok(match stop {
         Stop::Command(status) if status != 0 => status,
-        _ if args.strict && watch.summary.lost > 0 => status::LOST,
+        _ if args.strict && watch.summary.lost + watch.not_delivered() > 0 => status::LOST,
         _ => 0,
     })
+}
+
+/// The counts of the run, for a person.
+fn say_summary(summary: &Summary, skipped: u64) -> io::Result<()> {
+    text::summary(summary, &mut io::stderr())?;
+    if skipped > 0 {
+        // Nobody may be left to read it.
+        let _ = writeln!(
+            io::stderr(),
+            "tcptrace: {skipped} events came without what /proc says of them: more would have been asked \
+             than 20 times a second, or the answer took over a second"
+        );
+    }
+    Ok(())
 }
 
 /// What is seen and what is not comes first in the stream.
@@ -361,6 +446,9 @@ trait Upkeep {
     /// Looks after everything that is due.
     fn tend(&mut self, session: &mut Session) -> Result<()>;
 
+    /// Opens the outputs anew, and takes what has changed in the configuration.
+    fn reload(&mut self, session: &mut Session) -> Result<()>;
+
     /// Nothing is left to trace.
     fn is_over(&self) -> bool;
 }
@@ -382,7 +470,7 @@ async fn drive(
         tokio::select! {
             biased;
             stop = &mut stop => return Ok(stop?),
-            _ = hangup.recv() => session.reopen()?,
+            _ = hangup.recv() => upkeep.reload(session)?,
             () = session.answered() => session.resume()?,
             _ = tick.tick() => {
                 session.resume()?;
@@ -536,15 +624,21 @@ fn look_around(args: &Trace, filters: &Filters) -> Result<mpsc::Receiver<Event>>
 
 fn check_privileges(host: &Host) -> Result<(), Failure> {
     let missing = required_missing(&host.facts);
-    if missing.is_empty() {
+    let error = if !missing.is_empty() {
+        let names: Vec<_> = missing.iter().map(ToString::to_string).collect();
+        anyhow!(
+            "{} missing: the kernel opens eBPF only with it; {}",
+            names.join(" and "),
+            grant_command(&host.facts)
+        )
+    } else if !host.facts.initial_pid_namespace {
+        // Rather nothing than the wrong process.
+        anyhow!(
+            "in this PID namespace processes have other numbers than the kernel gives; {HOST_PIDS}"
+        )
+    } else {
         return Ok(());
-    }
-    let names: Vec<_> = missing.iter().map(ToString::to_string).collect();
-    let error = anyhow!(
-        "{} missing: the kernel opens eBPF only with it; {}",
-        names.join(" and "),
-        grant_command(&host.facts)
-    );
+    };
     Err(Failure {
         status: status::PRIVILEGE,
         error,
@@ -599,16 +693,21 @@ fn is_seen(planned: &Planned, attempts: &[Attempt]) -> bool {
     })
 }
 
-fn outputs(args: &Trace, opener: Option<&Opener>) -> Result<Outputs, Failure> {
+/// Where events go, and the threads that take them to standard output and to the exports.
+fn outputs(
+    args: &Trace,
+    opener: Option<&Opener>,
+) -> Result<(Outputs, (Delivery, Exports)), Failure> {
     let mut outputs = Outputs::new(sink::Context {
         run: u32::from_ne_bytes(random()?),
         key: random()?,
         host_name: nix::unistd::gethostname()
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default(),
-        host_id: std::fs::read_to_string("/etc/machine-id")
-            .ok()
-            .map(|id| id.trim().to_owned()),
+        host_id: line("/etc/machine-id"),
+        boot_id: line("/proc/sys/kernel/random/boot_id"),
+        // Set from `spec.nodeName`: the name of the host is often another.
+        node_name: std::env::var("NODE_NAME").ok(),
     });
     let terminal = io::stdout().is_terminal();
     let format = match args.output {
@@ -620,7 +719,11 @@ fn outputs(args: &Trace, opener: Option<&Opener>) -> Result<Outputs, Failure> {
         Output::Json => Format::Json,
         Output::Jsonpretty => Format::JsonPretty,
     };
-    outputs.add(format, Box::new(Stream::stdout()?));
+    let (stdout, sink) = Delivery::stdout(|| {
+        privileges::keep_only(&CapsHashSet::new())?;
+        confine(Part::Reader)
+    })?;
+    outputs.add(format, Box::new(sink));
     if let (Some(path), Some(opener)) = (&args.output_file, opener) {
         let rotation = args.rotate_size.map(|size| Rotation {
             size,
@@ -631,7 +734,26 @@ fn outputs(args: &Trace, opener: Option<&Opener>) -> Result<Outputs, Failure> {
             Box::new(sink::File::open(path, rotation, opener.clone())?),
         );
     }
-    Ok(outputs)
+    let mut exports = Exports::default();
+    let identity = args.tls_cert.as_deref().zip(args.tls_key.as_deref());
+    let tls = args.tls_ca.as_deref().map(|ca| Tls::read(ca, identity));
+    let tls = tls.transpose()?;
+    for destination in &args.export {
+        let (format, export) =
+            exports.start(destination, tls.clone(), |while_it_may_load_code| {
+                privileges::keep_only(&CapsHashSet::new())?;
+                while_it_may_load_code();
+                confine(Part::Export)
+            })?;
+        outputs.add(format, Box::new(export));
+    }
+    Ok((outputs, (stdout, exports)))
+}
+
+/// The one line of a file; `None` without it.
+fn line(path: &str) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    Some(text.trim().to_owned()).filter(|line| !line.is_empty())
 }
 
 /// <https://man7.org/linux/man-pages/man4/tty_ioctl.4.html>
@@ -710,6 +832,10 @@ mod tests {
             Ok(())
         }
 
+        fn reload(&mut self, session: &mut Session) -> Result<()> {
+            Ok(session.reopen()?)
+        }
+
         fn is_over(&self) -> bool {
             self.0.get() == 0
         }
@@ -747,6 +873,8 @@ mod tests {
             key: [0; 16],
             host_name: "host".to_owned(),
             host_id: None,
+            boot_id: None,
+            node_name: None,
         });
         outputs.add(Format::Json, sink);
         let decoder = Decoder {

@@ -16,10 +16,7 @@ use super::{Body, Context, Error};
 use crate::event::Event;
 
 /// A line is never longer: the smallest limit of the log collectors we know.
-const MAX_LINE: usize = 8_000;
-
-/// The version of the record's shape; additions do not change it.
-const SCHEMA_VERSION: &str = "1.0";
+pub(super) const MAX_LINE: usize = 8_000;
 
 /// The longest text in a line that would be too long otherwise, in bytes. JSON writes a byte with at
 /// most six, and at most six such texts are in a record.
@@ -44,19 +41,16 @@ pub(super) struct Records {
 
 impl Records {
     pub(super) fn new(context: Context) -> Self {
-        let mut tail = b"},\"resource\":{\"service.name\":\"tcptrace\"".to_vec();
-        let mut text = |name: &str, text: &str| {
-            key(&mut tail, b',', name);
-            string(&mut tail, text);
-        };
-        text("service.version", env!("CARGO_PKG_VERSION"));
-        text("host.name", &context.host_name);
-        if let Some(id) = &context.host_id {
-            text("host.id", id);
+        let mut tail = b"},\"resource\":".to_vec();
+        let mut before = b'{';
+        for (name, value) in record::resource(&context) {
+            key(&mut tail, before, name);
+            string(&mut tail, value);
+            before = b',';
         }
-        tail.extend_from_slice(b"}");
+        tail.push(b'}');
         key(&mut tail, b',', "schema_version");
-        string(&mut tail, SCHEMA_VERSION);
+        string(&mut tail, record::SCHEMA_VERSION);
         tail.extend_from_slice(b"}\n");
         Self {
             context,
@@ -240,7 +234,7 @@ fn printable(to: &mut Vec<u8>, json: &str) {
 
 /// What a line that is too long does without: what has no bound and is in `/proc` or on the terminal
 /// as well. Cut short it would be wrong.
-fn is_shed(name: &str) -> bool {
+pub(super) fn is_shed(name: &str) -> bool {
     [
         name::PROCESS_PATH,
         name::OWNER_PIDS,
@@ -254,7 +248,7 @@ fn is_shed(name: &str) -> bool {
     .contains(&name)
 }
 
-fn cut(text: &str) -> &str {
+pub(super) fn cut(text: &str) -> &str {
     &text[..text.floor_char_boundary(LEAN_TEXT)]
 }
 
@@ -531,6 +525,8 @@ mod tests {
             "process.executable.path": "/usr/sbin/nginx",
             "tcptrace.process.comm": "nginx",
             "process.user.id": 33,
+            "container.id": "0a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f9",
+            "k8s.pod.uid": "1b4c6d7e-0123-4567-89ab-cdef01234567",
             "tcptrace.owner.confidence": "exact",
             "tcptrace.reset.kernel_reason": "TCP_ABORT_ON_CLOSE",
             "tcptrace.syscall.name": "close"
@@ -539,7 +535,10 @@ mod tests {
             "service.name": "tcptrace",
             "service.version": "0.1.0",
             "host.name": "node-1",
-            "host.id": "0123456789abcdef0123456789abcdef"
+            "tcptrace.schema.version": "1.0",
+            "host.id": "0123456789abcdef0123456789abcdef",
+            "tcptrace.boot.id": "01234567-89ab-cdef-0123-456789abcdef",
+            "k8s.node.name": "node-1"
           },
           "schema_version": "1.0"
         }
@@ -598,6 +597,8 @@ mod tests {
             "process.executable.path": "/usr/sbin/nginx",
             "tcptrace.process.comm": "nginx",
             "process.user.id": 33,
+            "container.id": "0a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f9",
+            "k8s.pod.uid": "1b4c6d7e-0123-4567-89ab-cdef01234567",
             "tcptrace.owner.confidence": "shared",
             "tcptrace.owner.pids": [
               1234,
@@ -615,7 +616,10 @@ mod tests {
             "service.name": "tcptrace",
             "service.version": "0.1.0",
             "host.name": "node-1",
-            "host.id": "0123456789abcdef0123456789abcdef"
+            "tcptrace.schema.version": "1.0",
+            "host.id": "0123456789abcdef0123456789abcdef",
+            "tcptrace.boot.id": "01234567-89ab-cdef-0123-456789abcdef",
+            "k8s.node.name": "node-1"
           },
           "schema_version": "1.0"
         }

@@ -1,13 +1,15 @@
 //! Where events go. An event is written once for each format, and every output that wants the
 //! format gets the same bytes.
 
+mod export;
 mod file;
+mod journal;
 mod json;
 pub mod record;
 #[cfg(test)]
 pub(crate) mod samples;
 mod sentence;
-mod stream;
+mod syslog;
 pub mod text;
 
 use std::fmt;
@@ -15,9 +17,9 @@ use std::io;
 
 use bytes::{Bytes, BytesMut};
 
+pub use export::{Account, Delivery, Destination, Export, Exports, Lost, News, Stdout, Tls};
 pub use file::{File, Opener, Rotation, directory_of};
 pub use sentence::Body;
-pub use stream::Stream;
 
 use crate::event::{Event, Kind};
 
@@ -32,12 +34,16 @@ pub struct Context {
     pub host_name: String,
     /// This host's machine id, when it has one.
     pub host_id: Option<String>,
+    /// The id of this boot, when the kernel tells it: what it counts begins anew with each.
+    pub boot_id: Option<String>,
+    /// This host's name as a Kubernetes node, when the environment tells it.
+    pub node_name: Option<String>,
 }
 
 /// One output.
 pub trait Sink {
-    /// Takes one event; `record` is its text in the output's format, the newline included. It may
-    /// be kept back until [`flush`](Self::flush).
+    /// Takes one event; `record` is that event in the output's format, a newline included where lines end
+    /// with one. It may be kept back until [`flush`](Self::flush).
     ///
     /// # Errors
     ///
@@ -107,11 +113,17 @@ pub enum Format {
     Json,
     /// The same JSON over several lines.
     JsonPretty,
+    /// Messages of RFC 5424, without anything that ends them.
+    Syslog,
+    /// Entries in journald's own protocol.
+    Journal,
 }
 
 /// All outputs of a run.
 pub struct Outputs {
     json: json::Records,
+    syslog: syslog::Messages,
+    journal: journal::Entries,
     groups: Vec<Group>,
     /// Taken back from the records of earlier events once their sinks have let go of them.
     buffer: BytesMut,
@@ -129,7 +141,9 @@ impl Outputs {
     #[must_use]
     pub fn new(context: Context) -> Self {
         Self {
-            json: json::Records::new(context),
+            json: json::Records::new(context.clone()),
+            syslog: syslog::Messages::new(context.clone()),
+            journal: journal::Entries::new(context),
             groups: Vec::new(),
             buffer: BytesMut::new(),
         }
@@ -173,6 +187,8 @@ impl Outputs {
                 }
                 Format::Json => self.json.line(event, &mut self.buffer),
                 Format::JsonPretty => self.json.pretty(event, &mut self.buffer)?,
+                Format::Syslog => self.syslog.message(event, &mut self.buffer),
+                Format::Journal => self.journal.entry(event, &mut self.buffer),
             }
             group.begun = true;
             let record = self.buffer.split().freeze();

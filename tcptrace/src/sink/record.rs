@@ -11,7 +11,8 @@ use super::Context;
 use crate::diagnose;
 use crate::event::{
     Address, Cause, End, Event, EventId, Exit, Fact, Finding, Flow, Held, Holding, Kind, Nearby,
-    OverflowPath, Owner, Pool, Severity, Side, Socket, SocketId, State, Summary, Timestamp,
+    OverflowPath, Owner, Pool, ResetSent, Severity, Side, Socket, SocketId, State, Summary,
+    Timestamp,
 };
 
 /// A value of the record.
@@ -39,7 +40,8 @@ pub fn severity(event: &Event) -> Severity {
         Kind::AcceptQueueOverflow(_)
         | Kind::SynQueueOverflow(_)
         | Kind::ConnectionTimeout(_)
-        | Kind::EventsLost(_) => Severity::Error,
+        | Kind::EventsLost(_)
+        | Kind::ExportDropped(_) => Severity::Error,
         Kind::ConnectFailed(connect)
             if connect
                 .errno
@@ -60,6 +62,7 @@ pub fn severity(event: &Event) -> Severity {
         | Kind::StateChanged(_)
         | Kind::Retransmit(_)
         | Kind::Coverage(_)
+        | Kind::EventsSuppressed(_)
         | Kind::Summary(_) => Severity::Info,
     }
 }
@@ -93,6 +96,8 @@ names! {
     PROCESS_NAME = "process.executable.name"
     PROCESS_PATH = "process.executable.path"
     PROCESS_USER = "process.user.id"
+    CONTAINER_ID = "container.id"
+    POD_UID = "k8s.pod.uid"
     THREAD_ID = "thread.id"
     EVENT_ID = "tcptrace.event.id"
     CAUSED_BY = "tcptrace.caused_by"
@@ -219,6 +224,10 @@ names! {
     LOST_COUNT = "tcptrace.lost.count"
     LOST_HOOK = "tcptrace.lost.hook"
     LOST_REASON = "tcptrace.lost.reason"
+    EXPORT_TO = "tcptrace.export.to"
+    EXPORT_ERROR = "tcptrace.export.error"
+    SUPPRESSED_COUNT = "tcptrace.suppressed.count"
+    SUPPRESSED_EVENT = "tcptrace.suppressed.event"
     COVERAGE_SIGNAL = "tcptrace.coverage.signal"
     COVERAGE_WAY = "tcptrace.coverage.way"
     COVERAGE_NOTE = "tcptrace.coverage.note"
@@ -235,6 +244,28 @@ names! {
     KERNEL_OVERFLOWS = "tcptrace.kernel.listen_overflows"
     UNSEEN_RESETS = "tcptrace.unseen.resets"
     UNSEEN_OVERFLOWS = "tcptrace.unseen.overflows"
+}
+
+/// The version of the record's shape; additions do not change it.
+pub const SCHEMA_VERSION: &str = "1.0";
+
+/// What every record of a run says of where it comes from.
+pub fn resource(context: &Context) -> impl Iterator<Item = (&'static str, &str)> {
+    let always = [
+        ("service.name", "tcptrace"),
+        ("service.version", env!("CARGO_PKG_VERSION")),
+        ("host.name", &context.host_name),
+        ("tcptrace.schema.version", SCHEMA_VERSION),
+    ];
+    let known = [
+        ("host.id", &context.host_id),
+        ("tcptrace.boot.id", &context.boot_id),
+        ("k8s.node.name", &context.node_name),
+    ];
+    let known = known
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value.as_deref()?)));
+    always.into_iter().chain(known)
 }
 
 /// Gives each attribute of an event to `each`, in a stable order.
@@ -440,6 +471,10 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
             self.maybe_str(name::PROCESS_PATH, process.exe.as_deref())?;
             self.text(name::PROCESS_COMM, &process.comm)?;
             self.int(name::PROCESS_USER, process.uid)?;
+            if let Some(container) = &process.container {
+                self.str(name::CONTAINER_ID, &container.id)?;
+                self.maybe_str(name::POD_UID, container.pod.as_deref())?;
+            }
             match process.exit {
                 Some(Exit::Code(code)) => self.int(name::EXIT_CODE, code)?,
                 Some(Exit::Signal(signal)) => self.int(name::EXIT_SIGNAL, signal)?,
@@ -458,19 +493,7 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
 
     fn kind(&mut self, context: &Context, kind: &Kind) -> Result<(), E> {
         match kind {
-            Kind::ResetSent(reset) => {
-                self.maybe_str(
-                    name::RESET_REASON,
-                    reset.reason.as_ref().map(|r| r.0.as_ref()),
-                )?;
-                self.flag(name::RESET_LINGER_ZERO, reset.linger_zero)?;
-                self.flag(name::RESET_ANSWER, reset.answers_segment)?;
-                self.flag(name::RESET_ANSWERS_SYN, reset.answers_syn)?;
-                self.flag(name::RESET_NO_SOCKET, reset.no_socket)?;
-                self.flag(name::RESET_UNACCEPTED, reset.unaccepted)?;
-                self.flag(name::RESET_ABORTED, reset.aborted)?;
-                self.maybe_text(name::SYSCALL_NAME, reset.syscall.as_ref())
-            }
+            Kind::ResetSent(reset) => self.reset(reset),
             Kind::ResetReceived(reset) => self.flag(name::SOCKET_ORPHAN, reset.orphan),
             Kind::CloseWaitEntered(wait) | Kind::CloseWaitStuck(wait) => {
                 self.int(name::CLOSE_WAIT_AGE, wait.age_ms)?;
@@ -547,8 +570,30 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
                 self.str(name::LOST_HOOK, &loss.hook)?;
                 self.str(name::LOST_REASON, loss.reason)
             }
+            Kind::ExportDropped(dropped) => {
+                self.str(name::EXPORT_TO, &dropped.to)?;
+                self.maybe_str(name::EXPORT_ERROR, dropped.error.as_deref())?;
+                self.int(name::LOST_COUNT, dropped.count)?;
+                self.str(name::LOST_REASON, dropped.reason)
+            }
+            Kind::EventsSuppressed(suppressed) => {
+                self.int(name::SUPPRESSED_COUNT, suppressed.count)?;
+                self.str(name::SUPPRESSED_EVENT, suppressed.name)
+            }
             Kind::Summary(summary) => self.summary(summary),
         }
+    }
+
+    fn reset(&mut self, reset: &ResetSent) -> Result<(), E> {
+        let reason = reset.reason.as_ref().map(|reason| reason.0.as_ref());
+        self.maybe_str(name::RESET_REASON, reason)?;
+        self.flag(name::RESET_LINGER_ZERO, reset.linger_zero)?;
+        self.flag(name::RESET_ANSWER, reset.answers_segment)?;
+        self.flag(name::RESET_ANSWERS_SYN, reset.answers_syn)?;
+        self.flag(name::RESET_NO_SOCKET, reset.no_socket)?;
+        self.flag(name::RESET_UNACCEPTED, reset.unaccepted)?;
+        self.flag(name::RESET_ABORTED, reset.aborted)?;
+        self.maybe_text(name::SYSCALL_NAME, reset.syscall.as_ref())
     }
 
     /// Lists are lines with the count first, as those of the summary.

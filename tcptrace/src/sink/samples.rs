@@ -8,11 +8,12 @@ use jiff::tz::TimeZone;
 use super::Context;
 use super::text::Columns;
 use crate::event::{
-    Acceptor, CallError, Cause, Certainty, CloseWait, Comm, Confidence, ConnectFailed, Coverage,
-    Errno, Event, EventId, Fact, FdExhausted, Finding, Flow, Held, Holding, Holdings, Kind, Loss,
-    Nearby, Overflow, OverflowPath, Owner, PeerFin, Pool, PortHolder, Ports, Process, Reconciled,
-    ResetReason, ResetReceived, ResetSent, Retransmit, Severity, Side, Signal, Socket, SocketId,
-    State, StateChange, Summary, SummaryRow, SynQueue, Syscall, Timeout, Timestamp, Workload,
+    Acceptor, CallError, Cause, Certainty, CloseWait, Comm, Confidence, ConnectFailed, Container,
+    Coverage, Dropped, Errno, Event, EventId, Fact, FdExhausted, Finding, Flow, Held, Holding,
+    Holdings, Kind, Loss, Nearby, Overflow, OverflowPath, Owner, PeerFin, Pool, PortHolder, Ports,
+    Process, Reconciled, ResetReason, ResetReceived, ResetSent, Retransmit, Severity, Side, Signal,
+    Socket, SocketId, State, StateChange, Summary, SummaryRow, Suppressed, SynQueue, Syscall,
+    Timeout, Timestamp, Workload,
 };
 
 pub(crate) fn context() -> Context {
@@ -21,6 +22,8 @@ pub(crate) fn context() -> Context {
         key: [7; 16],
         host_name: "node-1".to_owned(),
         host_id: Some("0123456789abcdef0123456789abcdef".to_owned()),
+        boot_id: Some("01234567-89ab-cdef-0123-456789abcdef".to_owned()),
+        node_name: Some("node-1".to_owned()),
     }
 }
 
@@ -88,6 +91,10 @@ pub(crate) fn nginx() -> Process {
         uid: 33,
         exe: Some("/usr/sbin/nginx".into()),
         cgroup: None,
+        container: Some(Arc::new(Container {
+            id: "0a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f9".to_owned(),
+            pod: Some("1b4c6d7e-0123-4567-89ab-cdef01234567".to_owned()),
+        })),
         exit: None,
     }
 }
@@ -436,11 +443,6 @@ pub(crate) fn all() -> Vec<Event> {
         way: None,
         note: Some("needs kernel 6.6".to_owned()),
     };
-    let loss = Loss {
-        hook: "tcp_send_reset".to_owned(),
-        count: 3,
-        reason: "ring_full",
-    };
     let received = ResetReceived {
         errno: Some(Errno(libc::ECONNRESET)),
         orphan: false,
@@ -480,9 +482,38 @@ pub(crate) fn all() -> Vec<Event> {
         ),
         bare(Kind::Coverage(coverage)),
         bare(Kind::Coverage(gap)),
-        bare(Kind::EventsLost(loss)),
+        bare(Kind::EventsLost(lost())),
+        bare(Kind::ExportDropped(dropped())),
+        suppressed(),
         bare(Kind::Summary(Box::new(summary()))),
     ]
+}
+
+fn lost() -> Loss {
+    Loss {
+        hook: "tcp_send_reset".to_owned(),
+        count: 3,
+        reason: "ring_full",
+    }
+}
+
+fn dropped() -> Dropped {
+    Dropped {
+        to: "syslog=tcp://logs.example:6514".to_owned(),
+        count: 37,
+        reason: "queue_full",
+        error: Some("cannot connect: Connection refused (os error 111)".to_owned()),
+    }
+}
+
+fn suppressed() -> Event {
+    let suppressed = Suppressed {
+        name: "tcptrace.reset.sent",
+        cause: Some(Cause::ClosedWithUnreadData),
+        errno: None,
+        count: 512,
+    };
+    event(None, Kind::EventsSuppressed(suppressed))
 }
 
 fn syscall_number(name: &str) -> i32 {

@@ -37,6 +37,8 @@ pub(super) fn label(event: &Event) -> &'static str {
         Kind::Finding(_) => "FINDING",
         Kind::Coverage(_) => "coverage",
         Kind::EventsLost(_) => "events lost",
+        Kind::ExportDropped(_) => "not exported",
+        Kind::EventsSuppressed(_) => "suppressed",
         Kind::Summary(_) => "summary",
     }
 }
@@ -115,6 +117,19 @@ impl fmt::Display for Detail<'_> {
                     loss.hook,
                     loss.reason
                 )
+            }
+            Kind::ExportDropped(dropped) => {
+                let (records, to) = (Count(dropped.count, "record"), &dropped.to);
+                write!(f, "{records} for {to}: {}", dropped.reason)?;
+                match &dropped.error {
+                    Some(error) => write!(f, " ({error})"),
+                    None => Ok(()),
+                }
+            }
+            Kind::EventsSuppressed(suppressed) => {
+                let name = suppressed.name.trim_start_matches("tcptrace.");
+                let count = suppressed.count;
+                write!(f, "{count} more {name} (--rate-limit)")
             }
             Kind::Summary(summary) => write!(
                 f,

@@ -128,7 +128,9 @@ fn style(kind: &Kind) -> Style {
         Kind::AcceptQueueOverflow(_)
         | Kind::SynQueueOverflow(_)
         | Kind::FdExhausted(_)
-        | Kind::EventsLost(_) => AnsiColor::Magenta,
+        | Kind::EventsLost(_)
+        | Kind::EventsSuppressed(_)
+        | Kind::ExportDropped(_) => AnsiColor::Magenta,
         Kind::Finding(finding) => {
             return match finding.severity {
                 Severity::Info => Style::new(),
@@ -558,6 +560,8 @@ mod tests {
         11:10:03.123 -                coverage     -                                 reset.sent through raw_tracepoint tcp_send…
         11:10:03.123 -                coverage     -                                 not seen: accept_queue.overflow (needs ker…
         11:10:03.123 -                events lost  -                                 3 events of tcp_send_reset: ring_full
+        11:10:03.123 -                not exported -                                 37 records for syslog=tcp://logs.example:6…
+        11:10:03.123 nginx[1234]      suppressed   -                                 512 more reset.sent (--rate-limit)
         11:10:03.123 -                summary      -                                 31 events in 12.3 s, 0 lost
         ");
     }
@@ -589,6 +593,8 @@ mod tests {
         11:10:03.123 -                coverage     -                                 reset.sent through raw_tracepoint tcp_send_reset: RSTs for closed ports are not seen
         11:10:03.123 -                coverage     -                                 not seen: accept_queue.overflow (needs kernel 6.6)
         11:10:03.123 -                events lost  -                                 3 events of tcp_send_reset: ring_full
+        11:10:03.123 -                not exported -                                 37 records for syslog=tcp://logs.example:6514: queue_full (cannot connect: Connection refused (os error 111))
+        11:10:03.123 nginx[1234]      suppressed   -                                 512 more reset.sent (--rate-limit)
         11:10:03.123 -                summary      -                                 31 events in 12.3 s, 0 lost
         ");
     }

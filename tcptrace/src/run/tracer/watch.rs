@@ -2,20 +2,24 @@
 //! are gone, queues of listeners, and the kernel half's own tables.
 
 use std::collections::HashMap;
+use std::io::{self, Write as _};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use tcptrace_common::event::{hook, stat};
 
 use super::Upkeep;
+use super::reload::Reload;
+use super::service::Service;
 use crate::cli::Trace;
 use crate::config::{self, Filters};
-use crate::event::{Event, Loss, Owner, State, Summary};
+use crate::event::{Event, Kind, Loss, Owner, State, Summary};
 use crate::host::listen_queues::{self, ListenQueues};
 use crate::host::{netns, process, sockets};
 use crate::kernel::load::{FilterValues, Kernel, KernelLog};
 use crate::session::{Session, monotonic};
-use crate::sink::Error;
+use crate::sink::text::printable;
+use crate::sink::{Delivery, Error, Exports};
 
 /// The kernel half, and what is known of it so far.
 pub(super) struct Watch {
@@ -23,13 +27,16 @@ pub(super) struct Watch {
     pub(super) summary: Summary,
     kernel: Kernel,
     log: Option<KernelLog>,
+    stdout: Delivery,
+    exports: Exports,
+    quiet: bool,
     lost: [u64; hook::COUNT as usize],
     stats: [u64; stat::COUNT as usize],
     missed: HashMap<String, u64>,
     malformed: u64,
     unseen: u64,
-    /// When a connection stuck in CLOSE_WAIT is told of next, by its entry.
-    stuck: HashMap<u64, Duration>,
+    /// Connections in CLOSE_WAIT, by their entry.
+    waiting: HashMap<u64, Waiting>,
     close_wait_after: Duration,
     /// `None` when nobody asked.
     queues: Option<ListenQueues>,
@@ -40,6 +47,9 @@ pub(super) struct Watch {
     /// None of them is left.
     gone: bool,
     chores: Instant,
+    service: Option<Service>,
+    /// `None` without a file of configuration.
+    reload: Option<Reload>,
 }
 
 /// A connection is stuck in CLOSE_WAIT after this long even when every entry is shown.
@@ -52,6 +62,14 @@ const ROUND: usize = 1000;
 const CHORES: Duration = Duration::from_secs(1);
 /// How long the end of a traced process's connection is remembered for its other end.
 const RETENTION: Duration = Duration::from_mins(1);
+
+/// A connection in CLOSE_WAIT at the last look.
+#[derive(Clone, Copy)]
+struct Waiting {
+    age: Duration,
+    /// The age at which it is told of.
+    next: Duration,
+}
 
 const HOOKS: [&str; hook::COUNT as usize] = [
     "inet_sock_set_state",
@@ -91,6 +109,7 @@ impl Watch {
     pub(super) fn new(
         args: &Trace,
         mut kernel: Kernel,
+        (stdout, exports): (Delivery, Exports),
         filters: Filters,
         session: &Session,
         polls_accept_queues: bool,
@@ -104,12 +123,15 @@ impl Watch {
             summary: Summary::default(),
             kernel,
             log,
+            stdout,
+            exports,
+            quiet: args.quiet,
             lost: [0; hook::COUNT as usize],
             stats: [0; stat::COUNT as usize],
             missed: HashMap::new(),
             malformed: 0,
             unseen: 0,
-            stuck: HashMap::new(),
+            waiting: HashMap::new(),
             close_wait_after: args.close_wait_after.max(STUCK),
             queues,
             filters,
@@ -117,7 +139,63 @@ impl Watch {
             by_pid: !args.pid.is_empty(),
             gone: false,
             chores: Instant::now(),
+            service: None,
+            reload: None,
         })
+    }
+
+    /// Who is told how it goes, and the configuration that may change.
+    pub(super) fn serve(&mut self, service: Service, reload: Option<Reload>) {
+        self.service = Some(service);
+        self.reload = reload;
+    }
+
+    /// Events are traced.
+    pub(super) fn begin(&self, session: &Session) {
+        if let Some(metrics) = session.metrics() {
+            // A first loss is seen to grow from 0 only where the 0 was scraped.
+            let hooks = HOOKS.map(|hook| (hook, "ring_full"));
+            let tables = TABLES.map(|(_, table)| (table, "table_full"));
+            for (stage, reason) in hooks.into_iter().chain(tables) {
+                metrics.lost(stage, reason, 0);
+            }
+            metrics.set_ready(true);
+        }
+        if let Some(service) = &self.service {
+            service.ready("tracing");
+        }
+    }
+
+    /// No more events are taken.
+    pub(super) fn end(&self, session: &Session) {
+        if let Some(metrics) = session.metrics() {
+            metrics.set_ready(false);
+        }
+        if let Some(service) = &self.service {
+            service.stopping();
+        }
+    }
+
+    /// Makes the changes in the configuration. The new values of a filter come before the old ones go,
+    /// so that no event of both falls between.
+    fn change(&mut self, session: &mut Session) -> Result<Vec<String>> {
+        let Some(reload) = &mut self.reload else {
+            return Ok(Vec::new());
+        };
+        let change = reload.read(session.selection(), &self.filters)?;
+        self.kernel.set_filters(&change.filters.values)?;
+        // Cgroups made below those named since are in the map too.
+        self.filters.values.cgroups = config::cgroups(&self.cgroups).unwrap_or_default();
+        let gone = self.filters.values.without(&change.filters.values);
+        self.kernel.unset_filters(&gone)?;
+        self.filters = change.filters.clone();
+        self.cgroups.clone_from(&change.trace.cgroup);
+        self.close_wait_after = change.trace.close_wait_after.max(STUCK);
+        session.select(change.selection.clone());
+        session.limit_rate(change.trace.rate_limit);
+        let keys = change.keys.clone();
+        reload.done(change);
+        Ok(keys)
     }
 
     /// Ends all hooks. What the ring still holds stays.
@@ -171,30 +249,90 @@ impl Watch {
         Ok(())
     }
 
+    /// Tells what standard output and exports lost, and to a person how exports go.
+    fn tell_of_deliveries(&mut self, session: &mut Session) -> Result<()> {
+        self.stdout.check()?;
+        self.exports.check()?;
+        self.count_deliveries(session);
+        let now = Instant::now();
+        let dropped = self.stdout.dropped(now, false).into_iter();
+        for dropped in dropped.chain(self.exports.dropped(now, false)) {
+            session.note(Kind::ExportDropped(dropped))?;
+        }
+        for news in self.exports.news() {
+            self.say(&news.to_string());
+        }
+        Ok(())
+    }
+
+    fn count_deliveries(&self, session: &Session) {
+        let Some(metrics) = session.metrics() else {
+            return;
+        };
+        for (name, account) in self.exports.accounts().chain([self.stdout.account()]) {
+            metrics.exported(name, &account);
+        }
+    }
+
+    /// Delivers what waits, and tells what became of all records of each export, and of standard output
+    /// where it did not take all.
+    pub(super) async fn close_deliveries(&mut self, session: &mut Session) -> Result<()> {
+        self.exports.close().await;
+        for (name, account) in self.exports.accounts() {
+            self.say(&format!("--export {name}: {account}"));
+        }
+        for dropped in self.exports.dropped(Instant::now(), true) {
+            session.note(Kind::ExportDropped(dropped))?;
+        }
+        session.flush()?;
+        self.stdout.close().await;
+        self.count_deliveries(session);
+        for dropped in self.stdout.dropped(Instant::now(), true) {
+            session.note(Kind::ExportDropped(dropped))?;
+        }
+        let (name, account) = self.stdout.account();
+        if account.lost.total() > 0 {
+            self.say(&format!("{name}: {account}"));
+        }
+        session.flush()?;
+        self.stdout.check()
+    }
+
+    /// Records that standard output and exports did not get.
+    pub(super) fn not_delivered(&self) -> u64 {
+        let (_, stdout) = self.stdout.account();
+        self.exports.lost() + stdout.lost.total()
+    }
+
+    fn say(&self, what: &str) {
+        if !self.quiet {
+            // Nobody may be left to read it.
+            let _ = writeln!(io::stderr(), "tcptrace: {}", printable(what));
+        }
+    }
+
     fn tell_stuck(&mut self, session: &mut Session) -> Result<()> {
         let now = monotonic();
-        let waiting = self.kernel.close_waits()?;
+        let entries = self.kernel.close_waits()?;
         let mut due = Vec::new();
-        let mut still = HashMap::with_capacity(waiting.len());
-        for (address, entry) in waiting {
-            // What was there at the start was told of then.
-            if entry.older != 0 {
-                continue;
-            }
+        let mut still = HashMap::with_capacity(entries.len());
+        for (address, entry) in entries {
             let age = Duration::from_nanos(now.saturating_sub(entry.since));
-            let mut next = self
-                .stuck
-                .get(&entry.id)
-                .copied()
-                .unwrap_or(self.close_wait_after);
-            if age >= next && due.len() < ROUND {
+            let known = self.waiting.remove(&entry.id);
+            let mut next = known.map_or(self.close_wait_after, |known| known.next);
+            // What was there at the start was told of then.
+            if entry.older == 0 && age >= next && due.len() < ROUND {
                 next = age.max(next) * AGAIN;
                 due.push((address, entry));
             }
-            still.insert(entry.id, next);
+            still.insert(entry.id, Waiting { age, next });
         }
         // Those that are not waiting any more are forgotten.
-        self.stuck = still;
+        let left = std::mem::replace(&mut self.waiting, still);
+        if let Some(metrics) = session.metrics() {
+            let ages = self.waiting.values().map(|it| it.age);
+            metrics.close_waits(ages, left.into_values().map(|it| it.age));
+        }
         let mut events = Vec::with_capacity(due.len());
         for (address, entry) in due {
             let known = self.kernel.sock(address)?;
@@ -260,6 +398,11 @@ impl Watch {
 impl Upkeep for Watch {
     fn tend(&mut self, session: &mut Session) -> Result<()> {
         self.account(session)?;
+        self.tell_of_deliveries(session)?;
+        if let Some(service) = &mut self.service {
+            let tally = session.tally();
+            service.tend(|| format!("{} events printed, {} lost", tally.printed, tally.lost));
+        }
         self.tell_stuck(session)?;
         self.kernel.tend_gate()?;
         if self.chores.elapsed() >= CHORES {
@@ -277,6 +420,31 @@ impl Upkeep for Watch {
                     ..FilterValues::default()
                 })?;
             }
+        }
+        Ok(())
+    }
+
+    /// A file that is wrong changes nothing: what is traced is worth more than what was asked for
+    /// since.
+    fn reload(&mut self, session: &mut Session) -> Result<()> {
+        if let Some(service) = &self.service {
+            service.reloading();
+        }
+        session.reopen()?;
+        let changed = self.change(session);
+        let status = match &changed {
+            Ok(keys) if keys.is_empty() => "nothing has changed".to_owned(),
+            Ok(keys) => format!("changed: {}", keys.join(", ")),
+            Err(error) => format!("nothing was changed: {error:#}"),
+        };
+        // A line of its own in what the service manager is told would be an order.
+        let status = printable(&status).to_string();
+        if self.reload.is_some() && (changed.is_err() || !self.quiet) {
+            // Nobody may be left to read it.
+            let _ = writeln!(io::stderr(), "tcptrace: configuration: {status}");
+        }
+        if let Some(service) = &self.service {
+            service.ready(&format!("configuration: {status}"));
         }
         Ok(())
     }
