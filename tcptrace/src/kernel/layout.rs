@@ -13,6 +13,9 @@ pub struct Resolved {
     pub layout: Layout,
     /// Names of the fields of [`Layout`] this kernel lacks.
     pub missing: Vec<&'static str>,
+    /// A program is skipped where it would run inside itself, as since 6.1.
+    /// <https://github.com/torvalds/linux/blob/v6.1/kernel/bpf/syscall.c> (`bpf_prog_inc_misses_counter`)
+    pub skips_nested: bool,
     /// `enum sk_rst_reason` without the prefix `SK_RST_REASON_`; empty before 6.10.
     pub reset_reasons: Vec<(u32, String)>,
 }
@@ -24,10 +27,14 @@ impl Resolved {
         Self {
             layout: Layout::ABSENT,
             missing: missing(&Layout::ABSENT),
+            skips_nested: false,
             reset_reasons: Vec::new(),
         }
     }
 }
+
+/// The function came with what it counts.
+const COUNTS_SKIPPED: &str = "bpf_prog_inc_misses_counter";
 
 /// `TS_COMPAT` of x86, `_TIF_32BIT` of arm64.
 /// <https://github.com/torvalds/linux/blob/v6.18/arch/x86/include/asm/thread_info.h>,
@@ -94,6 +101,7 @@ pub fn resolve(btf: &Btf, rcv_state_process: Option<Range<u64>>) -> Resolved {
     Resolved {
         layout,
         missing: missing(&layout),
+        skips_nested: !btf.functions(&[COUNTS_SKIPPED].into()).is_empty(),
         reset_reasons,
     }
 }
