@@ -1,5 +1,6 @@
 //! Structures written word by word: of a constant or a copy the compiler makes a call of `memset` or
-//! `memmove`, which write, and the verifier follows, byte by byte.
+//! `memmove`, which write, and the verifier follows, byte by byte. And what the verifier is not to know
+//! of a word.
 
 use core::mem::transmute;
 

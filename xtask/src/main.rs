@@ -55,7 +55,7 @@ enum Task {
         accept: bool,
     },
     /// Boot other kernels in emulated machines and run the selftest and live tests in each. With no
-    /// options all there are, and write docs/kernels.md.
+    /// options all there are. docs/kernels.md has what came of each last.
     Vmtest {
         /// Only this series, like 6.12; may be given again. `newest` is the newest packaged.
         #[arg(long, value_name = "SERIES", value_parser = PossibleValuesParser::new(vmtest::SERIES))]

@@ -14,12 +14,14 @@ mod report;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use std::{fs, thread};
 
 use anyhow::{Context as _, Result, ensure};
 
+use console::Console;
 use kernel::Kernel;
 pub(crate) use kernel::SERIES;
 use payload::{Payload, TESTS};
@@ -80,6 +82,12 @@ impl Row {
         }
     }
 
+    /// A file of its machine.
+    fn file(&self, directory: &Path, extension: &str) -> PathBuf {
+        let name = self.name().replace(", ", "-").replace(' ', "-");
+        directory.join(format!("{name}.{extension}"))
+    }
+
     /// What the machine is told to do, as the guest reads it.
     fn commands(&self) -> String {
         let without = self.without.iter().map(|way| format!("\t--without\t{way}"));
@@ -92,10 +100,9 @@ impl Row {
     }
 }
 
-/// `cargo xtask vmtest`: the kernels of these series without these ways. With neither, every row,
-/// and what came of it goes into docs/kernels.md.
+/// `cargo xtask vmtest`: the kernels of these series without these ways; with neither, every row. What
+/// came of the rows of all ways last goes into docs/kernels.md.
 pub(crate) fn run(series: &[String], without: &[String]) -> Result<()> {
-    let is_all = series.is_empty() && without.is_empty();
     let is_wanted = |it: &&str| series.is_empty() || series.iter().any(|series| series == it);
     let rows: Vec<Row> = if without.is_empty() {
         all_rows()
@@ -110,13 +117,36 @@ pub(crate) fn run(series: &[String], without: &[String]) -> Result<()> {
         };
         SERIES.into_iter().filter(is_wanted).map(row).collect()
     };
-    let outcomes = run_rows(&rows)?;
-    if is_all {
-        let path = process::workspace().join("docs/kernels.md");
-        fs::write(&path, report::page(&outcomes)?)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+    let outcomes = run_rows(&rows, &directory())?;
+    if without.is_empty() {
+        write_page()?;
     }
     require_success(&outcomes)
+}
+
+/// Writes docs/kernels.md from what each row's machine wrote last, once all have run.
+fn write_page() -> Result<()> {
+    let mut outcomes = Vec::new();
+    for row in all_rows() {
+        let log = row.file(&directory(), "log");
+        if !log.is_file() {
+            println!(
+                "vmtest: docs/kernels.md stays as it is: {} has not run",
+                row.name()
+            );
+            return Ok(());
+        }
+        let kernel = kernel::get(&[row.series].into(), &directory())?;
+        outcomes.push(judge(&row, &kernel[row.series], machine::read(&log), &log));
+    }
+    let path = process::workspace().join("docs/kernels.md");
+    fs::write(&path, report::page(&outcomes))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Where kernels are kept, and what their machines wrote.
+fn directory() -> PathBuf {
+    process::workspace().join("target/vm")
 }
 
 /// The step of `cargo xtask test`: the oldest and the newest kernel, or in a full run every row.
@@ -133,7 +163,7 @@ pub(crate) fn check(full: bool) -> Result<Vec<String>> {
     for row in &mut rows {
         row.tests = &LIVE[..QUICK];
     }
-    let outcomes = run_rows(&rows)?;
+    let outcomes = run_rows(&rows, &directory().join("quick"))?;
     require_success(&outcomes)?;
     Ok(outcomes.iter().map(Outcome::line).collect())
 }
@@ -161,12 +191,12 @@ fn require_success(outcomes: &[Outcome]) -> Result<()> {
     Ok(())
 }
 
-/// Runs the rows, and returns what came of each in their order.
-fn run_rows(rows: &[Row]) -> Result<Vec<Outcome>> {
-    let directory = process::workspace().join("target/vm");
+/// Runs the rows, with their files in this directory, and returns what came of each in their order.
+fn run_rows(rows: &[Row], files: &Path) -> Result<Vec<Outcome>> {
     let series: BTreeSet<&'static str> = rows.iter().map(|row| row.series).collect();
-    let kernels = kernel::get(&series, &directory)?;
-    let payload = Payload::build(&directory.join("payload"), &LIVE)?;
+    let kernels = kernel::get(&series, &directory())?;
+    let payload = Payload::build(&directory().join("payload"), &LIVE)?;
+    fs::create_dir_all(files).with_context(|| format!("cannot create {}", files.display()))?;
     let left = Mutex::new(rows.iter().enumerate());
     let done = Mutex::new(Vec::new());
     thread::scope(|scope| {
@@ -175,7 +205,7 @@ fn run_rows(rows: &[Row]) -> Result<Vec<Outcome>> {
                 loop {
                     let next = left.lock().unwrap_or_else(PoisonError::into_inner).next();
                     let Some((nth, row)) = next else { return };
-                    let outcome = test(row, &kernels[row.series], &payload, &directory);
+                    let outcome = test(row, &kernels[row.series], &payload, files);
                     print!("{}", outcome.summary());
                     let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
                     done.push((nth, outcome));
@@ -188,25 +218,27 @@ fn run_rows(rows: &[Row]) -> Result<Vec<Outcome>> {
     Ok(done.into_iter().map(|(_, outcome)| outcome).collect())
 }
 
-/// Runs one machine. Whatever goes wrong is a fault of its outcome.
-fn test(row: &Row, kernel: &Kernel, payload: &Payload, directory: &Path) -> Outcome {
-    let path = |extension: &str| -> PathBuf {
-        let name = row.name().replace(", ", "-").replace(' ', "-");
-        directory.join(format!("{name}.{extension}"))
-    };
-    let (initramfs, log) = (path("cpio"), path("log"));
-    let start = Instant::now();
+/// Runs one machine. Whatever goes wrong in it is a fault of its outcome.
+fn test(row: &Row, kernel: &Kernel, payload: &Payload, files: &Path) -> Outcome {
+    let (initramfs, log) = (row.file(files, "cpio"), row.file(files, "log"));
     let limit = row.tests.iter().fold(LIMIT, |limit, _| limit + LIMIT);
     let console = payload
         .write(&initramfs, kernel, &row.commands())
         .and_then(|()| machine::boot(&kernel.image, &initramfs, &log, limit));
+    judge(row, kernel, console, &log)
+}
+
+/// What came of a row whose machine wrote this into that log.
+fn judge(row: &Row, kernel: &Kernel, console: Result<Console>, log: &Path) -> Outcome {
     let mut outcome = match console {
         Ok(console) => Outcome::of(&console),
         Err(error) => Outcome::failed(&error),
     };
     outcome.name = row.name();
     outcome.version.clone_from(&kernel.version);
-    outcome.took = start.elapsed();
+    let date = ["-u", "+%Y-%m-%d", "-r"];
+    // Without a log there was no machine, which is a fault already.
+    outcome.tested = process::answer(Command::new("date").args(date).arg(log)).unwrap_or_default();
     outcome
 }
 

@@ -275,17 +275,19 @@ mod tests {
         let held = ["127.0.0.1:0", "[::1]:0", "[::]:0"].map(sockets_at);
         let ports = held.each_ref().map(|(port, ..)| *port);
         let begun = Instant::now();
-        let by_diag = loop {
-            let sockets = listed(&ports, |each| diag::dump(&ALL_STATES, netns, each));
-            // The ACK of a FIN may be late, and what goes on to FIN_WAIT2 is in no list for a moment.
-            let settled =
-                sockets.len() == COUNT && sockets.iter().all(|it| it.state != State::FinWait1);
+        let (by_diag, by_table) = loop {
+            let by_diag = listed(&ports, |each| diag::dump(&ALL_STATES, netns, each));
+            let by_table = listed(&ports, |each| table::dump(&ALL_STATES, netns, each));
+            // The ACK of a FIN may be late, and what goes on to FIN_WAIT2 is in no list for a moment, or
+            // twice in one: the socket, and what the kernel keeps of it after its close.
+            let settled = by_diag == by_table
+                && by_diag.len() == COUNT
+                && by_diag.iter().all(|it| it.state != State::FinWait1);
             if settled || begun.elapsed() > Duration::from_secs(10) {
-                break sockets;
+                break (by_diag, by_table);
             }
             thread::yield_now();
         };
-        let by_table = listed(&ports, |each| table::dump(&ALL_STATES, netns, each));
         assert_eq!(by_table, by_diag);
         assert_eq!(by_table.len(), COUNT);
         let mut states: Vec<_> = by_table.iter().map(|socket| socket.state as u8).collect();

@@ -51,6 +51,11 @@ pub(crate) fn boot(
     let status = child.wait()?;
     outcome?;
     ensure!(status.success(), "QEMU ended with {status}");
+    read(log)
+}
+
+/// What a machine wrote that came to its end.
+pub(crate) fn read(log: &Path) -> Result<Console> {
     let console = Console::read(&String::from_utf8_lossy(&fs::read(log)?));
     ensure!(
         console.is_done,

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Error, Result, ensure};
@@ -10,7 +9,6 @@ use serde_json::Value;
 
 use super::LIVE;
 use super::console::{Console, Section};
-use crate::process;
 
 /// What came of one row.
 #[derive(Debug, Default)]
@@ -18,7 +16,10 @@ pub(crate) struct Outcome {
     pub(crate) name: String,
     /// Debian's, of the kernel.
     pub(crate) version: String,
-    pub(crate) took: Duration,
+    /// The day.
+    pub(crate) tested: String,
+    /// How long its commands took by its own clock.
+    took: Duration,
     /// What `doctor` says, in its order.
     signals: Vec<Signal>,
     /// How many failures of the selftest were seen and named, and of how many.
@@ -52,7 +53,10 @@ impl Outcome {
 
     /// Judges what a machine wrote.
     pub(crate) fn of(console: &Console) -> Self {
-        let mut outcome = Self::default();
+        let mut outcome = Self {
+            took: console.sections.iter().map(|section| section.took).sum(),
+            ..Self::default()
+        };
         for section in &console.sections {
             let judged = match section.name.as_str() {
                 "doctor" => outcome.read_doctor(section),
@@ -211,16 +215,13 @@ fn text(value: &Value) -> &str {
 }
 
 /// docs/kernels.md.
-pub(crate) fn page(outcomes: &[Outcome]) -> Result<String> {
-    let date = process::answer(Command::new("date").args(["-u", "+%Y-%m-%d"]))
-        .context("date does not run")?;
-    let mut page = format!(
+pub(crate) fn page(outcomes: &[Outcome]) -> String {
+    let mut page = String::from(
         "# What tcptrace sees on which kernel\n\n\
-         Written by `cargo xtask vmtest` on {}: Debian's cloud kernels, each in an emulated machine \
+         Written by `cargo xtask vmtest`: Debian's cloud kernels, each in an emulated machine \
          with nothing but\nthe kernel, tcptrace and its tests. A cell names the hook that serves the \
          signal there; `tcptrace selftest` then\nprovoked the failures and held what was seen \
          against the kernel's own counters.\n\n",
-        date.trim_end()
     );
     page += &table(outcomes);
     page +=
@@ -228,7 +229,7 @@ pub(crate) fn page(outcomes: &[Outcome]) -> Result<String> {
     page += &reasons(outcomes);
     page += "\n## What a way does not show, and what it costs\n";
     page += &limits(outcomes);
-    Ok(page)
+    page
 }
 
 /// The signals of every row, and what its tests came to.
@@ -267,7 +268,12 @@ fn table(outcomes: &[Outcome]) -> String {
             count => count.to_string(),
         },
     );
-    row("**seconds**", &|outcome| outcome.took.as_secs().to_string());
+    row("**seconds there**", &|outcome| {
+        outcome.took.as_secs().to_string()
+    });
+    row("**tested**", &|outcome| {
+        outcome.tested.trim_end().to_owned()
+    });
     row("**result**", &|outcome| {
         let is_good = outcome.faults.is_empty();
         if is_good { "passed" } else { "FAILED" }.to_owned()

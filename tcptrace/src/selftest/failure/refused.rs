@@ -10,10 +10,15 @@ pub(super) const HERE: Failure = Failure {
     changes_host: None,
     provoke: |stage| {
         let mut shown = Shown::default();
+        // All listen before one stops: a port that is free again may be given to the next.
+        let mut listening = Vec::new();
         for family in FAMILIES {
             let mut server = stage.actor("leaves")?;
-            let mut client = stage.actor("is-refused")?;
+            let client = stage.actor("is-refused")?;
             let (listener, addr) = server.listener(family.addr()?, 8)?;
+            listening.push((family, server, client, listener, addr));
+        }
+        for (family, mut server, mut client, listener, addr) in listening {
             server.close(listener)?;
             client.connected(addr).expect_err("nobody listens there");
             shown.events.extend([
