@@ -247,6 +247,7 @@ mod tests {
         let Resolved {
             layout,
             missing,
+            skips_nested,
             reset_reasons,
         } = resolved(&old_kernel());
         assert_eq!(
@@ -279,6 +280,7 @@ mod tests {
         ] {
             assert!(!missing.contains(&name), "{name} is in {missing:?}");
         }
+        assert!(!skips_nested);
         assert_eq!(reset_reasons, []);
     }
 
@@ -301,10 +303,12 @@ mod tests {
         w.tracepoint("consume_skb", &[skb, void]);
         w.tracepoint("tcp_send_reset", &[sock, skb, reason]);
         w.tracepoint("tcp_retransmit_skb", &[sock, skb, int]);
+        w.function("bpf_prog_inc_misses_counter");
 
         let Resolved {
             layout,
             missing,
+            skips_nested,
             reset_reasons,
         } = resolved(&w);
         assert_eq!((layout.file_refs, layout.file_refs_one), (176, 0));
@@ -319,6 +323,7 @@ mod tests {
         );
         assert!(missing.contains(&"call_registers"));
         assert!(missing.contains(&"drop_no_socket"));
+        assert!(skips_nested);
         assert_eq!(reset_reasons, [(1, "NO_SOCKET".to_owned())]);
     }
 
@@ -377,6 +382,7 @@ mod tests {
         let Resolved {
             layout,
             missing,
+            skips_nested,
             reset_reasons,
         } = resolve(&btf, Some(0x10..0x20));
         assert_eq!((layout.skc_daddr, layout.skc_rcv_saddr), (0, 4));
@@ -412,6 +418,9 @@ mod tests {
         ] {
             assert!(!missing.contains(&name), "the running kernel lacks {name}");
         }
+        let symbols = std::fs::read_to_string("/proc/kallsyms").expect("anybody may read it");
+        let counts = |line: &str| line.ends_with(" T bpf_prog_inc_misses_counter");
+        assert_eq!(skips_nested, symbols.lines().any(counts));
         assert_eq!(layout.send_reset_reason == ABSENT, reset_reasons.is_empty());
     }
 }
