@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, PipeReader, pipe};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use tcptrace_tests::*;
@@ -16,8 +16,10 @@ use tcptrace_tests::*;
 const GROWTH: u64 = 24 << 20;
 
 /// What came of one namespace.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Seen {
+    /// What happened earlier was in another namespace, whose number this one was given.
+    since: SystemTime,
     /// Events by name, and by error where they have one.
     events: BTreeMap<String, u64>,
     /// Owners there were, and the first record of each.
@@ -25,7 +27,8 @@ struct Seen {
 }
 
 /// All namespaces, by their number. A number is given again once its namespace is gone: whoever has
-/// made one begins with nothing, and takes what came when all its processes are gone.
+/// made one begins with nothing, and takes what came when all its processes are gone. A finding may
+/// come later still.
 type All = Arc<Mutex<BTreeMap<u64, Seen>>>;
 
 fn read(from: PipeReader, all: &All) -> Result<()> {
@@ -39,7 +42,8 @@ fn read(from: PipeReader, all: &All) -> Result<()> {
             continue;
         };
         let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(seen) = all.get_mut(&netns) else {
+        let happened = happened(&record).with_context(|| line.clone())?;
+        let Some(seen) = all.get_mut(&netns).filter(|seen| seen.since <= happened) else {
             continue;
         };
         let name = match record.text("error.type") {
@@ -54,7 +58,22 @@ fn read(from: PipeReader, all: &All) -> Result<()> {
     Ok(())
 }
 
+/// A finding comes when its story is over, and happened when its first event did.
+fn happened(record: &Record) -> Option<SystemTime> {
+    let first = record.text("tcptrace.finding.first");
+    let first = first.map(|it| it.parse().ok());
+    first.unwrap_or_else(|| record.time()).map(SystemTime::from)
+}
+
 impl Seen {
+    fn since(since: SystemTime) -> Self {
+        Self {
+            since,
+            events: BTreeMap::new(),
+            owners: BTreeMap::new(),
+        }
+    }
+
     fn named(&self, name: &str) -> u64 {
         let events = self.events.iter();
         let named = events.filter(|(it, _)| it.split(' ').next() == Some(name));
@@ -73,7 +92,7 @@ fn round(all: &All, act: fn(&Netns) -> Result<Expected>) {
         };
         all.lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(number, Seen::default());
+            .insert(number, Seen::since(SystemTime::now()));
         let expected = act(netns)?;
         let resets = netns.counters()?.since(&Counters::default(), "TcpOutRsts");
         let resets = resets.context("no such counter")?;
