@@ -438,6 +438,18 @@ pub const ID_CPU_SHIFT: u32 = 43;
 /// First bit of the slot in [`Event::id`]; the count is below.
 pub const ID_HOOK_SHIFT: u32 = 38;
 
+/// The slot in an [`Event::id`].
+#[must_use]
+pub const fn slot_of(id: u64) -> u32 {
+    (id >> ID_HOOK_SHIFT) as u32 & ((1 << (ID_CPU_SHIFT - ID_HOOK_SHIFT)) - 1)
+}
+
+/// The hook an [`Event::id`] comes from: a stand-in's slot comes after those of all hooks.
+#[must_use]
+pub const fn hook_of(id: u64) -> u32 {
+    slot_of(id) % hook::COUNT as u32
+}
+
 /// Work the kernel half leaves out while a gate is closed.
 pub mod gate {
     /// Some listener's accept queue is near its limit: look for dropped SYNs.
