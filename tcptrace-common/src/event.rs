@@ -354,7 +354,7 @@ wire! {
         pub times: u64,
         /// 1 while the program works.
         pub runs: u64,
-        /// 1 while its stand-in does.
+        /// 1 while its stand-in does, or before 6.1 the program itself in the midst of its work.
         pub stands_in: u64,
     } size 24
 }
@@ -430,13 +430,25 @@ pub const NO_REASON: u32 = u32::MAX;
 
 /// First bit of the CPU number in [`Event::id`].
 ///
-/// An id is a CPU, a slot of a hook and a count of it on that CPU: a program never interrupts itself,
-/// and its stand-in has another slot, so the count needs no atomic operation (which could return its
-/// result only from 5.12 on).
+/// An id is a CPU, a slot of a hook and a count of it on that CPU: what interrupts a program to do the
+/// same has another slot, so the count needs no atomic operation (which could return its result only
+/// from 5.12 on).
 pub const ID_CPU_SHIFT: u32 = 43;
 
 /// First bit of the slot in [`Event::id`]; the count is below.
 pub const ID_HOOK_SHIFT: u32 = 38;
+
+/// The slot in an [`Event::id`].
+#[must_use]
+pub const fn slot_of(id: u64) -> u32 {
+    (id >> ID_HOOK_SHIFT) as u32 & ((1 << (ID_CPU_SHIFT - ID_HOOK_SHIFT)) - 1)
+}
+
+/// The hook an [`Event::id`] comes from: a stand-in's slot comes after those of all hooks.
+#[must_use]
+pub const fn hook_of(id: u64) -> u32 {
+    slot_of(id) % hook::COUNT as u32
+}
 
 /// Work the kernel half leaves out while a gate is closed.
 pub mod gate {

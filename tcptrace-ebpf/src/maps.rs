@@ -13,6 +13,7 @@ use crate::{
     closed::Closed,
     fds::{Connection, Descriptor},
     owner::Grave,
+    sock::Stream,
 };
 
 /// Records on their way to the agent; the agent sets the size.
@@ -31,6 +32,10 @@ pub(crate) static SEQUENCE: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLO
 #[map]
 pub(crate) static STAND_INS: PerCpuArray<StandIn> =
     PerCpuArray::with_max_entries(hook::STAND_INS as u32, 0);
+
+/// What of a socket the program of a hook is looking at, by its slot.
+#[map]
+pub(crate) static STREAMS: PerCpuArray<Stream> = PerCpuArray::with_max_entries(SLOTS, 0);
 
 /// The counters of [`stat`].
 #[map]

@@ -2,11 +2,12 @@
 
 use core::cmp::Ordering;
 
-use aya_ebpf::helpers::bpf_jiffies64;
-use tcptrace_common::event::{Event, Sock, Tuple, flag, side};
+use aya_ebpf::helpers::{bpf_jiffies64, generated::bpf_probe_read_kernel};
+use tcptrace_common::event::{Event, Sock, Tuple, flag, side, slot_of};
 
 use crate::{
     kernel::{config, field, layout, read, read_address},
+    maps::STREAMS,
     owner, words,
 };
 
@@ -204,12 +205,6 @@ impl Socket {
         field!(self.0, bytes_received: u64).saturating_sub(u64::from(fin_received))
     }
 
-    /// Bytes handed to the network, those sent again not counted twice.
-    #[inline(always)]
-    pub(crate) fn bytes_sent(self) -> u64 {
-        field!(self.0, bytes_sent: u64).saturating_sub(field!(self.0, bytes_retrans: u64))
-    }
-
     /// It has sent data.
     #[inline(always)]
     pub(crate) fn has_sent(self) -> bool {
@@ -275,14 +270,11 @@ impl Socket {
     /// looked at, the sequence numbers still tell; a FIN received counts one.
     #[inline(always)]
     pub(crate) fn unread(self, fin_received: bool) -> u32 {
-        let bytes = field!(self.0, rcv_nxt: u32).wrapping_sub(field!(self.0, copied_seq: u32));
-        let bytes = if fin_received {
-            bytes.wrapping_sub(1)
-        } else {
-            bytes
-        };
-        // A connection that never exchanged data can read as minus one.
-        if bytes > 1 << 30 { 0 } else { bytes }
+        unread(
+            field!(self.0, rcv_nxt: u32),
+            field!(self.0, copied_seq: u32),
+            fin_received,
+        )
     }
 
     /// Records the socket as it is now, with these ends; what is remembered of it says how it came
@@ -343,21 +335,32 @@ impl Socket {
         // SOCK_DONE is set when a FIN is received and nowhere else; RCV_SHUTDOWN also by a program.
         // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_input.c (tcp_fin)
         let fin_received = shutdown & RCV_SHUTDOWN != 0 && flags & SOCK_DONE != 0;
-        event.unread = self.unread(fin_received);
-        event.bytes_received = self.bytes_received(fin_received);
-        event.bytes_sent = self.bytes_sent();
-        let unacked = field!(self.0, write_seq: u32).wrapping_sub(field!(self.0, snd_una: u32));
+        let Some(stream) = Read::new(self, slot_of(event.id)) else {
+            return;
+        };
+        event.unread = unread(
+            stream.at(layout!(rcv_nxt)),
+            stream.at(layout!(copied_seq)),
+            fin_received,
+        );
+        let bytes: u64 = stream.at(layout!(bytes_received));
+        event.bytes_received = bytes.saturating_sub(fin_received.into());
+        // Those sent again not counted twice.
+        let bytes: u64 = stream.at(layout!(bytes_sent));
+        event.bytes_sent = bytes.saturating_sub(stream.at(layout!(bytes_retrans)));
+        let written: u32 = stream.at(layout!(write_seq));
+        let unacked = written.wrapping_sub(stream.at(layout!(snd_una)));
         event.unacked = if unacked > 1 << 30 { 0 } else { unacked };
-        event.srtt = field!(self.0, srtt_us: u32);
+        event.srtt = stream.at(layout!(srtt_us));
         event.retransmits = field!(self.0, total_retrans: u32);
-        event.send_window = field!(self.0, snd_wnd: u32);
-        event.user_timeout = field!(self.0, icsk_user_timeout: u32);
-        event.backoff = field!(self.0, icsk_retransmits: u8);
-        event.probes = field!(self.0, icsk_probes_out: u8);
+        event.send_window = stream.at(layout!(snd_wnd));
+        event.user_timeout = stream.at(layout!(icsk_user_timeout));
+        event.backoff = stream.at(layout!(icsk_retransmits));
+        event.probes = stream.at(layout!(icsk_probes_out));
         let now = jiffies();
-        event.received_ago = ago(now, field!(self.0, lrcvtime: u32));
-        event.sent_ago = ago(now, field!(self.0, lsndtime: u32));
-        event.heard_ago = ago(now, field!(self.0, rcv_tstamp: u32));
+        event.received_ago = ago(now, stream.at(layout!(lrcvtime)));
+        event.sent_ago = ago(now, stream.at(layout!(lsndtime)));
+        event.heard_ago = ago(now, stream.at(layout!(rcv_tstamp)));
     }
 
     #[inline(always)]
@@ -424,6 +427,52 @@ impl Head {
     }
 }
 
+/// The middle of a `struct tcp_sock`: nearly all that is asked of a connection lies within 600 bytes from
+/// its retransmission counters on, and to read these at once costs as much as two reads of a word.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(crate) struct Stream([u64; 80]);
+
+/// A [`Stream`] that was read.
+#[derive(Clone, Copy)]
+struct Read {
+    socket: Socket,
+    stream: *const Stream,
+    start: u32,
+}
+
+impl Read {
+    /// Reads the connection's, to where the program that counts in this slot looks at sockets.
+    #[inline(always)]
+    fn new(socket: Socket, slot: u32) -> Option<Self> {
+        let stream = STREAMS.get_ptr_mut(slot)?;
+        let start = layout!(icsk_retransmits) & !7;
+        let from = (socket.0 + u64::from(start)) as *const _;
+        // A read that fails leaves zeroes.
+        // SAFETY: the helper checks where it reads, and writes all of this CPU's own element; what
+        // interrupts the program has another slot.
+        unsafe { bpf_probe_read_kernel(stream.cast(), size_of::<Stream>() as u32, from) };
+        Some(Self {
+            socket,
+            stream,
+            start,
+        })
+    }
+
+    /// The field the layout says is there; one that lies outside is read by itself.
+    #[inline(always)]
+    fn at<T: Copy + Default>(self, offset: u32) -> T {
+        let within = offset.wrapping_sub(self.start) as usize;
+        if within > size_of::<Stream>() - size_of::<T>() {
+            return read(self.socket.0, offset);
+        }
+        let field = self.stream.cast::<u8>().wrapping_add(within).cast::<T>();
+        // SAFETY: it lies within, and integers have no invalid value. Volatile, because the compiler
+        // does not know that the helper has written it.
+        unsafe { field.read_volatile() }
+    }
+}
+
 /// Number of a `struct net`; 0: none.
 #[inline(always)]
 pub(crate) fn netns(net: u64) -> u32 {
@@ -451,6 +500,16 @@ pub(crate) fn map(address: u32, mapped: &mut [u8; 16]) {
         // call of `memset` of the zeroes.
         unsafe { words.wrapping_add(nth).write_volatile(word) };
     }
+}
+
+/// See [`Socket::unread`].
+#[inline(always)]
+fn unread(rcv_nxt: u32, copied_seq: u32, fin_received: bool) -> u32 {
+    let bytes = rcv_nxt
+        .wrapping_sub(copied_seq)
+        .wrapping_sub(u32::from(fin_received));
+    // A connection that never exchanged data can read as minus one.
+    if bytes > 1 << 30 { 0 } else { bytes }
 }
 
 #[inline(always)]

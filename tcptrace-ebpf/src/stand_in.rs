@@ -23,14 +23,17 @@ const TIMES: usize = offset_of!(StandIn, times);
 const RUNS: usize = offset_of!(StandIn, runs);
 const STANDS_IN: usize = offset_of!(StandIn, stands_in);
 
-/// Does the work of a hook whose program has a stand-in. Before 6.1 the kernel runs a program inside
-/// itself, which then no longer counts as running.
+/// Does the work of a hook whose program may have a stand-in. Before 6.1 it has none: the kernel runs a
+/// program inside itself, which then counts where its stand-in would.
 #[inline(always)]
 pub(crate) fn run(hook: u8, work: impl FnOnce()) -> i32 {
     if let Some(state) = State::of(hook) {
+        let inside = state.read(RUNS);
+        state.write(STANDS_IN, inside);
         state.write(RUNS, 1);
         work();
-        state.write(RUNS, 0);
+        state.write(RUNS, inside);
+        state.write(STANDS_IN, 0);
     }
     0
 }

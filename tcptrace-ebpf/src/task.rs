@@ -111,10 +111,10 @@ fn name_of(task: u64) -> [u8; 16] {
     read_name(field!(task, task_group_leader: u64), layout!(task_comm))
 }
 
-/// Records who is running and in which call, for a hook that runs for that task and `socket`,
-/// which may be NULL.
+/// Records who is running and in which call, which names the socket by this descriptor (-1: by none),
+/// for a hook that runs for that task.
 #[inline(never)]
-pub(crate) fn record(event: &mut Event, socket: Socket) {
+pub(crate) fn record(event: &mut Event, fd: i32) {
     describe(&mut event.task);
     event.flags |= flag::TASK_CONTEXT;
     if event.task.flags & PF_EXITING != 0 {
@@ -122,13 +122,9 @@ pub(crate) fn record(event: &mut Event, socket: Socket) {
         event.exit_code = exit_code();
         return;
     }
-    let call = Call::current();
-    event.syscall = call.number();
-    if socket.0 != 0 {
-        let fd = call.descriptor_of(socket);
-        if fd >= 0 {
-            event.fd = fd;
-        }
+    event.syscall = Call::current().number();
+    if fd >= 0 {
+        event.fd = fd;
     }
 }
 

@@ -224,7 +224,8 @@ impl Decoder {
                 send_window: raw.send_window,
                 user_timeout_ms: (raw.user_timeout != 0).then_some(raw.user_timeout),
                 // A keepalive gives up with a RST of its own just before; losing data does not.
-                keepalive: wire_hook(raw.cause) == wire::hook::SEND_RESET && raw.cause != 0,
+                keepalive: wire::hook_of(raw.cause) == u32::from(wire::hook::SEND_RESET)
+                    && raw.cause != 0,
             }),
             kind::FD_EXHAUSTED => Kind::FdExhausted(FdExhausted {
                 syscall,
@@ -407,10 +408,6 @@ fn since(begin: u64, end: u64) -> Option<u64> {
     (begin != 0).then(|| end.saturating_sub(begin) / 1000)
 }
 
-fn wire_hook(id: u64) -> u8 {
-    (id >> wire::ID_HOOK_SHIFT & 0x1f) as u8
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -456,6 +453,23 @@ mod tests {
 
     fn decode(raw: &wire::Event) -> Decoded {
         decoder().decode(bytemuck::bytes_of(raw)).expect("a record")
+    }
+
+    #[test]
+    fn a_keepalive_gave_up_where_its_program_or_the_stand_in_saw_the_rst() {
+        let of = |slot: u8| {
+            let mut raw = reset();
+            raw.kind = kind::TIMEOUT;
+            raw.cause = u64::from(slot) << wire::ID_HOOK_SHIFT | 9;
+            match decode(&raw).event.kind {
+                Kind::ConnectionTimeout(timeout) => timeout.keepalive,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(of(wire::hook::SEND_RESET));
+        assert!(of(wire::hook::COUNT + wire::hook::SEND_RESET));
+        assert!(!of(wire::hook::SET_STATE));
+        assert!(!of(wire::hook::COUNT + wire::hook::SET_STATE));
     }
 
     #[test]

@@ -302,7 +302,7 @@ fn invalid(error: i64) {
     }
     let id = next_id(hook::SYS_EXIT);
     emit(id, kind::FD_INVALID, hook::SYS_EXIT, |event| {
-        task::record(event, Socket(0));
+        task::record(event, -1);
         event.owner = event.task;
         event.confidence = confidence::EXACT;
         event.errno = error as i32;
@@ -342,12 +342,14 @@ fn failed(kind: u8, hook: u8, socket: Socket, error: i64, tuple: &Tuple) {
     }
     let id = next_id(hook);
     emit(id, kind, hook, |event| {
+        let mut fd = -1;
         if socket.0 == 0 {
             event.tuple = *tuple;
         } else {
             socket.record(event, tuple, owner::of(socket).as_deref());
+            fd = Call::current().descriptor_of(socket);
         }
-        task::record(event, socket);
+        task::record(event, fd);
         event.owner = event.task;
         event.confidence = confidence::EXACT;
         event.errno = error as i32;

@@ -233,7 +233,7 @@ fn failed(socket: Socket, error: i32, timeout: bool, Sending(sending): Sending, 
     let id = next_id(hook);
     emit(id, kind::SOCKET_ERROR, hook, |event| {
         socket.record(event, &tuple, known.as_deref());
-        task::record(event, socket);
+        task::record(event, descriptor);
         event.owner = event.task;
         event.confidence = confidence::EXACT;
         event.errno = error;

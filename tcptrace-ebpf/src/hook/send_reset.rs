@@ -157,7 +157,7 @@ fn connected(socket: Socket, skb: u64, reason: u32, state: u8) {
     emit(id, kind::RESET_SENT, hook::SEND_RESET, |event| {
         socket.record(event, &tuple, known.as_deref());
         if marks & (flag::TASK_CONTEXT | flag::UNACCEPTED) != 0 {
-            task::record(event, socket);
+            task::record(event, task::Call::current().descriptor_of(socket));
         } else if marks & flag::ANSWERS != 0
             && let Some(closed) = closed::find(&tuple)
         {

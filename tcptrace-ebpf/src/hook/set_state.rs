@@ -379,7 +379,7 @@ fn event(id: u64, kind: u8, &Change { socket, old, new }: &Change, known: Option
             event.errno = EADDRNOTAVAIL;
         }
         if task::acting_on(socket, known).is_some() {
-            task::record(event, socket);
+            task::record(event, Call::current().descriptor_of(socket));
         }
     });
 }

@@ -13,6 +13,9 @@ pub struct Resolved {
     pub layout: Layout,
     /// Names of the fields of [`Layout`] this kernel lacks.
     pub missing: Vec<&'static str>,
+    /// A program is skipped where it would run inside itself, as since 6.1.
+    /// <https://github.com/torvalds/linux/blob/v6.1/kernel/bpf/syscall.c> (`bpf_prog_inc_misses_counter`)
+    pub skips_nested: bool,
     /// `enum sk_rst_reason` without the prefix `SK_RST_REASON_`; empty before 6.10.
     pub reset_reasons: Vec<(u32, String)>,
 }
@@ -24,10 +27,14 @@ impl Resolved {
         Self {
             layout: Layout::ABSENT,
             missing: missing(&Layout::ABSENT),
+            skips_nested: false,
             reset_reasons: Vec::new(),
         }
     }
 }
+
+/// The function came with what it counts.
+const COUNTS_SKIPPED: &str = "bpf_prog_inc_misses_counter";
 
 /// `TS_COMPAT` of x86, `_TIF_32BIT` of arm64.
 /// <https://github.com/torvalds/linux/blob/v6.18/arch/x86/include/asm/thread_info.h>,
@@ -94,6 +101,7 @@ pub fn resolve(btf: &Btf, rcv_state_process: Option<Range<u64>>) -> Resolved {
     Resolved {
         layout,
         missing: missing(&layout),
+        skips_nested: !btf.functions(&[COUNTS_SKIPPED].into()).is_empty(),
         reset_reasons,
     }
 }
@@ -239,6 +247,7 @@ mod tests {
         let Resolved {
             layout,
             missing,
+            skips_nested,
             reset_reasons,
         } = resolved(&old_kernel());
         assert_eq!(
@@ -271,6 +280,7 @@ mod tests {
         ] {
             assert!(!missing.contains(&name), "{name} is in {missing:?}");
         }
+        assert!(!skips_nested);
         assert_eq!(reset_reasons, []);
     }
 
@@ -293,10 +303,12 @@ mod tests {
         w.tracepoint("consume_skb", &[skb, void]);
         w.tracepoint("tcp_send_reset", &[sock, skb, reason]);
         w.tracepoint("tcp_retransmit_skb", &[sock, skb, int]);
+        w.function("bpf_prog_inc_misses_counter");
 
         let Resolved {
             layout,
             missing,
+            skips_nested,
             reset_reasons,
         } = resolved(&w);
         assert_eq!((layout.file_refs, layout.file_refs_one), (176, 0));
@@ -311,6 +323,7 @@ mod tests {
         );
         assert!(missing.contains(&"call_registers"));
         assert!(missing.contains(&"drop_no_socket"));
+        assert!(skips_nested);
         assert_eq!(reset_reasons, [(1, "NO_SOCKET".to_owned())]);
     }
 
@@ -369,6 +382,7 @@ mod tests {
         let Resolved {
             layout,
             missing,
+            skips_nested,
             reset_reasons,
         } = resolve(&btf, Some(0x10..0x20));
         assert_eq!((layout.skc_daddr, layout.skc_rcv_saddr), (0, 4));
@@ -404,6 +418,9 @@ mod tests {
         ] {
             assert!(!missing.contains(&name), "the running kernel lacks {name}");
         }
+        let symbols = std::fs::read_to_string("/proc/kallsyms").expect("anybody may read it");
+        let counts = |line: &str| line.ends_with(" T bpf_prog_inc_misses_counter");
+        assert_eq!(skips_nested, symbols.lines().any(counts));
         assert_eq!(layout.send_reset_reason == ABSENT, reset_reasons.is_empty());
     }
 }

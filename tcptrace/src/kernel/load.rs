@@ -62,6 +62,8 @@ pub struct Setup {
     pub layout: Layout,
     /// What the user asked for.
     pub config: Config,
+    /// Programs that are skipped inside themselves have stand-ins.
+    pub stand_ins: bool,
     /// Size of the ring, bytes; a power of two and a multiple of the page size.
     pub ring_bytes: u32,
     /// Sockets whose owner is remembered.
@@ -123,6 +125,8 @@ fn absent_is_fine(removed: Result<(), MapError>) -> Result<()> {
 #[derive(Debug)]
 pub struct Kernel {
     ebpf: Ebpf,
+    /// See [`Setup::stand_ins`].
+    stand_ins: bool,
     /// What keeps the programs attached, by their names.
     links: BTreeMap<&'static str, Link>,
 }
@@ -183,6 +187,7 @@ impl Kernel {
             .context("cannot create the maps of the kernel half")?;
         Ok(Self {
             ebpf,
+            stand_ins: setup.stand_ins,
             links: BTreeMap::new(),
         })
     }
@@ -297,7 +302,9 @@ impl Kernel {
         let mut names = BTreeSet::new();
         for &Program { name, .. } in first.flat_map(|it| it.rung.programs) {
             names.insert(name.to_owned());
-            names.insert(stand_in_of(name));
+            if self.stand_ins {
+                names.insert(stand_in_of(name));
+            }
         }
         let programs = self.ebpf.programs_mut();
         let left = Mutex::new(programs.filter(|(name, _)| names.contains(*name)));
@@ -384,7 +391,7 @@ impl Kernel {
         name: &str,
         target: &'static str,
     ) -> Result<Option<RawTracePointLink>> {
-        if !STOOD_FOR.contains(&name) {
+        if !self.stand_ins || !STOOD_FOR.contains(&name) {
             return Ok(None);
         }
         self.attach_raw_tracepoint(&stand_in_of(name), target)

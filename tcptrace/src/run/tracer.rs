@@ -97,6 +97,7 @@ pub(super) fn trace(
     let plan = plan(&wanted, &host.facts, &host.resolved.missing);
     let setup = Setup {
         layout: host.resolved.layout,
+        stand_ins: host.resolved.skips_nested,
         config: filters.config,
         ring_bytes,
         max_sockets: args.max_sockets,
@@ -288,6 +289,7 @@ fn leak(reasons: Vec<(u32, String)>) -> Vec<(u32, &'static str)> {
 pub(super) fn try_out(resolved: &Resolved, plan: &Plan) -> Result<Vec<Attempt>> {
     let mut kernel = Kernel::load(&Setup {
         layout: resolved.layout,
+        stand_ins: resolved.skips_nested,
         config: Config {
             kinds: u32::MAX,
             ..Config::OFF

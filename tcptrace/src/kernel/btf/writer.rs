@@ -102,6 +102,12 @@ impl Writer {
         self.typedef(&format!("btf_trace_{name}"), pointer);
     }
 
+    /// A function without arguments.
+    pub(in crate::kernel) fn function(&mut self, name: &str) {
+        let proto = self.record("", kind::FUNC_PROTO, false, 0, 0);
+        self.record(name, kind::FUNC, false, 0, proto);
+    }
+
     fn composite(&mut self, name: &str, kind: u8, flag: bool, members: &[(&str, u32, u32)]) -> u32 {
         let id = self.record(name, kind, flag, members.len(), 0);
         for &(name, ty, offset) in members {
