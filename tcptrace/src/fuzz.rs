@@ -54,6 +54,7 @@ pub fn records(bytes: &[u8]) {
         host_id: None,
         boot_id: None,
         node_name: None,
+        replayed: None,
     });
     let columns = Columns::new(false, true, Some(120));
     outputs.add(Format::Columns(columns), Box::new(OneLineEach));

@@ -1,6 +1,8 @@
 //! The commands, and the loop of a live trace.
 
 mod command;
+mod replay;
+mod sees;
 mod tracer;
 
 use std::ffi::OsString;
@@ -108,6 +110,7 @@ pub fn run(args: Vec<OsString>) -> Result<u8, Failure> {
                 selftest::Verdict::Failed => status::FAILED,
             })
         }
+        Some(Command::Replay(args)) => replay::replay(&args),
         Some(Command::Explain(args)) => explain(&args),
         Some(Command::Schema) => print(sink::schema()),
         Some(Command::Man { command }) => man(command.as_deref()),

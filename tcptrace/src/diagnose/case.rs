@@ -22,6 +22,8 @@ use crate::event::{
 pub(super) struct Case {
     /// The finding's id.
     pub(super) id: EventId,
+    /// Cases opened before it.
+    pub(super) nth: u64,
     cause: Cause,
     hint: Option<Cause>,
     certainty: Certainty,
@@ -85,7 +87,7 @@ const EPISODE: Duration = Duration::from_secs(5);
 
 impl Case {
     pub(super) fn new(
-        id: EventId,
+        (id, nth): (EventId, u64),
         subject: &Subject,
         verdict: &Verdict,
         story: Story,
@@ -93,6 +95,7 @@ impl Case {
     ) -> Self {
         Self {
             id,
+            nth,
             cause: subject.cause,
             hint: verdict.hint,
             certainty: verdict.certainty,
@@ -217,6 +220,11 @@ impl Case {
     /// The process at the other end; 0: none is known.
     pub(super) fn peer_pid(&self) -> u32 {
         self.peer.as_ref().map_or(0, |process| process.pid)
+    }
+
+    /// How often it was told.
+    pub(super) fn told(&self) -> u32 {
+        self.told
     }
 
     /// When its first failure happened.

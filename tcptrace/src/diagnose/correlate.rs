@@ -31,6 +31,17 @@ const HOLD: Duration = Duration::from_secs(5);
 /// Set in the ids of findings, see [`EventId`].
 const FINDING: u64 = 1 << 52 | 1 << 51;
 
+/// The id of a finding whose first event this is, or of its `nth` telling: whoever analyses the same
+/// events gives it the same.
+fn finding_id(first: EventId, cause: Cause, nth: u32) -> EventId {
+    // The mixing of splitmix64, which spreads what is alike. <https://prng.di.unimi.it/splitmix64.c>
+    let mut mixed = first.in_run() ^ (cause as u64) << 56;
+    mixed = mixed.wrapping_add((u64::from(nth) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    EventId(FINDING | (mixed ^ mixed >> 31) & (FINDING - 1) & !FINDING)
+}
+
 /// How much the analysis may remember. What is over a limit is judged early or forgotten, and counted.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -94,7 +105,8 @@ pub struct Analysis {
     held: VecDeque<(Timestamp, Key)>,
     cases: Map<Subject, Case>,
     judged: Judged,
-    tellings: u64,
+    /// Cases there have been.
+    opened: u64,
     counts: Counts,
 }
 
@@ -111,9 +123,20 @@ impl Analysis {
             held: VecDeque::new(),
             cases: Map::with_capacity_and_hasher(limits.cases, RandomState::default()),
             judged: Judged::new(limits.judged),
-            tellings: 0,
+            opened: 0,
             counts: Counts::default(),
         }
+    }
+
+    /// What leaves no gap from now on.
+    pub fn sees(&mut self, sees: Sees) {
+        self.sees = sees;
+    }
+
+    /// Nothing is gathered or may still grow: time that passes changes nothing.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.connections.is_empty() && self.cases.is_empty()
     }
 
     /// What the limits have cost.
@@ -233,7 +256,7 @@ impl Analysis {
             self.settle(key, false, tell);
         }
         let mut subjects: Vec<_> = self.cases.keys().copied().collect();
-        subjects.sort_by_key(|subject| self.cases[subject].id);
+        subjects.sort_by_key(|subject| self.cases[subject].nth);
         for subject in subjects {
             self.tell(subject, now, true, tell);
         }
@@ -241,7 +264,10 @@ impl Analysis {
     }
 
     fn on_a_connection(&mut self, event: &Event, tell: &mut impl FnMut(Event)) {
-        let key = event.socket.as_ref().and_then(|it| Key::of(&it.flow));
+        let key = event
+            .socket
+            .as_ref()
+            .and_then(|it| Key::of(&it.flow, event.id.run()));
         if self.is_late(key, event) {
             return;
         }
@@ -319,7 +345,8 @@ impl Analysis {
         let told_of = if verdict.of_this { view } else { view.turned() };
         let subject = self.fold(Subject::of(&verdict, told_of));
         let story = || story(view, told_of, &verdict);
-        let case = self.entry(subject, &verdict, connection.begun, tell, story);
+        let first = (connection.first(), connection.begun);
+        let case = self.entry(subject, &verdict, first, tell, story);
         case.add(told_of, &verdict);
         self.judged.remember(key, connection, subject);
     }
@@ -347,10 +374,12 @@ impl Analysis {
             let Some(listener) = queue.listener() else {
                 return false;
             };
+            let same_host = connection.seen().any(|it| it.first.id.run() == subject.run);
             ends.iter().flatten().any(|end| {
+                let same_address = end.ip() == listener.ip();
                 end.port() == listener.port()
-                    && (end.ip() == listener.ip() || listener.ip().is_unspecified())
-                    && (subject.netns == netns || !end.ip().is_loopback())
+                    && (same_address || same_host && listener.ip().is_unspecified())
+                    && (subject.netns == netns && same_host || !end.ip().is_loopback())
             })
         });
         found.map(|(subject, _)| *subject)
@@ -407,7 +436,7 @@ impl Analysis {
         }
         let verdict = Verdict::new(Cause::PoolExhausted).certainty(Certainty::Low);
         let story = || Story::Pool(pool);
-        let case = self.entry(subject, &verdict, event.time, tell, story);
+        let case = self.entry(subject, &verdict, (event.id, event.time), tell, story);
         case.event(event, 1);
     }
 
@@ -425,14 +454,14 @@ impl Analysis {
             self.close(subject, event.time, tell);
         }
         let verdict = Verdict::new(subject.cause).severity(severity);
-        self.entry(subject, &verdict, event.time, tell, story)
+        self.entry(subject, &verdict, (event.id, event.time), tell, story)
     }
 
     fn entry(
         &mut self,
         subject: Subject,
         verdict: &Verdict,
-        at: Timestamp,
+        (first, at): (EventId, Timestamp),
         tell: &mut impl FnMut(Event),
         story: impl FnOnce() -> Story,
     ) -> &mut Case {
@@ -443,11 +472,11 @@ impl Analysis {
             self.counts.evicted += 1;
             self.close(oldest, at, tell);
         }
-        let tellings = &mut self.tellings;
+        let opened = &mut self.opened;
         self.cases.entry(subject).or_insert_with(|| {
-            *tellings += 1;
-            let id = EventId(FINDING | *tellings);
-            Case::new(id, &subject, verdict, story(), at)
+            *opened += 1;
+            let id = finding_id(first, subject.cause, 0).of_run(subject.run);
+            Case::new((id, *opened), &subject, verdict, story(), at)
         })
     }
 
@@ -455,7 +484,7 @@ impl Analysis {
         let oldest = self
             .cases
             .iter()
-            .min_by_key(|(_, case)| (case.last, case.id));
+            .min_by_key(|(_, case)| (case.last, case.nth));
         oldest.map(|(subject, _)| *subject)
     }
 
@@ -484,9 +513,9 @@ impl Analysis {
             .cases
             .iter()
             .filter(|(_, case)| case.due <= now || case.is_over(now))
-            .map(|(subject, case)| (case.id, *subject))
+            .map(|(subject, case)| (case.nth, *subject))
             .collect();
-        due.sort_unstable_by_key(|(id, _)| *id);
+        due.sort_unstable_by_key(|(nth, _)| *nth);
         for (_, subject) in due {
             if self.cases[&subject].is_over(now) {
                 self.close(subject, now, tell);
@@ -503,7 +532,6 @@ impl Analysis {
 
     fn tell(&mut self, subject: Subject, now: Timestamp, over: bool, tell: &mut impl FnMut(Event)) {
         let follows_from = self.causing(&subject);
-        let update = self.next_id();
         let Some(case) = self.cases.get_mut(&subject) else {
             return;
         };
@@ -513,6 +541,8 @@ impl Analysis {
                 queue.is_failing(errno);
             }
         }
+        let update = |nth| finding_id(case.id, subject.cause, nth).of_run(subject.run);
+        let update = update(case.told());
         if let Some(finding) = case.tell(now, update, over) {
             tell(finding);
         }
@@ -539,6 +569,7 @@ impl Analysis {
             };
             let (_, case) = self.cases.iter().find(|(other, case)| {
                 other.cause == *cause
+                    && other.run == subject.run
                     && case.pid() == pid
                     && pid != 0
                     && case.is_worth_telling()
@@ -558,11 +589,6 @@ impl Analysis {
             self.counts.early += 1;
             self.settle(key, false, tell);
         }
-    }
-
-    fn next_id(&mut self) -> EventId {
-        self.tellings += 1;
-        EventId(FINDING | self.tellings)
     }
 
     fn spare(&mut self) -> Connection {

@@ -11,10 +11,17 @@ use tcptrace_common::layout::OFFSETS;
 use super::facts::Facts;
 use super::symbols::SymbolError;
 use crate::event::Signal;
+pub(super) use signals::ACCEPT_QUEUE;
+pub use signals::FINAL_ACK;
 pub(crate) use signals::functions;
 pub use signals::{ACCEPT_OVERFLOW, Polled, Program, Rung, Way};
-pub(super) use signals::{ACCEPT_QUEUE, FINAL_ACK};
 use signals::{Asked, NEVER_SEEN, POLLED, SIGNALS};
+
+/// The names of all signals that hooks show.
+#[cfg(test)]
+pub(crate) fn names() -> impl Iterator<Item = &'static str> + Clone {
+    SIGNALS.iter().map(|row| row.signal.0)
+}
 
 /// What is to be seen.
 #[derive(Clone, Debug, Default)]

@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::command::{self, Held};
-use super::{Failure, Host, status};
+use super::{Failure, Host, sees, status};
 use crate::cli::{Output, Trace};
 use crate::config::{self, Filters, Selection};
 use crate::decode::Decoder;
@@ -133,7 +133,7 @@ pub(super) fn trace(
     let verifier = Verifier::new(attribution::Host {
         cgroups: Cgroups::open().ok(),
     });
-    let analysis = Analysis::new(Limits::default(), sees(args, &report));
+    let analysis = Analysis::new(Limits::default(), sees_of(args, &report));
     let mut session = Session::new(decoder, selection, outputs, verifier, analysis, args.count);
     session.limit_rate(args.rate_limit);
     if let Some(listener) = listener {
@@ -207,7 +207,7 @@ fn answer(args: &Trace, listener: TcpListener, session: &mut Session) -> Result<
 
 /// What cannot go unseen of the sockets traced. A filter that is about one end alone leaves out the RST
 /// of the other.
-fn sees(args: &Trace, report: &Report) -> Sees {
+fn sees_of(args: &Trace, report: &Report) -> Sees {
     let both_ends = args.local_port.is_empty() && args.peer_port.is_empty() && args.peer.is_empty();
     Sees {
         resets: both_ends && report.shows_resets() == Some(true),
@@ -331,8 +331,9 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     // Who reads that it traces may ask for a new file at once.
     let hangup = signal(SignalKind::hangup())?;
     let mut coverage = report.coverage();
+    sees::mark(&mut coverage, sees_of(args, &report));
     // What is polled is not planned by kind.
-    coverage.retain(|it| it.signal.0 != "syn_queue.overflow" || session.wants(it.signal.0));
+    coverage.retain(|it| it.signal != "syn_queue.overflow" || session.wants(&it.signal));
     let shown = Shown {
         resets: report.shows_resets(),
         overflows: report.shows_overflows(),
@@ -710,17 +711,9 @@ fn outputs(
         boot_id: line("/proc/sys/kernel/random/boot_id"),
         // Set from `spec.nodeName`: the name of the host is often another.
         node_name: std::env::var("NODE_NAME").ok(),
+        replayed: None,
     });
-    let terminal = io::stdout().is_terminal();
-    let format = match args.output {
-        Output::Columns => {
-            let color = super::is_colored(args.color);
-            let width = if terminal { terminal_width() } else { None };
-            Format::Columns(Columns::new(color, !args.no_header, width))
-        }
-        Output::Json => Format::Json,
-        Output::Jsonpretty => Format::JsonPretty,
-    };
+    let format = format(args.output, super::is_colored(args.color), !args.no_header);
     let (stdout, sink) = Delivery::stdout(|| {
         privileges::keep_only(&CapsHashSet::new())?;
         confine(Part::Reader)
@@ -750,6 +743,18 @@ fn outputs(
         outputs.add(format, Box::new(export));
     }
     Ok((outputs, (stdout, exports)))
+}
+
+/// The format for standard output.
+pub(super) fn format(output: Output, color: bool, header: bool) -> Format {
+    match output {
+        Output::Columns => {
+            let width = io::stdout().is_terminal().then(terminal_width).flatten();
+            Format::Columns(Columns::new(color, header, width))
+        }
+        Output::Json => Format::Json,
+        Output::Jsonpretty => Format::JsonPretty,
+    }
 }
 
 /// The one line of a file; `None` without it.
@@ -877,6 +882,7 @@ mod tests {
             host_id: None,
             boot_id: None,
             node_name: None,
+            replayed: None,
         });
         outputs.add(Format::Json, sink);
         let decoder = Decoder {

@@ -1,6 +1,7 @@
 //! Where events go. An event is written once for each format, and every output that wants the
 //! format gets the same bytes.
 
+mod direct;
 mod export;
 mod file;
 mod journal;
@@ -14,9 +15,11 @@ pub mod text;
 
 use std::fmt;
 use std::io;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::{Bytes, BytesMut};
 
+pub use direct::Direct;
 pub use export::{Account, Delivery, Destination, Export, Exports, Lost, News, Stdout, Tls};
 pub use file::{File, Opener, Rotation, directory_of};
 pub use sentence::Body;
@@ -38,6 +41,25 @@ pub struct Context {
     pub boot_id: Option<String>,
     /// This host's name as a Kubernetes node, when the environment tells it.
     pub node_name: Option<String>,
+    /// In a replay the numbers of all its runs, by [`EventId::run`](crate::event::EventId::run): a finding may rest on events of
+    /// several. What is a key in a live trace was applied when it was recorded.
+    pub replayed: Option<Runs>,
+}
+
+/// The numbers of runs.
+#[derive(Clone, Debug, Default)]
+pub struct Runs(Arc<RwLock<Vec<u32>>>);
+
+impl Runs {
+    fn number(&self, nth: u16) -> Option<u32> {
+        let runs = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        runs.get(usize::from(nth)).copied()
+    }
+
+    fn push(&self, number: u32) {
+        let mut runs = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        runs.push(number);
+    }
 }
 
 /// One output.
@@ -121,12 +143,28 @@ pub enum Format {
 
 /// All outputs of a run.
 pub struct Outputs {
-    json: json::Records,
-    syslog: syslog::Messages,
-    journal: journal::Entries,
+    /// By run.
+    writers: Vec<Writers>,
     groups: Vec<Group>,
     /// Taken back from the records of earlier events once their sinks have let go of them.
     buffer: BytesMut,
+}
+
+/// What writes the events of one run.
+struct Writers {
+    json: json::Records,
+    syslog: syslog::Messages,
+    journal: journal::Entries,
+}
+
+impl Writers {
+    fn new(context: Context) -> Self {
+        Self {
+            json: json::Records::new(context.clone()),
+            syslog: syslog::Messages::new(context.clone()),
+            journal: journal::Entries::new(context),
+        }
+    }
 }
 
 /// The outputs that share a format.
@@ -141,12 +179,28 @@ impl Outputs {
     #[must_use]
     pub fn new(context: Context) -> Self {
         Self {
-            json: json::Records::new(context.clone()),
-            syslog: syslog::Messages::new(context.clone()),
-            journal: journal::Entries::new(context),
+            writers: vec![Writers::new(context)],
             groups: Vec::new(),
             buffer: BytesMut::new(),
         }
+    }
+
+    /// None yet, for the runs of a replay.
+    #[must_use]
+    pub fn of_replay() -> Self {
+        Self {
+            writers: Vec::new(),
+            groups: Vec::new(),
+            buffer: BytesMut::new(),
+        }
+    }
+
+    /// The next run of a replay.
+    pub fn add_run(&mut self, context: Context) {
+        if let Some(runs) = &context.replayed {
+            runs.push(context.run);
+        }
+        self.writers.push(Writers::new(context));
     }
 
     /// Adds one.
@@ -171,6 +225,12 @@ impl Outputs {
     ///
     /// The first error of an output; the others after it did not get the event.
     pub fn write(&mut self, event: &Event) -> Result<(), Error> {
+        // A live trace has one run.
+        let run = usize::from(event.id.run());
+        let last = self.writers.len().saturating_sub(1);
+        let Some(writers) = self.writers.get_mut(run.min(last)) else {
+            return Ok(());
+        };
         for group in &mut self.groups {
             match &group.format {
                 // A person reads these on standard error, set for the purpose.
@@ -185,10 +245,10 @@ impl Outputs {
                     }
                     columns.event(event, &mut self.buffer);
                 }
-                Format::Json => self.json.line(event, &mut self.buffer),
-                Format::JsonPretty => self.json.pretty(event, &mut self.buffer)?,
-                Format::Syslog => self.syslog.message(event, &mut self.buffer),
-                Format::Journal => self.journal.entry(event, &mut self.buffer),
+                Format::Json => writers.json.line(event, &mut self.buffer),
+                Format::JsonPretty => writers.json.pretty(event, &mut self.buffer)?,
+                Format::Syslog => writers.syslog.message(event, &mut self.buffer),
+                Format::Journal => writers.journal.entry(event, &mut self.buffer),
             }
             group.begun = true;
             let record = self.buffer.split().freeze();
@@ -197,6 +257,15 @@ impl Outputs {
             }
         }
         Ok(())
+    }
+
+    /// An event as a line of JSON.
+    #[cfg(test)]
+    pub(crate) fn line(&mut self, event: &Event) -> BytesMut {
+        let mut line = BytesMut::new();
+        let writers = &mut self.writers[usize::from(event.id.run())];
+        writers.json.line(event, &mut line);
+        line
     }
 
     /// Flushes every output.

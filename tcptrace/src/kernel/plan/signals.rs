@@ -733,7 +733,7 @@ pub(super) const SIGNALS: &[Row] = &[
 pub(in crate::kernel) const ACCEPT_QUEUE: &str = "accept queue: ";
 
 /// The one of them for handshakes that were all but done.
-pub(in crate::kernel) const FINAL_ACK: &str = "accept queue: final ACK dropped";
+pub const FINAL_ACK: &str = "accept queue: final ACK dropped";
 
 /// Connections lost at a full accept queue, where they are only counted.
 pub const ACCEPT_OVERFLOW: Signal = Signal("accept_queue.overflow");

@@ -1,0 +1,267 @@
+//! From a complete event to the outputs: judged, chosen, counted, printed. The same for a live trace and
+//! for a replay.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::limit::RateLimit;
+use super::{Map, Tally};
+use crate::config::Selection;
+use crate::diagnose::{Analysis, Sees};
+use crate::event::{Event, EventId, Kind, Owner, Suppressed, Timestamp};
+use crate::metrics::Metrics;
+use crate::sink::{Context, Error, Outputs};
+
+/// Events in, records and findings out.
+pub struct Stream {
+    pub(super) selection: Selection,
+    outputs: Outputs,
+    evidence: Evidence,
+    limit_rate: RateLimit,
+    /// `None` where nobody scrapes.
+    pub(super) metrics: Option<Arc<Metrics>>,
+    /// `None` where no finding is asked for.
+    analysis: Option<Analysis>,
+    /// Findings on their way to the outputs.
+    found: Vec<Event>,
+    pub(super) tally: Tally,
+    limit: Option<u64>,
+}
+
+impl Stream {
+    /// One that prints what `selection` chooses, findings as `analysis` makes them, and is over after
+    /// `limit` events.
+    #[must_use]
+    pub fn new(
+        selection: Selection,
+        outputs: Outputs,
+        analysis: Analysis,
+        limit: Option<u64>,
+    ) -> Self {
+        let evidence = Evidence::new(selection.keeps_evidence());
+        let analysis = selection.has("finding").then_some(analysis);
+        Self {
+            selection,
+            outputs,
+            evidence,
+            limit_rate: RateLimit::default(),
+            metrics: None,
+            analysis,
+            found: Vec::new(),
+            tally: Tally::default(),
+            limit,
+        }
+    }
+
+    /// As many events were printed as were asked for.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.limit.is_some_and(|limit| self.tally.printed >= limit)
+    }
+
+    /// Time that passes changes nothing.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.analysis.as_ref().is_none_or(Analysis::is_idle)
+    }
+
+    /// Takes an event with its facts.
+    ///
+    /// # Errors
+    /// An output failed.
+    pub fn take(&mut self, event: &Event) -> Result<(), Error> {
+        if self.is_full() {
+            return Ok(());
+        }
+        self.count(event);
+        if let Some(analysis) = &mut self.analysis {
+            analysis.take(event, &mut |finding| self.found.push(finding));
+        }
+        if self.selection.prints(event) && self.limit_rate.allows(event) {
+            if let Some(cause) = event.caused_by.and_then(|cause| self.evidence.take(cause)) {
+                self.print(&cause)?;
+            }
+            self.print(event)?;
+        } else {
+            self.evidence.keep(event);
+        }
+        self.tell()
+    }
+
+    /// Time has passed: tells the findings that are due.
+    ///
+    /// # Errors
+    /// An output failed.
+    pub fn advance(&mut self, now: Timestamp) -> Result<(), Error> {
+        if let Some(analysis) = &mut self.analysis {
+            analysis.advance(now, &mut |finding| self.found.push(finding));
+        }
+        self.tell()
+    }
+
+    /// Nothing more comes: tells all findings.
+    ///
+    /// # Errors
+    /// An output failed.
+    pub fn finish(&mut self, now: Timestamp) -> Result<(), Error> {
+        if let Some(analysis) = &mut self.analysis {
+            analysis.finish(now, &mut |finding| self.found.push(finding));
+        }
+        self.tell()
+    }
+
+    /// What leaves no gap from now on.
+    pub fn sees(&mut self, sees: Sees) {
+        if let Some(analysis) = &mut self.analysis {
+            analysis.sees(sees);
+        }
+    }
+
+    /// The next run of a replay.
+    pub fn add_run(&mut self, context: Context) {
+        self.outputs.add_run(context);
+    }
+
+    /// Prints what was found, each finding after the evidence that was not printed yet.
+    fn tell(&mut self) -> Result<(), Error> {
+        if self.found.is_empty() {
+            return Ok(());
+        }
+        let mut found = std::mem::take(&mut self.found);
+        for finding in found.drain(..) {
+            if self.is_full() {
+                break;
+            }
+            self.count(&finding);
+            if !self.selection.prints(&finding) {
+                continue;
+            }
+            if let Kind::Finding(told) = &finding.kind {
+                for &id in &told.evidence {
+                    if let Some(evidence) = self.evidence.take(id) {
+                        self.print(&evidence)?;
+                    }
+                }
+            }
+            self.print(&finding)?;
+        }
+        // Its memory is used again.
+        self.found = found;
+        Ok(())
+    }
+
+    /// Prints something about the stream itself.
+    ///
+    /// # Errors
+    /// An output failed.
+    pub fn note(&mut self, event: &Event) -> Result<(), Error> {
+        if let Kind::EventsLost(loss) = &event.kind {
+            self.tally.lost += loss.count;
+            if let Some(metrics) = &self.metrics {
+                metrics.lost(&loss.hook, loss.reason, loss.count);
+            }
+        }
+        self.outputs.write(event)
+    }
+
+    /// Hands over what the outputs kept back.
+    ///
+    /// # Errors
+    /// An output failed.
+    pub fn flush(&mut self) -> Result<(), Error> {
+        self.outputs.flush()
+    }
+
+    /// The counts so far.
+    #[must_use]
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    pub(super) fn reopen(&mut self) -> Result<(), Error> {
+        self.outputs.reopen()
+    }
+
+    pub(super) fn select(&mut self, selection: Selection) {
+        self.evidence.kept = selection.keeps_evidence() || self.limit_rate.is_on();
+        self.selection = selection;
+    }
+
+    pub(super) fn limit_rate(&mut self, limit: Option<u32>) {
+        self.limit_rate.set(limit);
+        self.evidence.kept = self.selection.keeps_evidence() || limit.is_some();
+    }
+
+    /// What the limit left out of a second that is over by `now`, or of the last one.
+    pub(super) fn suppressed(
+        &mut self,
+        now: Duration,
+        is_last: bool,
+    ) -> impl Iterator<Item = (Owner, Suppressed)> {
+        self.limit_rate.told(now, is_last)
+    }
+
+    /// The event is printed or judged.
+    pub(super) fn wants(&self, event: &Event) -> bool {
+        self.analysis.is_some() || self.selection.prints(event)
+    }
+
+    fn count(&mut self, event: &Event) {
+        self.tally.saw(event);
+        if let Some(metrics) = &self.metrics {
+            metrics.saw(event);
+        }
+    }
+
+    fn print(&mut self, event: &Event) -> Result<(), Error> {
+        self.tally.printed += 1;
+        self.outputs.write(event)
+    }
+}
+
+/// Events that are printed only when one they caused is: each in the place of the oldest.
+#[derive(Debug)]
+pub(super) struct Evidence {
+    pub(super) events: Vec<Option<Event>>,
+    /// Where the next one goes.
+    next: usize,
+    places: Map<EventId, usize>,
+    kept: bool,
+}
+
+impl Evidence {
+    /// Events kept; the oldest make room.
+    pub(super) const CAPACITY: usize = 4096;
+
+    pub(super) fn new(kept: bool) -> Self {
+        Self {
+            events: Vec::new(),
+            next: 0,
+            places: Map::default(),
+            kept,
+        }
+    }
+
+    pub(super) fn keep(&mut self, event: &Event) {
+        if !self.kept {
+            return;
+        }
+        let place = self.next;
+        self.next = (place + 1) % Self::CAPACITY;
+        if let Some(oldest) = self.events.get_mut(place) {
+            if let Some(oldest) = oldest
+                && self.places.get(&oldest.id) == Some(&place)
+            {
+                self.places.remove(&oldest.id);
+            }
+            *oldest = Some(event.clone());
+        } else {
+            self.events.push(Some(event.clone()));
+        }
+        self.places.insert(event.id, place);
+    }
+
+    pub(super) fn take(&mut self, id: EventId) -> Option<Event> {
+        self.events[self.places.remove(&id)?].take()
+    }
+}
