@@ -120,9 +120,9 @@ impl Connection {
     }
 
     /// The first event there was.
-    pub(super) fn first(&self) -> EventId {
+    pub(super) fn first(&self) -> (Timestamp, EventId) {
         let first = self.seen().map(|seen| (seen.first.time, seen.first.id));
-        first.min().map_or(EventId(0), |(_, id)| id)
+        first.min().unwrap_or((self.begun, EventId(0)))
     }
 }
 

@@ -22,26 +22,12 @@ use super::queueing::{self, FullQueue, FullSynQueue};
 use super::subject::Subject;
 use super::verdict::Verdict;
 use super::{closing, connecting, timing, waiting, writing};
-use crate::event::{Cause, Certainty, Event, EventId, Fact, Kind, Severity, Timestamp};
+use crate::event::{Cause, Certainty, Event, Fact, Kind, Severity, Timestamp};
 
 /// A connection is judged this long after its first event.
 const SETTLE: Duration = Duration::from_millis(500);
 /// One whose client left without an answer is given this long to show what the server does.
 const HOLD: Duration = Duration::from_secs(5);
-/// Set in the ids of findings, see [`EventId`].
-const FINDING: u64 = 1 << 52 | 1 << 51;
-
-/// The id of a finding whose first event this is, or of its `nth` telling: whoever analyses the same
-/// events gives it the same.
-fn finding_id(first: EventId, cause: Cause, nth: u32) -> EventId {
-    // The mixing of splitmix64, which spreads what is alike. <https://prng.di.unimi.it/splitmix64.c>
-    let mut mixed = first.in_run() ^ (cause as u64) << 56;
-    mixed = mixed.wrapping_add((u64::from(nth) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    EventId(FINDING | (mixed ^ mixed >> 31) & (FINDING - 1) & !FINDING)
-}
-
 /// How much the analysis may remember. What is over a limit is judged early or forgotten, and counted.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -345,8 +331,10 @@ impl Analysis {
         let told_of = if verdict.of_this { view } else { view.turned() };
         let subject = self.fold(Subject::of(&verdict, told_of));
         let story = || story(view, told_of, &verdict);
-        let first = (connection.first(), connection.begun);
-        let case = self.entry(subject, &verdict, first, tell, story);
+        let case = self.entry(subject, &verdict, connection.begun, tell, story);
+        if case.is_led_by(connection.first()) {
+            case.lead(told_of, story());
+        }
         case.add(told_of, &verdict);
         self.judged.remember(key, connection, subject);
     }
@@ -436,7 +424,7 @@ impl Analysis {
         }
         let verdict = Verdict::new(Cause::PoolExhausted).certainty(Certainty::Low);
         let story = || Story::Pool(pool);
-        let case = self.entry(subject, &verdict, (event.id, event.time), tell, story);
+        let case = self.entry(subject, &verdict, event.time, tell, story);
         case.event(event, 1);
     }
 
@@ -454,14 +442,14 @@ impl Analysis {
             self.close(subject, event.time, tell);
         }
         let verdict = Verdict::new(subject.cause).severity(severity);
-        self.entry(subject, &verdict, (event.id, event.time), tell, story)
+        self.entry(subject, &verdict, event.time, tell, story)
     }
 
     fn entry(
         &mut self,
         subject: Subject,
         verdict: &Verdict,
-        (first, at): (EventId, Timestamp),
+        at: Timestamp,
         tell: &mut impl FnMut(Event),
         story: impl FnOnce() -> Story,
     ) -> &mut Case {
@@ -475,8 +463,7 @@ impl Analysis {
         let opened = &mut self.opened;
         self.cases.entry(subject).or_insert_with(|| {
             *opened += 1;
-            let id = finding_id(first, subject.cause, 0).of_run(subject.run);
-            Case::new((id, *opened), &subject, verdict, story(), at)
+            Case::new(*opened, &subject, verdict, story(), at)
         })
     }
 
@@ -531,7 +518,10 @@ impl Analysis {
     }
 
     fn tell(&mut self, subject: Subject, now: Timestamp, over: bool, tell: &mut impl FnMut(Event)) {
-        let follows_from = self.causing(&subject);
+        let follows_from = self.causing(&subject).and_then(|(cause, errno)| {
+            let cause = self.cases.get_mut(&cause)?;
+            Some((cause.id(), errno))
+        });
         let Some(case) = self.cases.get_mut(&subject) else {
             return;
         };
@@ -541,15 +531,13 @@ impl Analysis {
                 queue.is_failing(errno);
             }
         }
-        let update = |nth| finding_id(case.id, subject.cause, nth).of_run(subject.run);
-        let update = update(case.told());
-        if let Some(finding) = case.tell(now, update, over) {
+        if let Some(finding) = case.tell(now, over) {
             tell(finding);
         }
     }
 
     /// The finding of the same process that this one follows from.
-    fn causing(&self, subject: &Subject) -> Option<(EventId, Option<crate::event::Errno>)> {
+    fn causing(&self, subject: &Subject) -> Option<(Subject, Option<crate::event::Errno>)> {
         let mine = self.cases.get(subject)?;
         // The process whose failure may be behind this one.
         let (causes, pid): (&[Cause], _) = match subject.cause {
@@ -567,7 +555,7 @@ impl Analysis {
             } else {
                 pid
             };
-            let (_, case) = self.cases.iter().find(|(other, case)| {
+            let (other, case) = self.cases.iter().find(|(other, case)| {
                 other.cause == *cause
                     && other.run == subject.run
                     && case.pid() == pid
@@ -579,7 +567,7 @@ impl Analysis {
                 Story::Descriptors(exhausted) => exhausted.errno(),
                 _ => None,
             };
-            Some((case.id, errno))
+            Some((*other, errno))
         })
     }
 

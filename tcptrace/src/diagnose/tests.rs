@@ -553,7 +553,7 @@ fn memory_is_bounded_and_what_that_costs_is_counted() {
 fn essence(event: &Event) -> impl PartialEq + std::fmt::Debug + use<> {
     let finding = finding(event);
     (
-        finding.cause,
+        (finding.id, finding.cause),
         finding.hint,
         finding.certainty,
         finding.severity,
@@ -583,6 +583,22 @@ fn gathered(events: &[Event]) -> Vec<Event> {
     found
 }
 
+/// What happened to a connection, and 3 ms later to another one of the same two.
+fn twice(scene: Vec<Event>) -> Vec<Event> {
+    let mut again = scene.clone();
+    for event in &mut again {
+        event.id.0 += 1 << 40;
+        event.time.0 += 3_000_000;
+        event.caused_by = event.caused_by.map(|id| EventId(id.0 + (1 << 40)));
+        let socket = event.socket.as_mut().expect("a connection");
+        socket.id.born += 10;
+        let ends = [Some(&mut socket.flow.local), socket.flow.peer.as_mut()];
+        let client = ends.into_iter().flatten().find(|end| end.port() != 8080);
+        client.expect("a client").set_port(40_000);
+    }
+    [scene, again].concat()
+}
+
 proptest! {
     #[test]
     fn no_order_of_arrival_changes_the_finding(
@@ -590,6 +606,7 @@ proptest! {
             closed_with_unread_data(),
             write_after_peer_close(),
             peer_gave_up(),
+            twice(closed_with_unread_data()),
         ]),
         seed: u64,
     ) {
