@@ -594,7 +594,7 @@ fn twice(scene: Vec<Event>) -> Vec<Event> {
         socket.id.born += 10;
         let ends = [Some(&mut socket.flow.local), socket.flow.peer.as_mut()];
         let client = ends.into_iter().flatten().find(|end| end.port() != 8080);
-        client.expect("a client").set_port(40_000);
+        client.expect("a client").set_port(40_001);
     }
     [scene, again].concat()
 }
