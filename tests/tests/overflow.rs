@@ -183,8 +183,8 @@ fn the_same_port_in_two_namespaces_is_two_listeners() {
                     .pids()
             };
             assert_eq!(counted, 20, "the provocation itself");
-            assert_eq!(of(inode), [pid].repeat(20));
-            assert_eq!(of(here.inode()), [server.pid()].repeat(10));
+            assert_eq!(of(inode), [pid].repeat(20), "{events:?}");
+            assert_eq!(of(here.inode()), [server.pid()].repeat(10), "{events:?}");
             Ok(())
         })
     });
