@@ -39,14 +39,16 @@ pub(super) fn write(results: &Results) -> Result<String> {
     );
     page += "\n## Goals\n\n";
     page += GOALS;
-    page += "\n| goal | limit | measured | |\n|---|---:|---:|---|\n";
+    page += "\n| goal | limit | measured | empty programs | |\n|---|---:|---:|---:|---|\n";
     for Goal {
         about,
         limit,
         measured,
+        floor,
         unit,
     } in goals(results)
     {
+        let floor = floor.map_or(String::new(), |floor| format!("{floor:.1} {unit}"));
         let met = if measured <= limit {
             "met"
         } else {
@@ -54,7 +56,7 @@ pub(super) fn write(results: &Results) -> Result<String> {
         };
         let _ = writeln!(
             page,
-            "| {about} | {limit:.1} {unit} | {measured:.1} {unit} | {met} |"
+            "| {about} | {limit:.1} {unit} | {measured:.1} {unit} | {floor} | {met} |"
         );
     }
     page += "\n";
@@ -140,23 +142,31 @@ struct Goal {
     about: String,
     limit: f64,
     measured: f64,
+    /// What is measured of empty programs.
+    floor: Option<f64>,
     unit: &'static str,
 }
 
 fn goals(results: &Results) -> Vec<Goal> {
     let loss = |load: Load, rival| Some((ratio_of(results.samples, load, rival)? - 1.0) * 100.0);
-    let goal = |about: String, limit, measured, unit| {
+    let goal = |about: String, limit, measured, floor, unit| {
         Some(Goal {
             about,
             limit: limit?,
             measured: measured?,
+            floor,
             unit,
         })
+    };
+    let throughput = |rival| {
+        let ratio = ratio_of(results.samples, NGINX, rival)?;
+        Some((1.0 - 1.0 / ratio) * 100.0)
     };
     let mut goals = vec![goal(
         "nginx under wrk: throughput lost".to_owned(),
         Some(2.0),
-        ratio_of(results.samples, NGINX, DEFAULTS).map(|ratio| (1.0 - 1.0 / ratio) * 100.0),
+        throughput(DEFAULTS),
+        throughput(FLOOR),
         "%",
     )];
     let [ping_pong, churn, _, resets, ..] = LOADS;
@@ -165,6 +175,7 @@ fn goals(results: &Results) -> Vec<Goal> {
             format!("{}: loss, 1.3 × the floor's + 1", load.name),
             loss(load, FLOOR).map(|loss| 1.3 * loss.max(0.0) + 1.0),
             loss(load, DEFAULTS),
+            loss(load, FLOOR),
             "%",
         ));
     }
@@ -173,6 +184,7 @@ fn goals(results: &Results) -> Vec<Goal> {
             format!("{}: loss, below bpftrace's", load.name),
             loss(load, Rival::Bpftrace),
             loss(load, DEFAULTS),
+            loss(load, FLOOR),
             "%",
         ));
     }
@@ -188,6 +200,7 @@ fn goals(results: &Results) -> Vec<Goal> {
             ),
             time(FLOOR, load).map(|time| 1.3 * time + 200.0),
             time(DEFAULTS, load),
+            time(FLOOR, load),
             "ns",
         ));
     }
@@ -204,12 +217,14 @@ fn goals(results: &Results) -> Vec<Goal> {
             format!("`{program}`: an event filtered out"),
             Some(60.0),
             run(TIMED[2], load, program),
+            run(FLOOR, load, program),
             "ns",
         ));
         goals.push(goal(
             format!("`{program}`: an event handed over"),
             Some(600.0),
             run(DEFAULTS, load, program),
+            run(FLOOR, load, program),
             "ns",
         ));
     }
@@ -220,6 +235,7 @@ fn goals(results: &Results) -> Vec<Goal> {
         starts
             .get(starts.len() / 2)
             .map(|took| took.as_secs_f64() * 1e3),
+        None,
         "ms",
     ));
     let most = results.footprint.held.iter().map(|it| it.resident).max();
@@ -227,6 +243,7 @@ fn goals(results: &Results) -> Vec<Goal> {
         "resident memory, at most".to_owned(),
         Some(64.0),
         most.map(mebibytes),
+        None,
         "MiB",
     ));
     goals.into_iter().flatten().collect()
