@@ -55,6 +55,8 @@ pub enum Command {
     Selftest(Selftest),
     /// Run recordings (what `-o json` and `--output-file` write) through the analysis once more.
     Replay(Replay),
+    /// Write one self-contained page of what recordings hold, for the ticket of an incident.
+    Report(Report),
     /// Say what a cause, an error, a state or the kernel's reason for a RST means, how to confirm it
     /// and how to fix it.
     Explain(Explain),
@@ -88,9 +90,9 @@ pub struct Explain {
     pub color: ColorChoice,
 }
 
-/// What to replay.
+/// Recordings, and what of them.
 #[derive(Debug, Args)]
-pub struct Replay {
+pub struct Recorded {
     /// Recordings: of one run, of its rotated files, or of several hosts; `-` is standard input.
     ///
     /// Their events are judged and printed in the order of their time, those of all files together. The
@@ -103,6 +105,14 @@ pub struct Replay {
     /// Only what happened until this time.
     #[arg(long, value_name = "TIME", value_parser = moment, help_heading = WHAT)]
     pub to: Option<Timestamp>,
+}
+
+/// What to replay.
+#[derive(Debug, Args)]
+pub struct Replay {
+    /// What to read.
+    #[command(flatten)]
+    pub recorded: Recorded,
     /// Events to print, by name or first word; `+NAME` adds to the usual ones, `all` is all.
     #[arg(
         long,
@@ -133,6 +143,24 @@ pub struct Replay {
     /// End after this many events.
     #[arg(short, long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..), help_heading = END)]
     pub count: Option<u64>,
+}
+
+/// What to report, and how.
+#[derive(Debug, Args)]
+pub struct Report {
+    /// What to read.
+    #[command(flatten)]
+    pub recorded: Recorded,
+    /// Make a new file, which only its owner may read; `-` is standard output. A file that is there is
+    /// left alone.
+    #[arg(short, long, value_name = "PATH", default_value = "-", help_heading = OUTPUT)]
+    pub output: PathBuf,
+    /// Write Markdown, for pasting into a ticket, instead of a page for a browser.
+    #[arg(long, help_heading = OUTPUT)]
+    pub markdown: bool,
+    /// Say nothing on standard error but errors, and lines that could not be read.
+    #[arg(long, help_heading = OUTPUT)]
+    pub quiet: bool,
 }
 
 /// How to prove this kernel.

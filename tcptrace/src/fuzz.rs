@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Write as _;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Parser as _;
@@ -47,6 +48,7 @@ const FEW: Limits = Limits {
     connections: 4,
     cases: 2,
     judged: 4,
+    again: [Duration::from_secs(1); 2],
 };
 
 /// Every format, with what looks at its grammar.

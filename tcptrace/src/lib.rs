@@ -13,6 +13,7 @@ pub mod kernel;
 pub mod manual;
 pub mod metrics;
 pub mod replay;
+pub mod report;
 pub mod run;
 pub mod selftest;
 pub mod session;

@@ -47,6 +47,8 @@ pub struct Counts {
     pub records: u64,
     /// Findings the recordings carry, each once.
     pub findings: u64,
+    /// Runs that came to their end: their summaries.
+    pub ended: u64,
     /// Lines that are no records.
     pub unread: u64,
     /// When the last record was made.
@@ -222,6 +224,11 @@ impl Recordings {
         self.counts
     }
 
+    /// The versions of tcptrace that wrote what was read; of many the first.
+    pub fn versions(&self) -> impl Iterator<Item = &str> {
+        self.reader.versions()
+    }
+
     /// How far it is.
     #[must_use]
     pub fn progress(&self) -> Progress {
@@ -259,6 +266,7 @@ impl Recordings {
             }
             Line::Finding { first } => self.counts.findings += u64::from(first),
             Line::Summary(time) => {
+                self.counts.ended += 1;
                 file.newest = file.newest.max(time);
                 self.counts.last = self.counts.last.max(time);
             }

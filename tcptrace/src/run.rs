@@ -2,6 +2,7 @@
 
 mod command;
 mod replay;
+mod report;
 mod sees;
 mod tracer;
 
@@ -111,6 +112,7 @@ pub fn run(args: Vec<OsString>) -> Result<u8, Failure> {
             })
         }
         Some(Command::Replay(args)) => replay::replay(&args),
+        Some(Command::Report(args)) => report::report(&args),
         Some(Command::Explain(args)) => explain(&args),
         Some(Command::Schema) => print(sink::schema()),
         Some(Command::Man { command }) => man(command.as_deref()),

@@ -80,8 +80,6 @@ struct Evidence {
 
 /// A case is told this long after its first failure, so that a storm is one from the start.
 const SETTLE: Duration = Duration::from_millis(500);
-/// And again after these, when there were more.
-const AGAIN: [Duration; 2] = [Duration::from_secs(10), Duration::from_mins(1)];
 /// A failure that comes later than this after the last one is another case.
 const OPEN: Duration = Duration::from_mins(1);
 /// Processes of one name told apart.
@@ -270,13 +268,18 @@ impl Case {
         now >= after(self.last, open)
     }
 
-    /// The finding as it stands, if it is new or has grown.
-    pub(super) fn tell(&mut self, now: Timestamp, over: bool) -> Option<Event> {
+    /// The finding as it stands, if it is new or has grown; what comes more is told after one of these.
+    pub(super) fn tell(
+        &mut self,
+        now: Timestamp,
+        over: bool,
+        again: [Duration; 2],
+    ) -> Option<Event> {
         if !self.is_worth_telling() {
             self.due = after(now, SETTLE);
             return None;
         }
-        let step = AGAIN.get(self.told as usize).copied().unwrap_or(AGAIN[1]);
+        let step = again[usize::from(self.told > 0)];
         self.due = after(now, step);
         if self.told > 0 && self.told_count == self.count {
             return None;

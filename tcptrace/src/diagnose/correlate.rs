@@ -28,7 +28,8 @@ use crate::event::{Cause, Certainty, Event, Fact, Kind, Severity, Timestamp};
 const SETTLE: Duration = Duration::from_millis(500);
 /// One whose client left without an answer is given this long to show what the server does.
 const HOLD: Duration = Duration::from_secs(5);
-/// How much the analysis may remember. What is over a limit is judged early or forgotten, and counted.
+/// How much the analysis may remember, and how often it tells. What is over a limit is judged early or
+/// forgotten, and counted.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Connections whose events are being gathered.
@@ -37,6 +38,8 @@ pub struct Limits {
     pub cases: usize,
     /// Connections that were judged, for what comes late.
     pub judged: usize,
+    /// When a finding that has grown is told again: after the first time, and each time after that.
+    pub again: [Duration; 2],
 }
 
 impl Default for Limits {
@@ -45,6 +48,7 @@ impl Default for Limits {
             connections: 8_192,
             cases: 1_024,
             judged: 16_384,
+            again: [Duration::from_secs(10), Duration::from_mins(1)],
         }
     }
 }
@@ -531,7 +535,7 @@ impl Analysis {
                 queue.is_failing(errno);
             }
         }
-        if let Some(finding) = case.tell(now, over) {
+        if let Some(finding) = case.tell(now, over, self.limits.again) {
             tell(finding);
         }
     }

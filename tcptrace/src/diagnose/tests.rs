@@ -524,6 +524,7 @@ fn memory_is_bounded_and_what_that_costs_is_counted() {
         connections: 4,
         cases: 2,
         judged: 4,
+        ..Limits::default()
     };
     let mut analysis = Analysis::new(limits, Sees::ALL);
     let mut found = Vec::new();

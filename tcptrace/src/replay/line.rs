@@ -1,6 +1,6 @@
 //! A line of a recording becomes an event again: the inverse of `sink/record.rs`, by the same names.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
@@ -42,6 +42,9 @@ impl fmt::Display for Wrong {
     }
 }
 
+/// Versions that are told.
+const VERSIONS: usize = 8;
+
 type Result<T, E = Wrong> = std::result::Result<T, E>;
 
 /// Reads lines, and knows the runs they are of.
@@ -50,6 +53,7 @@ pub struct Reader {
     runs: Runs,
     known: HashMap<u32, u16>,
     new: Vec<Context>,
+    versions: BTreeSet<String>,
 }
 
 impl Reader {
@@ -107,6 +111,11 @@ impl Reader {
         self.new.drain(..)
     }
 
+    /// The versions of tcptrace that wrote what was read; of many the first.
+    pub fn versions(&self) -> impl Iterator<Item = &str> {
+        self.versions.iter().map(String::as_str)
+    }
+
     fn run(&mut self, number: u32, resource: &Map<String, Value>) -> Result<u16> {
         if let Some(&known) = self.known.get(&number) {
             return Ok(known);
@@ -120,6 +129,9 @@ impl Reader {
             ))
         })?;
         let text = |name: &str| resource.get(name)?.as_str().map(str::to_owned);
+        if self.versions.len() < VERSIONS {
+            self.versions.extend(text("service.version"));
+        }
         self.known.insert(number, next);
         self.new.push(Context {
             run: number,

@@ -1,4 +1,5 @@
-//! `tcptrace replay`: recordings through the analysis and the outputs of a live trace.
+//! `tcptrace replay`: recordings through the analysis and the outputs of a live trace; and the loop that
+//! `tcptrace report` shares with it.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
@@ -10,14 +11,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 
 use super::{Failure, is_colored, sees, status, tracer};
-use crate::cli::Replay;
+use crate::cli::{Recorded, Replay};
 use crate::config::Selection;
 use crate::diagnose::{Analysis, Limits, Sees};
 use crate::event::{Count, Event, Kind, Timestamp};
 use crate::replay::{Recordings, Step};
 use crate::session::{Stream, clock};
 use crate::sink::text::{self, printable};
-use crate::sink::{self, Direct, Outputs};
+use crate::sink::{self, Context, Direct, Outputs};
 
 /// Time passes for the analysis in the steps of a live trace.
 const TICK: u64 = 250_000_000;
@@ -32,13 +33,6 @@ const SAID: Duration = Duration::from_millis(200);
 
 /// `tcptrace replay FILE…`.
 pub(super) fn replay(args: &Replay) -> Result<u8, Failure> {
-    let usage = |error| Failure {
-        status: status::USAGE,
-        error,
-    };
-    if args.from.zip(args.to).is_some_and(|(from, to)| from > to) {
-        return Err(usage(anyhow!("--from is later than --to")));
-    }
     let selection = Selection::parse(&args.event, &args.errno, false).map_err(usage)?;
     let mut outputs = Outputs::of_replay();
     let format = tracer::format(args.output, is_colored(args.color), !args.no_header);
@@ -48,19 +42,8 @@ pub(super) fn replay(args: &Replay) -> Result<u8, Failure> {
     );
     let analysis = Analysis::new(Limits::default(), sees::UNTOLD);
     let stream = Stream::new(selection, outputs, analysis, args.count);
-    let recordings = Recordings::open(&args.files, args.follow)?;
-    let mut run = Run {
-        args,
-        recordings,
-        stream,
-        seen: Vec::new(),
-        period: None,
-        clock: Timestamp(0),
-        progress: None,
-    };
-    let outcome = run.run();
-    run.clear_progress();
-    match outcome {
+    let mut run = Run::new(&args.recorded, args.follow, args.quiet, stream)?;
+    match run.run() {
         Err(failure) if failure.error.downcast_ref() == Some(&sink::Error::Closed) => Ok(0),
         Err(failure) => Err(failure),
         Ok(()) => {
@@ -72,10 +55,22 @@ pub(super) fn replay(args: &Replay) -> Result<u8, Failure> {
     }
 }
 
-struct Run<'a> {
-    args: &'a Replay,
-    recordings: Recordings,
+fn usage(error: anyhow::Error) -> Failure {
+    Failure {
+        status: status::USAGE,
+        error,
+    }
+}
+
+/// Recordings on their way through the analysis.
+pub(super) struct Run<'a> {
+    recorded: &'a Recorded,
+    follow: bool,
+    quiet: bool,
+    pub(super) recordings: Recordings,
     stream: Stream,
+    /// The runs there are, as they recorded themselves.
+    pub(super) contexts: Vec<Context>,
     /// What leaves no gap, by run.
     seen: Vec<Sees>,
     /// When the first and the last event happened.
@@ -86,14 +81,46 @@ struct Run<'a> {
     progress: Option<Instant>,
 }
 
-impl Run<'_> {
-    fn run(&mut self) -> Result<(), Failure> {
-        let mut signals = self.args.follow.then(Stop::new).transpose()?;
+impl<'a> Run<'a> {
+    pub(super) fn new(
+        recorded: &'a Recorded,
+        follow: bool,
+        quiet: bool,
+        stream: Stream,
+    ) -> Result<Self, Failure> {
+        let Recorded { files, from, to } = recorded;
+        if from.zip(*to).is_some_and(|(from, to)| from > to) {
+            return Err(usage(anyhow!("--from is later than --to")));
+        }
+        Ok(Self {
+            recorded,
+            follow,
+            quiet,
+            recordings: Recordings::open(files, follow)?,
+            stream,
+            contexts: Vec::new(),
+            seen: Vec::new(),
+            period: None,
+            clock: Timestamp(0),
+            progress: None,
+        })
+    }
+
+    /// Reads them to their end, or until a signal or the stream ends it.
+    pub(super) fn run(&mut self) -> Result<(), Failure> {
+        let outcome = self.read();
+        self.clear_progress();
+        outcome
+    }
+
+    fn read(&mut self) -> Result<(), Failure> {
+        let mut signals = self.follow.then(Stop::new).transpose()?;
         let mut round = 0;
         while !self.stream.is_full() {
             let step = self.recordings.step()?;
             for context in self.recordings.new_runs() {
-                self.stream.add_run(context);
+                self.stream.add_run(context.clone());
+                self.contexts.push(context);
                 self.seen.push(sees::UNTOLD);
             }
             self.say();
@@ -145,9 +172,13 @@ impl Run<'_> {
                 final_acks: all(|it| it.final_acks),
             });
         }
-        let args = self.args;
-        let is_before = args.from.is_some_and(|from| event.time < from);
-        if is_before || args.to.is_some_and(|to| event.time > to) {
+        let Recorded { from, to, .. } = *self.recorded;
+        let is_before = from.is_some_and(|from| event.time < from);
+        if is_before || to.is_some_and(|to| event.time > to) {
+            if matches!(event.kind, Kind::Coverage(_)) {
+                // It holds for the whole run.
+                self.stream.note(event)?;
+            }
             return Ok(());
         }
         let (first, last) = self.period.unwrap_or((event.time, event.time));
@@ -190,8 +221,7 @@ impl Run<'_> {
     /// On a terminal that records do not go to as well.
     fn show_progress(&mut self) {
         let is_due = self.progress.is_none_or(|last| last.elapsed() >= SAID);
-        let args = self.args;
-        if !is_due || args.quiet || args.follow || io::stdout().is_terminal() {
+        if !is_due || self.quiet || self.follow || io::stdout().is_terminal() {
             return;
         }
         let mut stderr = io::stderr();

@@ -123,6 +123,17 @@ impl Sink for File {
     }
 }
 
+/// Makes a file of this with mode 0600, which takes its name once it is whole. A file that has the name is
+/// left alone.
+///
+/// # Errors
+///
+/// [`Error::Failed`] with the path, the reason and what to do.
+pub fn create(path: &Path, content: &[u8]) -> Result<(), Error> {
+    let created = Place::find(path).and_then(|place| place.create(content));
+    created.map_err(|error| Error::failed("create", &path.display(), &error))
+}
+
 /// The directory a file is in.
 #[must_use]
 pub fn directory_of(path: &Path) -> &Path {

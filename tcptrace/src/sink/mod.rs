@@ -21,7 +21,7 @@ use bytes::{Bytes, BytesMut};
 
 pub use direct::Direct;
 pub use export::{Account, Delivery, Destination, Export, Exports, Lost, News, Stdout, Tls};
-pub use file::{File, Opener, Rotation, directory_of};
+pub use file::{File, Opener, Rotation, create, directory_of};
 pub use sentence::Body;
 
 use crate::event::{Event, Kind};
@@ -120,6 +120,7 @@ impl Error {
             }
             io::ErrorKind::NotFound => "create its directory first",
             io::ErrorKind::IsADirectory => "name a file in it",
+            io::ErrorKind::AlreadyExists => "remove it, or choose another name",
             _ => "choose another place with --output-file",
         };
         Self::Failed(format!("cannot {action} {target}: {error}; {remedy}"))
@@ -139,6 +140,8 @@ pub enum Format {
     Syslog,
     /// Entries in journald's own protocol.
     Journal,
+    /// Not at all: for who takes the events themselves.
+    Unwritten,
 }
 
 /// All outputs of a run.
@@ -249,6 +252,7 @@ impl Outputs {
                 Format::JsonPretty => writers.json.pretty(event, &mut self.buffer)?,
                 Format::Syslog => writers.syslog.message(event, &mut self.buffer),
                 Format::Journal => writers.journal.entry(event, &mut self.buffer),
+                Format::Unwritten => {}
             }
             group.begun = true;
             let record = self.buffer.split().freeze();

@@ -747,7 +747,7 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
 
 impl Context {
     /// An event's id, unique over runs.
-    fn event_id(&self, id: EventId) -> impl fmt::Display + use<> {
+    pub(crate) fn event_id(&self, id: EventId) -> impl fmt::Display + use<> {
         // By hand, as the ids below: every record has these, and the library's formatting of each
         // would be a twentieth of its time.
         let mut text = [b'-'; 25];

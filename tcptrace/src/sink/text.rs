@@ -2,6 +2,8 @@
 
 mod block;
 
+pub use block::who;
+
 use std::cmp::Ordering;
 use std::ffi::OsString;
 use std::fmt::{self, Write as _};

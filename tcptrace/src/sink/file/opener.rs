@@ -3,13 +3,15 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path};
 use std::sync::mpsc::{self, Sender};
 use std::thread;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, openat, statat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, linkat, openat, statat, unlinkat,
+};
 use rustix::process::geteuid;
 
 type Work = Box<dyn FnOnce() + Send>;
@@ -114,6 +116,36 @@ impl<'a> Place<'a> {
                 "it is another user's, in a directory that others may write to",
             ))
         }
+    }
+
+    /// Creates the file with mode 0600 and this in it. It has another name until it is whole.
+    ///
+    /// # Errors
+    /// It is there already, or cannot be written.
+    pub(super) fn create(&self, content: &[u8]) -> io::Result<()> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let unfinished = format!(".tcptrace-{}", std::process::id());
+        let file = openat(
+            &self.directory,
+            &*unfinished,
+            flags,
+            Mode::RUSR | Mode::WUSR,
+        )?;
+        let mut file = fs::File::from(file);
+        let written = file.write_all(content).and_then(|()| file.sync_all());
+        // Unlike a rename it fails where the name is taken.
+        let named = written.and_then(|()| {
+            let flags = AtFlags::empty();
+            Ok(linkat(
+                &self.directory,
+                &*unfinished,
+                &self.directory,
+                self.name,
+                flags,
+            )?)
+        });
+        unlinkat(&self.directory, &*unfinished, AtFlags::empty())?;
+        named
     }
 }
 

@@ -32,7 +32,7 @@ impl Columns {
         };
         row("what", &finding.title);
         row("why", &finding.why);
-        row("who", &fmt::from_fn(|f| who(f, event, finding)));
+        row("who", &who(event, finding));
         row("evidence", &fmt::from_fn(|f| evidence(f, finding)));
         for ruled_out in &finding.ruled_out {
             row("not", ruled_out);
@@ -45,7 +45,13 @@ impl Columns {
     }
 }
 
-fn who(f: &mut fmt::Formatter<'_>, event: &Event, finding: &Finding) -> fmt::Result {
+/// Whose failure it is, how sure that is, and who is at the other end.
+#[must_use]
+pub fn who(event: &Event, finding: &Finding) -> impl fmt::Display {
+    fmt::from_fn(|f| write_who(f, event, finding))
+}
+
+fn write_who(f: &mut fmt::Formatter<'_>, event: &Event, finding: &Finding) -> fmt::Result {
     let Owner {
         process, creator, ..
     } = &event.owner;
