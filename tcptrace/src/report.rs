@@ -18,8 +18,8 @@ use bytes::Bytes;
 
 use crate::diagnose;
 use crate::event::{
-    Cause, Count, End, Event, EventId, Finding, Kind, Loss, Micros, Millis, Overflow, Owner,
-    Process, Severity, Socket, Suppressed, SynQueue, Timestamp,
+    Cause, Count, End, Event, EventId, Finding, Kind, Loss, Micros, Millis, Overflow, OverflowPath,
+    Owner, Process, Severity, Socket, Suppressed, SynQueue, Timestamp,
 };
 use crate::explain::Topic;
 use crate::replay::Counts;
@@ -595,7 +595,13 @@ impl ProcessRow {
                     .add(scale, Timestamp(begun).max(first), (), count);
             }
             _ => {
-                let error = diagnose::error_type(event).unwrap_or_default().into_owned();
+                let error = match &event.kind {
+                    Kind::ConnectFailed(connect) if connect.errno.is_none() => {
+                        "connect given up".into()
+                    }
+                    _ => diagnose::error_type(event).unwrap_or_default(),
+                };
+                let error = error.into_owned();
                 let is_full = self.errors.len() == ERRORS && !self.errors.contains_key(&error);
                 let error = if is_full { "others".to_owned() } else { error };
                 *self.errors.entry(error).or_insert(0) += 1;
@@ -635,7 +641,9 @@ impl ListenerRow {
         }
         if overflow.count > 0 {
             let lost = match overflow.path {
-                Some(path) => path.as_str(),
+                Some(OverflowPath::Syn) => "SYN dropped",
+                Some(OverflowPath::Ack) => "final ACK dropped or answered with a RST",
+                Some(OverflowPath::Cookie) => "ACK of a cookie dropped",
                 None => "counted by the kernel",
             };
             self.lost.add(scale, time, lost, overflow.count);

@@ -51,12 +51,14 @@ const LEFT: u64 = 96;
 const TOP: u64 = 16;
 const BOTTOM: u64 = 48;
 const RIGHT: u64 = 24;
+/// What is written closer to the right edge than this ends at its mark.
+const LAST: u64 = 84;
 /// No bar is wider, however few there are.
 const WIDEST: u64 = 56;
 
 const SECOND: u64 = 1_000_000_000;
 /// Distances of the marks of time, in tenths of a second.
-const MARKS: [u64; 34] = [
+const MARKS: [u64; 36] = [
     1,
     2,
     5,
@@ -91,6 +93,8 @@ const MARKS: [u64; 34] = [
     4_320_000_000,
     8_640_000_000,
     17_280_000_000,
+    43_200_000_000,
+    86_400_000_000,
 ];
 
 impl Chart<'_> {
@@ -109,7 +113,7 @@ impl Chart<'_> {
                     (self.bars())
                     @for layer in &self.layers { (self.steps(layer)) }
                 }
-                @if self.layers.len() > 1 { (self.key()) }
+                (self.key())
                 (self.numbers())
             }
         }
@@ -143,12 +147,13 @@ impl Chart<'_> {
     fn x(&self, piece: u64) -> u64 {
         let (first, last) = self.scale.pieces();
         let room = self.size().0 - LEFT - RIGHT;
-        LEFT + part(piece.saturating_sub(first), last - first + 1, room)
+        let from = piece.saturating_sub(first);
+        LEFT + part(from.into(), (last - first + 1).into(), room)
     }
 
     fn y(&self, number: u64) -> u64 {
         let room = self.size().1 - TOP - BOTTOM;
-        TOP + room - part(number, self.top(), room)
+        TOP + room - part(number.into(), self.top().into(), room)
     }
 
     fn heights(&self) -> Markup {
@@ -183,15 +188,15 @@ impl Chart<'_> {
         let room = self.size().0 - LEFT - RIGHT;
         let marks = (begin.div_ceil(step)..=end / step).filter_map(|nth| {
             let time = u64::try_from(nth * step).ok()?;
-            let from = u64::try_from(nth * step - begin).ok()?;
-            let x = LEFT + part(from, u64::try_from(end - begin).ok()?, room);
+            let x = LEFT + part(nth * step - begin, end - begin, room);
             Some((x, moment(Timestamp(time), format)))
         });
         let bottom = self.y(0);
         html! {
             @for (x, text) in marks {
                 line class="mark" x1=(x) x2=(x) y1=(bottom) y2=(bottom + 8) {}
-                text class="x" x=(x) y=(bottom + 36) { (text) }
+                @let is_last = x + LAST > self.size().0;
+                text class=(if is_last { "x last" } else { "x" }) x=(x) y=(bottom + 36) { (text) }
             }
         }
     }
@@ -302,16 +307,16 @@ impl Chart<'_> {
 }
 
 /// As much of the room as the number is of the whole.
-fn part(number: u64, whole: u64, room: u64) -> u64 {
-    let part = u128::from(number) * u128::from(room) / u128::from(whole.max(1));
+fn part(number: u128, whole: u128, room: u64) -> u64 {
+    let part = number * u128::from(room) / whole.max(1);
     u64::try_from(part).unwrap_or(room).min(room)
 }
 
-/// The next 1, 2 or 5 with zeroes.
+/// The next number that is round: one digit and zeroes.
 fn round(number: u64) -> u64 {
     let mut unit = 1_u64;
     loop {
-        for times in [1, 2, 5] {
+        for times in [1, 2, 3, 4, 5, 6, 8] {
             match unit.checked_mul(times) {
                 Some(round) if round >= number => return round,
                 Some(_) => {}
@@ -344,10 +349,10 @@ mod tests {
         for (number, expected) in [
             (1, 1),
             (2, 2),
-            (3, 5),
-            (6, 10),
+            (7, 8),
+            (9, 10),
             (11, 20),
-            (201, 500),
+            (201, 300),
             (u64::MAX, u64::MAX),
         ] {
             assert_eq!(round(number), expected);

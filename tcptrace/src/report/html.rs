@@ -1,14 +1,13 @@
 //! The page for a browser: one file that loads nothing, runs nothing and can be printed.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod subjects;
+
+use std::collections::BTreeMap;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::chart::{COLORS, Chart, Layer, Shape};
-use super::scale::Series;
-use super::{
-    ListenerRow, ProcessRow, Queue, Report, Reset, Source, Told, Total, between, clean, utc, word,
-};
+use super::{Report, Source, Told, Total, between, clean, utc, word};
 use crate::event::{Count, EventId, Finding, Timestamp};
 use crate::sink::text;
 
@@ -20,9 +19,8 @@ const STYLE: &str = include_str!("style.css");
 /// Findings of one cause that are shown; and those of them that are open at once.
 const SHOWN: usize = 20;
 const OPEN: usize = 3;
-/// Processes and listeners in a table; and those of them with charts.
+/// Rows of a table.
 const LISTED: usize = 100;
-const DRAWN: usize = 6;
 
 pub(super) fn page(report: &Report, source: &Source<'_>) -> Markup {
     let title = source.title();
@@ -48,8 +46,8 @@ pub(super) fn page(report: &Report, source: &Source<'_>) -> Markup {
                 main {
                     (overview(report))
                     (findings(report, source))
-                    (processes(report, source))
-                    (listeners(report, source))
+                    (subjects::processes(report, source))
+                    (subjects::listeners(report, source))
                     (seen(report, source))
                     (about(source))
                 }
@@ -223,7 +221,8 @@ fn facts(finding: &Finding, source: &Source<'_>) -> Markup {
         @if let Some(hint) = finding.hint { "maybe " code { (hint.as_str()) } " · " }
         (finding.certainty.as_str()) " confidence · "
         span class="time" { (utc(finding.first)) }
-        @if finding.last > finding.first { " and " (between(finding.first, finding.last)) " on" }
+        " UTC"
+        @if finding.last > finding.first { ", over " (between(finding.first, finding.last)) }
         " · " code { (source.id(finding.id)) }
     }
 }
@@ -248,265 +247,6 @@ fn evidence(told: &Told, finding: &Finding, source: &Source<'_>) -> Markup {
             } }
             @if missing > 0 {
                 p class="soft" { (Count(missing as u64, "event")) " more: not recorded, or too long before the finding." }
-            }
-        }
-    }
-}
-
-fn processes(report: &Report, source: &Source<'_>) -> Markup {
-    let rows = report.processes();
-    let errors = |row: &ProcessRow| {
-        let errors = row.errors();
-        let named = errors.iter().map(|(name, count)| format!("{count} {name}"));
-        named.collect::<Vec<_>>().join(", ")
-    };
-    let (listed, unlisted) = rows.split_at(rows.len().min(LISTED));
-    let drawn = &rows[..rows.len().min(DRAWN)];
-    html! {
-        @if !rows.is_empty() {
-            section {
-                h2 { "Processes" }
-                div class="scroll" { table {
-                    thead { tr {
-                        th scope="col" { "Process" }
-                        th scope="col" class="number" { "RSTs sent" }
-                        th scope="col" class="number" { "RSTs received" }
-                        th scope="col" class="number" { "Stuck in CLOSE_WAIT" }
-                        th scope="col" { "Failed calls" }
-                    } }
-                    tbody { @for row in listed { tr {
-                        th scope="row" { (clean(&row.process)) (source.of_run(row.run)) }
-                        td class="number" { (row.sent) }
-                        td class="number" { (row.received) }
-                        td class="number" { (row.stuck) }
-                        td { (errors(row)) }
-                    } } }
-                } }
-                @let unlisted = unlisted.iter().map(|row| row.events).sum::<u64>();
-                (beyond(rows.len() - listed.len(), unlisted, "process", "processes"))
-                (beyond_rows(report.processes.beyond, "processes"))
-                @for (nth, row) in drawn.iter().enumerate() { (process(report, source, nth, row)) }
-                @if rows.len() > drawn.len() {
-                    p class="soft" { "Charts are of the processes that most happened to." }
-                }
-            }
-        }
-    }
-}
-
-fn beyond(rows: usize, events: u64, one: &str, many: &str) -> Markup {
-    html! {
-        @if rows > 0 {
-            p class="soft" {
-                (rows) " more " (if rows == 1 { one } else { many }) " with " (Count(events, "event")) ": not listed."
-            }
-        }
-    }
-}
-
-fn beyond_rows(events: u64, what: &str) -> Markup {
-    html! {
-        @if events > 0 {
-            p class="soft" {
-                (Count(events, "event")) " of " (what) " beyond the first " (super::ROWS) " of the recording: in no row."
-            }
-        }
-    }
-}
-
-fn process(report: &Report, source: &Source<'_>, nth: usize, row: &ProcessRow) -> Markup {
-    let resets = row.resets.points(&report.scale);
-    let of = |wanted| {
-        let points = resets.iter().filter(|((_, way), _)| *way == wanted);
-        points
-            .map(|(&(piece, _), &number)| (piece, number))
-            .collect()
-    };
-    let layer = |name: &str, shape, color, points: BTreeMap<u64, u64>| Layer {
-        name: name.to_owned(),
-        shape,
-        color,
-        points,
-    };
-    let mut layers = vec![
-        layer("RSTs sent", Shape::Bars, 1, of(Reset::Sent)),
-        layer("RSTs received", Shape::Bars, 0, of(Reset::Received)),
-    ];
-    layers.retain(|layer| !layer.points.is_empty());
-    let resets = Chart {
-        id: format!("resets-{nth}"),
-        title: format!("RSTs per {}", piece(report)),
-        about: "RSTs sent and received over time as stacked bars.",
-        scale: &report.scale,
-        wide: false,
-        layers,
-    };
-    let leaked = Chart {
-        id: format!("leaked-{nth}"),
-        title: "Connections that stayed in CLOSE_WAIT".to_owned(),
-        about: "Their number as it grew, from when each peer closed. When the process closed them is not counted.",
-        scale: &report.scale,
-        wide: false,
-        layers: vec![layer(
-            "in CLOSE_WAIT",
-            Shape::Steps,
-            4,
-            growth(report, &row.leaked),
-        )],
-    };
-    let errors = row.errors();
-    html! {
-        div class="panel" {
-            h3 { (clean(&row.process)) (source.of_run(row.run)) }
-            @let container = row.process.container.as_ref();
-            p class="soft" {
-                "user " (row.process.uid)
-                @if let Some(path) = &row.process.exe { " · " (clean(path)) }
-                @if let Some(container) = container { " · container " (clean(&container.id)) }
-            }
-            div class="charts" {
-                @if !resets.layers.is_empty() { (resets.figure()) }
-                @if row.stuck > 0 { (leaked.figure()) }
-                @if !errors.is_empty() { (bars("Failed calls by error", &errors)) }
-            }
-        }
-    }
-}
-
-/// Numbers that add up as time passes.
-fn growth(report: &Report, series: &Series<()>) -> BTreeMap<u64, u64> {
-    let mut total = 0_u64;
-    let points = series.points(&report.scale).into_iter();
-    points
-        .map(|((piece, ()), number)| {
-            total = total.saturating_add(number);
-            (piece, total)
-        })
-        .collect()
-}
-
-/// Bars that lie, with their numbers.
-fn bars(title: &str, rows: &[(&str, u64)]) -> Markup {
-    let most = rows
-        .iter()
-        .map(|(_, number)| *number)
-        .max()
-        .unwrap_or(1)
-        .max(1);
-    html! {
-        figure class="half" {
-            figcaption { (title) }
-            table class="bars" { tbody { @for (name, number) in rows {
-                @let percent = u128::from(*number) * 100 / u128::from(most);
-                tr {
-                    th scope="row" { (name) }
-                    td { div style=(format!("width:{percent}%")) {} }
-                    td class="number" { (number) }
-                }
-            } } }
-        }
-    }
-}
-
-fn listeners(report: &Report, source: &Source<'_>) -> Markup {
-    let rows = report.listeners();
-    let (listed, unlisted) = rows.split_at(rows.len().min(LISTED));
-    let drawn = rows
-        .iter()
-        .filter(|row| row.overflows + row.syns > 0 || row.longest.is_some());
-    let known = |number: Option<u32>| number.map_or("not known".to_owned(), |it| it.to_string());
-    html! {
-        @if !rows.is_empty() {
-            section {
-                h2 { "Listeners with full queues" }
-                div class="scroll" { table {
-                    thead { tr {
-                        th scope="col" { "Listener" }
-                        th scope="col" { "Owner" }
-                        th scope="col" class="number" { "Accept queue overflows" }
-                        th scope="col" class="number" { "Longest queue" }
-                        th scope="col" class="number" { "Its limit" }
-                        th scope="col" class="number" { "Asked of listen()" }
-                        th scope="col" class="number" { "SYNs dropped or with cookies" }
-                    } }
-                    tbody { @for row in listed { tr {
-                        th scope="row" { (row.at) (source.of_run(row.run)) }
-                        td { (row.owner()) }
-                        td class="number" { (row.overflows) }
-                        td class="number" { (known(row.longest)) }
-                        td class="number" { (known(row.limit)) }
-                        td class="number" { (known(row.backlog)) }
-                        td class="number" { (row.syns) }
-                    } } }
-                } }
-                @let unlisted = unlisted.iter().map(|row| row.overflows + row.syns).sum::<u64>();
-                (beyond(rows.len() - listed.len(), unlisted, "listener", "listeners"))
-                (beyond_rows(report.listeners.beyond, "listeners"))
-                @for (nth, row) in drawn.take(DRAWN).enumerate() { (listener(report, source, nth, row)) }
-                p class="soft" { "The length of a queue is recorded when it overflows, not in between." }
-            }
-        }
-    }
-}
-
-fn listener(report: &Report, source: &Source<'_>, nth: usize, row: &ListenerRow) -> Markup {
-    let queue = row.queue.points(&report.scale);
-    let of = |wanted| -> BTreeMap<u64, u64> {
-        let points = queue.iter().filter(|((_, which), _)| *which == wanted);
-        points
-            .map(|(&(piece, _), &number)| (piece, number))
-            .collect()
-    };
-    let (length, limit) = (of(Queue::Length), of(Queue::Limit));
-    let mut depth = vec![Layer {
-        name: "longest accept queue".to_owned(),
-        shape: Shape::Bars,
-        color: 5,
-        points: length,
-    }];
-    if !limit.is_empty() {
-        depth.push(Layer {
-            name: "its limit, which it exceeds by one when full".to_owned(),
-            shape: Shape::Limit,
-            color: 0,
-            points: limit,
-        });
-    }
-    let depth = Chart {
-        id: format!("queue-{nth}"),
-        title: "Accept queue against its limit".to_owned(),
-        about: "The longest the accept queue was as bars, its limit as a line.",
-        scale: &report.scale,
-        wide: false,
-        layers: depth,
-    };
-    let lost = row.lost.points(&report.scale);
-    let names: BTreeSet<_> = lost.keys().map(|(_, name)| *name).collect();
-    let layers = names.into_iter().enumerate().map(|(nth, name)| {
-        let points = lost.iter().filter(|((_, it), _)| *it == name);
-        Layer {
-            name: name.to_owned(),
-            shape: Shape::Bars,
-            color: nth,
-            points: points
-                .map(|(&(piece, _), &number)| (piece, number))
-                .collect(),
-        }
-    });
-    let lost = Chart {
-        id: format!("lost-{nth}"),
-        title: format!("Handshakes lost per {}, by segment", piece(report)),
-        about: "Lost handshakes over time as stacked bars, by what was dropped.",
-        scale: &report.scale,
-        wide: false,
-        layers: layers.collect(),
-    };
-    html! {
-        div class="panel" {
-            h3 { (row.at) " " span class="soft" { (row.owner()) (source.of_run(row.run)) } }
-            div class="charts" {
-                @if row.longest.is_some() { (depth.figure()) }
-                @if !lost.layers.is_empty() { (lost.figure()) }
             }
         }
     }

@@ -151,7 +151,7 @@ fn finding(told: &Told, source: &Source<'_>, with_evidence: bool, to: &mut Strin
         utc(finding.first)
     );
     if finding.last > finding.first {
-        let _ = write!(to, " and {} on", between(finding.first, finding.last));
+        let _ = write!(to, ", over {}", between(finding.first, finding.last));
     }
     let _ = writeln!(to, ", `{}`\n", source.id(finding.id));
     let mut row = |word: &str, text: &dyn fmt::Display| {
@@ -265,22 +265,34 @@ fn listeners(report: &Report, source: &Source<'_>, to: &mut String) {
     }
 }
 
-/// Text that stays text: what Markdown gives a meaning is escaped, and what GitHub makes a mention, a
-/// reference or a link of wherever it stands is parted by a character nobody sees.
+/// Text that stays text: what Markdown gives a meaning is escaped, and what GitHub makes a mention or a
+/// reference of wherever it stands is parted by a character nobody sees.
 struct Escaped<T>(T);
 
 impl<T: fmt::Display> fmt::Display for Escaped<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut before = ' ';
-        for character in clean(&self.0).chars() {
-            match character {
-                '@' | '#' => write!(f, "\\{character}&#8203;")?,
-                '.' if matches!(before, 'w' | 'W') => f.write_str("\\.")?,
-                '.' | ',' | '(' | ')' | '\'' | '%' | ';' | '?' | '/' => f.write_char(character)?,
-                _ if character.is_ascii_punctuation() => write!(f, "\\{character}")?,
-                _ => f.write_char(character)?,
+        let text = clean(&self.0);
+        for (at, character) in text.char_indices() {
+            let (before, after) = (&text[..at], &text[at + character.len_utf8()..]);
+            let is_special = match character {
+                '\\' | '`' | '*' | '_' | '[' | ']' | '<' | '>' | '&' | '|' | '~' | '$' | '^' => {
+                    true
+                }
+                // A list, or a title above.
+                '-' | '+' | '=' => before.is_empty(),
+                // Links without brackets.
+                ':' => after.starts_with('/'),
+                '.' => before.to_ascii_lowercase().ends_with("www"),
+                '@' | '#' => {
+                    write!(f, "\\{character}&#8203;")?;
+                    continue;
+                }
+                _ => false,
+            };
+            if is_special {
+                f.write_char('\\')?;
             }
-            before = character;
+            f.write_char(character)?;
         }
         Ok(())
     }
