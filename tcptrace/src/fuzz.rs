@@ -1,10 +1,12 @@
 //! What reads bytes that others write, each behind one function: for the fuzzers of `fuzz/`, and for
 //! the tests that read their corpora.
 
+use std::cell::RefCell;
 use std::fs;
 use std::io::Write as _;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,6 +23,7 @@ use crate::kernel::btf::Btf;
 use crate::kernel::{layout, plan, symbols};
 use crate::metrics::server;
 use crate::replay::{Recordings, Step};
+use crate::report::{Report, Source};
 use crate::session::Stream;
 use crate::sink::text::{Columns, is_unprintable};
 use crate::sink::{Context, Error, Format, Outputs, Sink};
@@ -102,13 +105,15 @@ pub fn records(bytes: &[u8]) {
 }
 
 /// Two recordings by somebody else, which begin anew after a line of their own: replayed into every
-/// format, as records of the kernel half are printed.
+/// format, as records of the kernel half are printed, and onto both forms of a report.
 ///
 /// # Panics
 /// When what is printed is not of its grammar, or memory has no file.
 pub fn recordings(bytes: &[u8]) {
     let mut outputs = Outputs::of_replay();
     add_formats(&mut outputs);
+    let report = Rc::new(RefCell::new(Report::new(None)));
+    outputs.add(Format::Unwritten, Box::new(Rc::clone(&report)));
     let everything = Selection::parse(&["all".to_owned()], &[], false).expect("all events");
     let analysis = Analysis::new(FEW, Sees::ALL);
     let mut stream = Stream::new(everything, outputs, analysis, None);
@@ -120,10 +125,12 @@ pub fn recordings(bytes: &[u8]) {
         .collect::<Vec<_>>();
     let mut recordings = Recordings::open(&paths, false).expect("files in memory");
     let mut last = Timestamp(0);
+    let mut contexts = Vec::new();
     // What is no recording ends it, with the reason.
     while let Ok(step) = recordings.step() {
         for context in recordings.new_runs() {
-            stream.add_run(context);
+            stream.add_run(context.clone());
+            contexts.push(context);
         }
         match step {
             Step::Event(event) => {
@@ -144,6 +151,22 @@ pub fn recordings(bytes: &[u8]) {
     }
     let finished = stream.finish(Timestamp(u64::MAX));
     finished.unwrap_or_else(|error| panic!("{error}"));
+    let source = Source {
+        files: &paths,
+        asked: (None, None),
+        contexts: &contexts,
+        versions: recordings.versions().collect(),
+        counts: recordings.counts(),
+    };
+    let report = report.borrow();
+    let page = report.html(&source);
+    for element in ["<script", "<img", "<a href=\"h", "<b>"] {
+        assert!(!page.contains(element), "{page}");
+    }
+    for text in [page, report.markdown(&source)] {
+        let unprintable = |c: char| c != '\n' && is_unprintable(c);
+        assert!(!text.contains(unprintable), "{text:?}");
+    }
 }
 
 struct InMemory {

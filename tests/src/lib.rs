@@ -17,6 +17,7 @@ pub use tcptrace::selftest::tracer::{Record, Trace, Tracer, note_unseen, unseen}
 
 pub mod accounts;
 pub mod bpf;
+pub mod browser;
 pub mod certificates;
 pub mod findings;
 pub mod hosts;

@@ -283,6 +283,29 @@ mod tests {
     }
 
     #[test]
+    fn a_file_is_created_whole_and_private_and_never_in_the_place_of_another() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("report.html");
+        create(&path, b"whole").expect("the directory is ours");
+        assert_eq!(read(&path), "whole");
+        let metadata = fs::metadata(&path).expect("it was written");
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+        let error = create(&path, b"another").expect_err("it is there");
+        let expected = format!(
+            "cannot create {}: File exists (os error 17); remove it, or choose another name",
+            path.display()
+        );
+        assert_eq!(error.to_string(), expected);
+        assert_eq!(read(&path), "whole");
+        // Not even in the place of a link that leads nowhere.
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink("nowhere", &link).expect("the directory is ours");
+        create(&link, b"another").expect_err("the name is taken");
+        let left = fs::read_dir(directory.path()).expect("the directory");
+        assert_eq!(left.count(), 2, "nothing unfinished is left");
+    }
+
+    #[test]
     fn a_failure_names_the_file() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("missing/events.json");
