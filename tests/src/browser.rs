@@ -53,7 +53,12 @@ pub fn open(page: &Path) -> Result<Opened> {
 pub fn picture(page: &Path, dark: bool) -> Result<Vec<u8>> {
     let scheme = u8::from(!dark);
     let scheme = format!("--blink-settings=preferredColorScheme={scheme}");
-    made(page, "--screenshot", &[&scheme, "--window-size=1100,1600"])
+    made(
+        page,
+        "--screenshot",
+        "made.png",
+        &[&scheme, "--window-size=1100,1600"],
+    )
 }
 
 /// A page on paper, in PDF.
@@ -61,12 +66,12 @@ pub fn picture(page: &Path, dark: bool) -> Result<Vec<u8>> {
 /// # Errors
 /// When the browser cannot be started, or fails.
 pub fn paper(page: &Path) -> Result<Vec<u8>> {
-    made(page, "--print-to-pdf", &[])
+    made(page, "--print-to-pdf", "made.pdf", &[])
 }
 
-fn made(page: &Path, what: &str, options: &[&str]) -> Result<Vec<u8>> {
+fn made(page: &Path, what: &str, name: &str, options: &[&str]) -> Result<Vec<u8>> {
     let directory = tempfile::tempdir()?;
-    let made = directory.path().join("made");
+    let made = directory.path().join(name);
     let mut command = browser(directory.path());
     command.arg(format!("{what}={}", made.display()));
     let output = command.args(options).arg(page).output()?;

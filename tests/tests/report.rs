@@ -12,52 +12,10 @@ use tcptrace_tests::*;
 const SERVER: &str = "\"><img src=x:>";
 const CLIENT: &str = "<script>x()</sc";
 
-/// All elements of a page that have a use.
-const ELEMENTS: [&str; 43] = [
-    "a",
-    "article",
-    "body",
-    "code",
-    "dd",
-    "desc",
-    "details",
-    "div",
-    "dl",
-    "dt",
-    "figcaption",
-    "figure",
-    "h1",
-    "h2",
-    "h3",
-    "h4",
-    "head",
-    "header",
-    "html",
-    "li",
-    "line",
-    "main",
-    "meta",
-    "p",
-    "path",
-    "rect",
-    "section",
-    "span",
-    "style",
-    "summary",
-    "svg",
-    "table",
-    "tbody",
-    "td",
-    "text",
-    "th",
-    "thead",
-    "title",
-    "tr",
-    "ul",
-    "!doctype",
-    "!DOCTYPE",
-    "br",
-];
+/// All elements a page may have.
+const ELEMENTS: &str = "!DOCTYPE a article body code dd desc details div dl dt figcaption figure h1 h2 h3 h4 head \
+    header html li line main meta p path rect section span style summary svg table tbody td text th thead \
+    title tr ul";
 
 fn report(args: &[&str]) -> Result<Output> {
     let mut command = tcptrace();
@@ -65,7 +23,7 @@ fn report(args: &[&str]) -> Result<Output> {
     output.output().context("tcptrace does not start")
 }
 
-/// A recording of a RST, a refused connection and a full queue, by processes with such names.
+/// A recording of a RST and of refused connections, by processes with such names.
 fn record(netns: &Netns, path: &str) -> Result<()> {
     let tracer = trace(netns, &["--event", "all", "--output-file", path])?;
     let (mut client, mut server) = (actor(CLIENT)?, actor(SERVER)?);
@@ -134,16 +92,12 @@ fn a_page_asks_for_nothing_and_names_are_text_in_it() {
             ensure!(opened.elements.contains(&format!("{text}[")), "no {name}");
         }
         for element in elements(&opened.elements) {
-            assert!(ELEMENTS.contains(&element), "{element}");
+            assert!(ELEMENTS.split(' ').any(|it| it == element), "{element}");
         }
-        for cause in ["closed_with_unread_data", "closed_on_accept", "no_listener"] {
-            let told = opened.elements.contains(&format!("id=\"{cause}\""));
-            assert_eq!(told, written.contains(&format!("id=\"{cause}\"")));
+        for cause in ["closed_on_accept", "no_listener"] {
+            let id = format!("<h3 id=\"{cause}\">");
+            ensure!(opened.elements.contains(&id), "no {cause}");
         }
-        ensure!(
-            opened.elements.contains("id=\"no_listener\""),
-            "what was refused"
-        );
         Ok(())
     });
 }
@@ -206,7 +160,7 @@ fn the_text_for_a_ticket_goes_to_standard_output() {
         let text = String::from_utf8(output.stdout)?;
         ensure!(text.starts_with("# TCP failures on "), "{text}");
         ensure!(
-            text.contains("\n| `no_listener` | warning | 1 | 1 | "),
+            text.contains("\n| `no_listener` | warning | 3 | 1 | "),
             "{text}"
         );
         ensure!(text.contains("\\<script\\>x()\\</sc\\["), "{text}");
