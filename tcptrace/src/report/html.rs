@@ -8,7 +8,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::chart::{COLORS, Chart, Layer, Shape};
 use super::{Report, Source, Told, Total, between, clean, utc, word};
-use crate::event::{Count, EventId, Finding, Timestamp};
+use crate::event::{Count, EventId, Finding};
 use crate::sink::text;
 
 /// What a browser must not do, whatever is on the page.
@@ -140,7 +140,13 @@ fn timeline(report: &Report, totals: &[Total]) -> Markup {
 
 /// How long a piece of a chart is.
 fn piece(report: &Report) -> String {
-    between(Timestamp(0), Timestamp(report.scale.width()))
+    match report.scale.width() / 1_000_000_000 {
+        0 => format!("{} ms", report.scale.width() / 1_000_000),
+        seconds @ 1..60 => format!("{seconds} s"),
+        seconds @ 60..3_600 => format!("{} min", seconds / 60),
+        seconds @ 3_600..86_400 => format!("{} h", seconds / 3_600),
+        seconds => Count(seconds / 86_400, "day").to_string(),
+    }
 }
 
 fn findings(report: &Report, source: &Source<'_>) -> Markup {
