@@ -19,10 +19,10 @@ use crate::event::{Container, Event, Timestamp};
 use crate::kernel::btf::Btf;
 use crate::kernel::{layout, plan, symbols};
 use crate::metrics::server;
-use crate::replay::{Recordings, Step};
+use crate::replay::{Due, Recordings, Step};
 use crate::session::Stream;
 use crate::sink::text::{Columns, is_unprintable};
-use crate::sink::{Context, Error, Format, Outputs, Sink};
+use crate::sink::{Context, Error, Format, Outputs, Place, Sink};
 use crate::{explain, host};
 
 /// A reader, by the name of its fuzzer and of the directory of its corpus.
@@ -84,7 +84,7 @@ pub fn records(bytes: &[u8]) {
     let mut found = Vec::new();
     let mut print = |event: &Event| {
         outputs
-            .write(event)
+            .write(event, Place::default())
             .unwrap_or_else(|error| panic!("{error}"));
     };
     // What is no whole record must be refused, not read.
@@ -117,24 +117,26 @@ pub fn recordings(bytes: &[u8]) {
         .map(|file| file.path.clone())
         .collect::<Vec<_>>();
     let mut recordings = Recordings::open(&paths, false).expect("files in memory");
-    let mut last = Timestamp(0);
     // What is no recording ends it, with the reason.
     while let Ok(step) = recordings.step() {
         for context in recordings.new_runs() {
             stream.add_run(context);
         }
         match step {
-            Step::Event(event) => {
-                last = last.max(event.time);
-                let advanced = stream.advance(last);
-                let taken = if event.kind.selectable().is_some() {
-                    stream.take(&event)
-                } else {
-                    stream.note(&event)
+            Step::Due(due) => {
+                let done = match due {
+                    Due::Time { until, .. } => stream.advance(until),
+                    Due::Event(event) => {
+                        let advanced = stream.advance(event.time);
+                        let taken = if event.kind.selectable().is_some() {
+                            stream.take(&event)
+                        } else {
+                            stream.note(&event)
+                        };
+                        advanced.and(taken)
+                    }
                 };
-                advanced
-                    .and(taken)
-                    .unwrap_or_else(|error| panic!("{error}"));
+                done.unwrap_or_else(|error| panic!("{error}"));
             }
             Step::Read => {}
             Step::Waits | Step::End => break,

@@ -433,6 +433,7 @@ fn announce(
     session: &mut Session,
     coverage: Vec<crate::event::Coverage>,
 ) -> Result<(), sink::Error> {
+    session.advance()?;
     for coverage in coverage {
         session.note(Kind::Coverage(coverage))?;
     }

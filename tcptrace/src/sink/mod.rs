@@ -24,7 +24,7 @@ pub use export::{Account, Delivery, Destination, Export, Exports, Lost, News, St
 pub use file::{File, Opener, Rotation, directory_of};
 pub use sentence::Body;
 
-use crate::event::{Event, Kind};
+use crate::event::{Event, Kind, Timestamp};
 
 /// What every record of one run has in common.
 #[derive(Clone, Debug)]
@@ -88,6 +88,15 @@ pub trait Sink {
     fn reopen(&mut self) -> Result<(), Error> {
         Ok(())
     }
+}
+
+/// What a replay must know of a record beside its event. Only JSON carries it, which is what is replayed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Place {
+    /// How far time had passed for the analysis, where that is news.
+    pub judged_until: Option<Timestamp>,
+    /// It was kept until a finding rested on it, and judged before what precedes it here.
+    pub kept: bool,
 }
 
 /// Why an output took no more.
@@ -224,7 +233,7 @@ impl Outputs {
     /// # Errors
     ///
     /// The first error of an output; the others after it did not get the event.
-    pub fn write(&mut self, event: &Event) -> Result<(), Error> {
+    pub fn write(&mut self, event: &Event, place: Place) -> Result<(), Error> {
         // A live trace has one run.
         let run = usize::from(event.id.run());
         let last = self.writers.len().saturating_sub(1);
@@ -245,8 +254,8 @@ impl Outputs {
                     }
                     columns.event(event, &mut self.buffer);
                 }
-                Format::Json => writers.json.line(event, &mut self.buffer),
-                Format::JsonPretty => writers.json.pretty(event, &mut self.buffer)?,
+                Format::Json => writers.json.line(event, place, &mut self.buffer),
+                Format::JsonPretty => writers.json.pretty(event, place, &mut self.buffer)?,
                 Format::Syslog => writers.syslog.message(event, &mut self.buffer),
                 Format::Journal => writers.journal.entry(event, &mut self.buffer),
             }
@@ -262,9 +271,15 @@ impl Outputs {
     /// An event as a line of JSON.
     #[cfg(test)]
     pub(crate) fn line(&mut self, event: &Event) -> BytesMut {
+        self.placed(event, Place::default())
+    }
+
+    /// The same in a place of the stream.
+    #[cfg(test)]
+    pub(crate) fn placed(&mut self, event: &Event, place: Place) -> BytesMut {
         let mut line = BytesMut::new();
         let writers = &mut self.writers[usize::from(event.id.run())];
-        writers.json.line(event, &mut line);
+        writers.json.line(event, place, &mut line);
         line
     }
 
@@ -335,7 +350,8 @@ mod tests {
         );
         outputs.add(Format::Json, Box::new(two.clone()));
         for event in samples::all() {
-            outputs.write(&event).expect("it is kept in memory");
+            let written = outputs.write(&event, Place::default());
+            written.expect("it is kept in memory");
         }
         let (one, two) = (one.0.borrow(), two.0.borrow());
         assert_eq!(one.len(), samples::all().len());
