@@ -128,6 +128,8 @@ pub enum Output {
     Json,
     /// The same, spread over lines.
     Jsonpretty,
+    /// JSON as OTLP's files have it, a request with one record a line.
+    OtlpJson,
 }
 
 /// When to use colour.

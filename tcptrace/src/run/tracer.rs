@@ -41,7 +41,9 @@ use crate::kernel::privileges::{self, HOST_PIDS, grant_command, required_missing
 use crate::metrics::{Metrics, server};
 use crate::session::{Session, clock, monotonic};
 use crate::sink::text::{self, Columns};
-use crate::sink::{self, Delivery, Exports, Format, Opener, Outputs, Rotation, Tls};
+use crate::sink::{
+    self, Access, Delivery, Exports, Format, Headers, Opener, Outputs, Rotation, Tls,
+};
 use crate::source::Source;
 use crate::source::ring::Ring;
 use reload::Reload;
@@ -720,6 +722,7 @@ fn outputs(
         }
         Output::Json => Format::Json,
         Output::Jsonpretty => Format::JsonPretty,
+        Output::OtlpJson => Format::OtlpJson,
     };
     let (stdout, sink) = Delivery::stdout(|| {
         privileges::keep_only(&CapsHashSet::new())?;
@@ -739,10 +742,13 @@ fn outputs(
     let mut exports = Exports::default();
     let identity = args.tls_cert.as_deref().zip(args.tls_key.as_deref());
     let tls = args.tls_ca.as_deref().map(|ca| Tls::read(ca, identity));
-    let tls = tls.transpose()?;
+    let access = Access {
+        tls: tls.transpose()?,
+        headers: Headers::from_env()?,
+    };
     for destination in &args.export {
         let (format, export) =
-            exports.start(destination, tls.clone(), |while_it_may_load_code| {
+            exports.start(destination, access.clone(), |while_it_may_load_code| {
                 privileges::keep_only(&CapsHashSet::new())?;
                 while_it_may_load_code();
                 confine(Part::Export)

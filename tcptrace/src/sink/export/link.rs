@@ -26,18 +26,30 @@ const PATIENCE: Duration = Duration::from_millis(100);
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// What became of the records a link was given, in their order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Done {
     /// The destination has them, as far as the protocol can tell.
     pub(super) sent: usize,
     /// It takes no record of that size.
     pub(super) too_large: usize,
+    /// It has said that it will not have them.
+    pub(super) refused: usize,
+    /// And why not.
+    pub(super) why: Option<String>,
 }
 
 impl Done {
+    /// The destination has so many.
+    pub(super) fn sent(sent: usize) -> Self {
+        Self {
+            sent,
+            ..Self::default()
+        }
+    }
+
     /// All of them.
-    pub(super) fn count(self) -> usize {
-        self.sent + self.too_large
+    pub(super) fn count(&self) -> usize {
+        self.sent + self.too_large + self.refused
     }
 }
 
@@ -52,6 +64,11 @@ pub(super) trait Link {
     /// Goes on handing over, for a moment at most. Says what became of records since it was asked last,
     /// and whether it can go on; also when it cannot, that is to be counted.
     fn advance(&mut self) -> (Done, io::Result<()>);
+
+    /// How long the destination has asked to be left alone, when the link has failed.
+    fn rest(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// How the end of a record is found in a stream.
@@ -185,7 +202,7 @@ impl<S: AsFd + Write> Link for Stream<S> {
             let heard = written.and_then(|()| self.tls.as_mut().map_or(Ok(()), Session::hear));
             let result = heard.and_then(|()| intact(self.socket.as_fd()));
             return match self.arrived() {
-                Ok(sent) => (Done { sent, too_large: 0 }, result),
+                Ok(sent) => (Done::sent(sent), result),
                 Err(error) => (Done::default(), result.and(Err(error))),
             };
         }
@@ -196,7 +213,7 @@ impl<S: AsFd + Write> Link for Stream<S> {
             .and(outcome)
             .and_then(|sent| intact(self.socket.as_fd()).map(|()| sent));
         match outcome {
-            Ok(sent) => (Done { sent, too_large: 0 }, Ok(())),
+            Ok(sent) => (Done::sent(sent), Ok(())),
             Err(error) => {
                 self.ends = ends;
                 (Done::default(), Err(error))
@@ -463,6 +480,7 @@ mod tests {
         let expected = Done {
             sent: 1,
             too_large: 1,
+            ..Done::default()
         };
         assert_eq!(done, expected);
         let mut buffer = [0; 16];

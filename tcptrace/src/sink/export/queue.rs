@@ -28,6 +28,8 @@ pub struct Lost {
     pub queue_full: u64,
     /// The destination takes no record of that size.
     pub too_large: u64,
+    /// The destination said that it will not have them.
+    pub refused: u64,
     /// They still waited at the end.
     pub undelivered: u64,
 }
@@ -36,7 +38,7 @@ impl Lost {
     /// All of them.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.queue_full + self.too_large + self.undelivered
+        self.queue_full + self.too_large + self.refused + self.undelivered
     }
 
     /// What came on top of an earlier count.
@@ -44,16 +46,18 @@ impl Lost {
         Self {
             queue_full: self.queue_full - earlier.queue_full,
             too_large: self.too_large - earlier.too_large,
+            refused: self.refused - earlier.refused,
             undelivered: self.undelivered - earlier.undelivered,
         }
     }
 
     /// Each reason with its count.
     #[must_use]
-    pub fn all(self) -> [(&'static str, u64); 3] {
+    pub fn all(self) -> [(&'static str, u64); 4] {
         [
             ("queue_full", self.queue_full),
             ("too_large", self.too_large),
+            ("refused", self.refused),
             ("undelivered", self.undelivered),
         ]
     }
@@ -294,9 +298,14 @@ impl Queue {
         state.bytes -= bytes;
         state.handed -= done.count();
         state.account.waiting -= records;
-        state.account.sent += records - done.too_large as u64;
+        state.account.sent += records - (done.too_large + done.refused) as u64;
         state.account.lost.too_large += done.too_large as u64;
-        state.account.failing = None;
+        state.account.lost.refused += done.refused as u64;
+        if done.why.is_some() {
+            state.account.error.clone_from(&done.why);
+        }
+        // Who refuses all is as good as gone.
+        state.account.failing = done.why.filter(|_| done.sent == 0);
     }
 
     /// The link, or opening one, failed.
@@ -328,10 +337,6 @@ mod tests {
         Bytes::from(vec![b'x'; size])
     }
 
-    fn sent(sent: usize) -> Done {
-        Done { sent, too_large: 0 }
-    }
-
     #[test]
     fn what_is_more_than_may_wait_is_counted() {
         let queue = Queue::default();
@@ -357,12 +362,12 @@ mod tests {
         }
         let all = |sizes: &[usize]| Work::Records(sizes.iter().map(|&it| record(it)).collect());
         assert_eq!(queue.next(true), all(&[1, 2, 3]));
-        queue.settle(sent(1));
+        queue.settle(Done::sent(1));
         queue.begin();
         assert_eq!(queue.next(true), all(&[2, 3]));
         queue.settle(Done {
-            sent: 1,
             too_large: 1,
+            ..Done::sent(1)
         });
         queue.close();
         assert_eq!(queue.next(true), Work::Over);
@@ -401,9 +406,9 @@ mod tests {
         }
         assert!(queue.wait());
         let _ = queue.next(true);
-        queue.settle(sent(1));
+        queue.settle(Done::sent(1));
         queue.end();
-        queue.settle(sent(3));
+        queue.settle(Done::sent(3));
         queue.push(record(1), 1);
         let account = queue.account();
         assert_eq!((account.produced, account.sent), (4, 1));

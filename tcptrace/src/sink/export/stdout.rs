@@ -67,10 +67,7 @@ pub(super) fn write_out(queue: &Queue, mut to: impl Write) -> Result<(), Error> 
                 }
                 return Err(Error::failed("write to", &"standard output", &error));
             }
-            queue.settle(Done {
-                sent: 1,
-                too_large: 0,
-            });
+            queue.settle(Done::sent(1));
         }
     }
     Ok(())

@@ -23,6 +23,15 @@ const VERDICT: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct Tls(Arc<ClientConfig>);
 
+impl Tls {
+    /// For a connection over which this is spoken, as ALPN names it.
+    pub(super) fn for_protocol(&self, name: &[u8]) -> ClientConfig {
+        let mut config = ClientConfig::clone(&self.0);
+        config.alpn_protocols = vec![name.to_vec()];
+        config
+    }
+}
+
 /// Says nothing of the key.
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

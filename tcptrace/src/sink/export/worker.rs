@@ -15,14 +15,18 @@ const CONNECT: Duration = Duration::from_secs(5);
 pub(super) fn run(queue: &Queue, mut connect: impl FnMut(Duration) -> io::Result<Box<dyn Link>>) {
     let mut backoff = Backoff::default();
     while queue.wait() {
+        let mut rest = Duration::ZERO;
         match connect(CONNECT) {
             Ok(mut link) => match deliver(queue, link.as_mut(), &mut backoff) {
                 Ok(()) => return,
-                Err(error) => queue.failed(format!("cannot send: {error}")),
+                Err(error) => {
+                    rest = link.rest();
+                    queue.failed(format!("cannot send: {error}"));
+                }
             },
             Err(error) => queue.failed(format!("cannot connect: {error}")),
         }
-        queue.pause(backoff.next());
+        queue.pause(backoff.next().max(rest));
     }
 }
 
@@ -37,7 +41,7 @@ fn deliver(queue: &Queue, link: &mut dyn Link, backoff: &mut Backoff) -> io::Res
             link.take(record)?;
         }
         let (done, result) = link.advance();
-        if done.sent > 0 {
+        if done.count() > 0 {
             backoff.reset();
         }
         queue.settle(done);
@@ -64,6 +68,7 @@ mod tests {
         Break(usize),
         Send(usize),
         Reject(usize),
+        RefuseSome(usize),
     }
 
     /// A destination with a fate: what it took, and what it will do.
@@ -110,13 +115,17 @@ mod tests {
             match step {
                 Step::Send(most) => done.sent = count(most),
                 Step::Reject(most) => done.too_large = count(most),
+                Step::RefuseSome(most) => {
+                    done.refused = count(most);
+                    done.why = Some("no".to_owned());
+                }
                 Step::Break(most) => {
                     done.sent = count(most);
                     result = Err(io::ErrorKind::ConnectionReset.into());
                 }
                 Step::Refuse => result = Err(io::ErrorKind::BrokenPipe.into()),
             }
-            let dealt_with: Vec<_> = self.has.drain(..done.sent + done.too_large).collect();
+            let dealt_with: Vec<_> = self.has.drain(..done.count()).collect();
             let mut fate = self.fate.0.lock().expect("no test panics with it");
             fate.0.extend(dealt_with.into_iter().take(done.sent));
             (done, result)
@@ -129,6 +138,7 @@ mod tests {
             (0..5_usize).prop_map(Step::Break),
             (0..5_usize).prop_map(Step::Send),
             (0..3_usize).prop_map(Step::Reject),
+            (0..3_usize).prop_map(Step::RefuseSome),
         ]
     }
 

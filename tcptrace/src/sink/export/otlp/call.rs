@@ -1,0 +1,279 @@
+//! A connection to a receiver of OTLP, and one request after the other over it.
+
+use std::io::{self, Write as _};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::{http1, http2};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HOST, TE, USER_AGENT};
+use hyper::rt::{Read, Write};
+use hyper::{Request, Response, body::Incoming};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::pki_types::ServerName;
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use super::super::Access;
+use super::answer::{Answer, Verdict};
+use super::endpoint::{Endpoint, Protocol};
+
+/// How long a receiver may take for an answer, as OTLP's own senders have it.
+/// <https://opentelemetry.io/docs/specs/otel/protocol/exporter/#configuration-options>
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Of an answer no more is read.
+const LONGEST_ANSWER: usize = 64 * 1024;
+
+/// A connection that was not used for so long is not relied on: whoever is at the other end, or between,
+/// may have given it up. A failure would be told that is none.
+const IDLE: Duration = Duration::from_secs(4);
+
+/// How long the end of a connection may take.
+const GOODBYE: Duration = Duration::from_millis(500);
+
+/// What is sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Signal {
+    /// An `ExportLogsServiceRequest`.
+    Logs,
+    /// An `ExportMetricsServiceRequest`.
+    Metrics,
+}
+
+/// A receiver, connected to.
+pub(crate) struct Caller {
+    endpoint: Endpoint,
+    access: Access,
+    patience: Duration,
+    runtime: Runtime,
+    /// `None` only while there is another one to be had.
+    connection: Option<Connection>,
+    used: Instant,
+}
+
+struct Connection {
+    sender: Sender,
+    /// Moves bytes, while the runtime runs.
+    driver: JoinHandle<()>,
+}
+
+enum Sender {
+    Http1(http1::SendRequest<Full<Bytes>>),
+    Http2(http2::SendRequest<Full<Bytes>>),
+}
+
+impl Caller {
+    /// Connects, which may take `patience` for each address, and once more for TLS.
+    pub(crate) fn connect(
+        endpoint: &Endpoint,
+        access: &Access,
+        patience: Duration,
+    ) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()?;
+        let connection = runtime
+            .block_on(open(endpoint, access, patience))
+            .map_err(plain)?;
+        Ok(Self {
+            endpoint: endpoint.clone(),
+            access: access.clone(),
+            patience,
+            runtime,
+            connection: Some(connection),
+            used: Instant::now(),
+        })
+    }
+
+    /// Sends a request and waits for what is said to it. After an error the connection is of no more use.
+    pub(crate) fn call(&mut self, signal: Signal, message: &[u8]) -> io::Result<Verdict> {
+        let protocol = self.endpoint.protocol;
+        let request = self.request(signal, message)?;
+        if self.used.elapsed() > IDLE {
+            self.close();
+            let again = open(&self.endpoint, &self.access, self.patience);
+            self.connection = Some(self.runtime.block_on(again).map_err(plain)?);
+        }
+        let Some(Connection { sender, .. }) = &mut self.connection else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        let answer = async {
+            let response = sender.send(request).await.map_err(io::Error::other)?;
+            read(response).await
+        };
+        let answer = self.runtime.block_on(async {
+            let late = |_| {
+                let error = format!("no answer within {} s", PATIENCE.as_secs());
+                io::Error::new(io::ErrorKind::TimedOut, error)
+            };
+            timeout(PATIENCE, answer).await.map_err(late)?
+        });
+        self.used = Instant::now();
+        Ok(answer
+            .map_err(plain)?
+            .verdict(protocol, jiff::Timestamp::now()))
+    }
+
+    fn request(&self, signal: Signal, message: &[u8]) -> io::Result<Request<Full<Bytes>>> {
+        let mut compressed = GzEncoder::new(Vec::new(), Compression::fast());
+        compressed.write_all(message)?;
+        let compressed = compressed.finish()?;
+        let Endpoint { host, base, .. } = &self.endpoint;
+        let request = Request::post(match (self.endpoint.protocol, signal) {
+            (Protocol::Http, Signal::Logs) => format!("{base}/v1/logs"),
+            (Protocol::Http, Signal::Metrics) => format!("{base}/v1/metrics"),
+            (Protocol::Grpc, signal) => {
+                let scheme = if self.endpoint.is_tls {
+                    "https"
+                } else {
+                    "http"
+                };
+                let service = match signal {
+                    Signal::Logs => "logs.v1.LogsService",
+                    Signal::Metrics => "metrics.v1.MetricsService",
+                };
+                format!("{scheme}://{host}/opentelemetry.proto.collector.{service}/Export")
+            }
+        });
+        let request = request.header(USER_AGENT, concat!("tcptrace/", env!("CARGO_PKG_VERSION")));
+        let (mut request, body) = match self.endpoint.protocol {
+            Protocol::Http => {
+                let request = request
+                    .header(HOST, host.to_string())
+                    .header(CONTENT_TYPE, "application/x-protobuf")
+                    .header(CONTENT_ENCODING, "gzip");
+                (request, compressed)
+            }
+            // <https://github.com/grpc/grpc/blob/v1.75.0/doc/PROTOCOL-HTTP2.md>
+            Protocol::Grpc => {
+                let request = request
+                    .header(CONTENT_TYPE, "application/grpc")
+                    .header(TE, "trailers")
+                    .header("grpc-encoding", "gzip");
+                let length = u32::try_from(compressed.len()).map_err(io::Error::other)?;
+                let mut framed = vec![1];
+                framed.extend_from_slice(&length.to_be_bytes());
+                framed.extend_from_slice(&compressed);
+                (request, framed)
+            }
+        };
+        for (name, value) in self.access.headers.iter() {
+            request = request.header(name, value);
+        }
+        request.body(Full::from(body)).map_err(io::Error::other)
+    }
+
+    /// Says goodbye: what the other end has said meanwhile is read, so that this end of a connection that
+    /// has done its work is no reset.
+    fn close(&mut self) {
+        let Some(Connection { sender, driver }) = self.connection.take() else {
+            return;
+        };
+        drop(sender);
+        // Whoever does not hear it is left.
+        let _ = self
+            .runtime
+            .block_on(async { timeout(GOODBYE, driver).await });
+    }
+}
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Sender {
+    async fn send(&mut self, request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>> {
+        match self {
+            Self::Http1(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await
+            }
+            Self::Http2(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await
+            }
+        }
+    }
+}
+
+async fn read(response: Response<Incoming>) -> io::Result<Answer> {
+    let (parts, body) = response.into_parts();
+    let body = Limited::new(body, LONGEST_ANSWER).collect().await;
+    let body = body.map_err(io::Error::other)?;
+    let mut headers = parts.headers;
+    if let Some(trailers) = body.trailers() {
+        headers.extend(trailers.clone());
+    }
+    Ok(Answer {
+        status: parts.status,
+        headers,
+        body: body.to_bytes().into(),
+    })
+}
+
+async fn open(endpoint: &Endpoint, access: &Access, patience: Duration) -> io::Result<Connection> {
+    let host = &endpoint.host;
+    let socket = host.open(|it| TcpStream::connect_timeout(&it, patience))?;
+    socket.set_nodelay(true)?;
+    socket.set_nonblocking(true)?;
+    let socket = tokio::net::TcpStream::from_std(socket)?;
+    if !endpoint.is_tls {
+        return speak(endpoint.protocol, TokioIo::new(socket)).await;
+    }
+    let protocol: &[u8] = match endpoint.protocol {
+        Protocol::Grpc => b"h2",
+        Protocol::Http => b"http/1.1",
+    };
+    let connector = TlsConnector::from(Arc::new(access.tls()?.for_protocol(protocol)));
+    let name = ServerName::try_from(host.name().to_owned()).map_err(io::Error::other)?;
+    let socket = timeout(patience, connector.connect(name, socket)).await??;
+    speak(endpoint.protocol, TokioIo::new(socket)).await
+}
+
+async fn speak(
+    protocol: Protocol,
+    socket: impl Read + Write + Unpin + Send + 'static,
+) -> io::Result<Connection> {
+    // Why a connection ended is told with the request that failed for it.
+    Ok(match protocol {
+        Protocol::Http => {
+            let (sender, driver) = http1::handshake(socket).await.map_err(io::Error::other)?;
+            Connection {
+                sender: Sender::Http1(sender),
+                driver: tokio::spawn(async { drop(driver.await) }),
+            }
+        }
+        Protocol::Grpc => {
+            let handshake = http2::handshake(TokioExecutor::new(), socket);
+            let (sender, driver) = handshake.await.map_err(io::Error::other)?;
+            Connection {
+                sender: Sender::Http2(sender),
+                driver: tokio::spawn(async { drop(driver.await) }),
+            }
+        }
+    })
+}
+
+/// An error with what is behind it: hyper's own words leave that to whoever asks.
+fn plain(error: io::Error) -> io::Error {
+    let mut text = error.to_string();
+    let mut behind = error.get_ref().and_then(|it| it.source());
+    while let Some(error) = behind {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        behind = error.source();
+    }
+    io::Error::new(error.kind(), text)
+}
