@@ -30,7 +30,7 @@ pub enum Part {
     Door,
     /// Opens the output file and moves it aside.
     Files,
-    /// Delivers records over sockets.
+    /// Delivers records or counts over sockets.
     Export,
     /// Answers on the port of `--metrics`.
     Metrics,
@@ -42,7 +42,7 @@ impl Part {
         (Self::Reader, "every thread"),
         (Self::Door, "the thread that enters namespaces"),
         (Self::Files, "the thread that opens --output-file"),
-        (Self::Export, "the threads of --export"),
+        (Self::Export, "the threads of --export and --metrics otlp"),
         (Self::Metrics, "the thread that answers on --metrics"),
     ];
 }

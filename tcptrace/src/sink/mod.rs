@@ -18,6 +18,7 @@ use std::io;
 
 use bytes::{Bytes, BytesMut};
 
+pub(crate) use export::otlp as otlp_client;
 pub use export::{
     Access, Account, Delivery, Destination, Endpoint, Export, Exports, Headers, Lost, News,
     Protocol, Stdout, Tls,
@@ -240,6 +241,12 @@ impl Outputs {
             .flat_map(|group| &mut group.sinks)
             .try_for_each(|sink| act(sink.as_mut()))
     }
+}
+
+/// What says of a run's counts where they are from: the fields of OTLP's resource.
+#[must_use]
+pub fn resource(context: &Context) -> Vec<u8> {
+    otlp::resource(context)
 }
 
 /// The JSON Schema of the record.

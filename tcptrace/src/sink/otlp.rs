@@ -89,7 +89,7 @@ impl Records {
 }
 
 /// The fields of a `Resource` that says where a run is.
-pub(crate) fn resource(context: &Context) -> Vec<u8> {
+pub(super) fn resource(context: &Context) -> Vec<u8> {
     let mut resource = Vec::new();
     for (name, value) in record::resource(context) {
         attribute(&mut resource, 1, name, |to| string(to, value));

@@ -223,7 +223,7 @@ impl Destination {
         let host = match self {
             Self::Syslog(Way::Tcp(host) | Way::Tls(host) | Way::Udp(host))
             | Self::Lines(Way::Tcp(host) | Way::Tls(host) | Way::Udp(host)) => host,
-            Self::Otlp(endpoint) => endpoint.host(),
+            Self::Otlp(endpoint) => return endpoint.ask_resolver(),
             Self::Journald | Self::Syslog(Way::Unix(_)) | Self::Lines(Way::Unix(_)) => return,
         };
         // Connecting asks again, and says what is wrong.

@@ -183,36 +183,28 @@ fn rest(details: &[u8]) -> Option<Duration> {
 /// Seconds, or a date.
 /// <https://www.rfc-editor.org/rfc/rfc9110.html#field.retry-after>
 fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
-    let rest = match text.trim().parse() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let then = DateTimeParser::new().parse_timestamp(text.trim()).ok()?;
-            then.duration_since(now).try_into().ok()?
-        }
+    let rest = if let Ok(seconds) = text.trim().parse() {
+        Duration::from_secs(seconds)
+    } else {
+        let then = DateTimeParser::new().parse_timestamp(text.trim()).ok()?;
+        then.duration_since(now).try_into().ok()?
     };
     Some(rest.min(LONGEST_REST))
 }
 
 /// `%2C` is a comma. What is no such number stays, and what is no text then is replaced.
 pub(super) fn percent_decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, after)) = rest.split_first() {
-        let escape = (byte == b'%').then(|| after.get(..2)).flatten();
-        let digits = escape.and_then(|it| std::str::from_utf8(it).ok());
-        let is_hex = |it: &&str| it.bytes().all(|it| it.is_ascii_hexdigit());
-        match digits
-            .filter(is_hex)
-            .and_then(|it| u8::from_str_radix(it, 16).ok())
-        {
-            Some(decoded) => {
-                bytes.push(decoded);
-                rest = &after[2..];
-            }
-            None => {
-                bytes.push(byte);
-                rest = after;
-            }
+    let mut parts = text.split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let digits = part.get(..2);
+        let digits = digits.filter(|it| it.bytes().all(|it| it.is_ascii_hexdigit()));
+        if let Some(byte) = digits.and_then(|it| u8::from_str_radix(it, 16).ok()) {
+            bytes.push(byte);
+            bytes.extend_from_slice(&part.as_bytes()[2..]);
+        } else {
+            bytes.push(b'%');
+            bytes.extend_from_slice(part.as_bytes());
         }
     }
     String::from_utf8_lossy(&bytes).into_owned()

@@ -82,7 +82,7 @@ impl Caller {
             .build()?;
         let connection = runtime
             .block_on(open(endpoint, access, patience))
-            .map_err(plain)?;
+            .map_err(|it| plain(&it))?;
         Ok(Self {
             endpoint: endpoint.clone(),
             access: access.clone(),
@@ -100,7 +100,7 @@ impl Caller {
         if self.used.elapsed() > IDLE {
             self.close();
             let again = open(&self.endpoint, &self.access, self.patience);
-            self.connection = Some(self.runtime.block_on(again).map_err(plain)?);
+            self.connection = Some(self.runtime.block_on(again).map_err(|it| plain(&it))?);
         }
         let Some(Connection { sender, .. }) = &mut self.connection else {
             return Err(io::ErrorKind::NotConnected.into());
@@ -118,7 +118,7 @@ impl Caller {
         });
         self.used = Instant::now();
         Ok(answer
-            .map_err(plain)?
+            .map_err(|it| plain(&it))?
             .verdict(protocol, jiff::Timestamp::now()))
     }
 
@@ -265,7 +265,7 @@ async fn speak(
 }
 
 /// An error with what is behind it: hyper's own words leave that to whoever asks.
-fn plain(error: io::Error) -> io::Error {
+fn plain(error: &io::Error) -> io::Error {
     let mut text = error.to_string();
     let mut behind = error.get_ref().and_then(|it| it.source());
     while let Some(error) = behind {

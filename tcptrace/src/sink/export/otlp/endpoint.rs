@@ -82,9 +82,9 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
-    /// Who listens.
-    pub(crate) fn host(&self) -> &Host {
-        &self.host
+    /// Asks for the addresses of its host, and has no use for the answer: connecting asks again.
+    pub(crate) fn ask_resolver(&self) {
+        let _ = self.host.addresses();
     }
 
     /// It is reached over TLS.
