@@ -224,7 +224,11 @@ fn what_does_not_arrive_is_counted_with_the_reason() {
                 "undelivered",
                 "Connection refused",
             ),
-            ("otlp=http://no-such-host.invalid", "undelivered", "lookup"),
+            (
+                "otlp=http://no-such-host.invalid:4318",
+                "undelivered",
+                "lookup",
+            ),
             (
                 "otlp=http://127.0.0.1:4318/elsewhere",
                 "refused",
@@ -452,9 +456,9 @@ fn lines_of_otlp_json_are_what_a_receiver_takes() {
         let tracer = Tracer::start(command)?;
         provoke(3)?;
         let trace = tracer.stop()?;
+        let receiver = format!("http://{}/v1/logs", LogServer::OTLP_HTTP);
         let mut count = 0;
         for line in &trace.stdout {
-            let body = format!("--data={line}");
             let output = Command::new("curl")
                 .args([
                     "--silent",
@@ -462,7 +466,7 @@ fn lines_of_otlp_json_are_what_a_receiver_takes() {
                     "--header",
                     "content-type: application/json",
                 ])
-                .args([&body, &format!("http://{}/v1/logs", LogServer::OTLP_HTTP)])
+                .args(["--data-raw", line, &receiver])
                 .output()?;
             ensure!(output.status.success(), "{line}");
             count += 1;

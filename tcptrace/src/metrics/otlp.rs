@@ -291,8 +291,8 @@ a_cpu_seconds_total 0.25
         assert_eq!(
             numbers(&resets.data_points),
             json!([
-                [{"cause": "x, y", "to": "C:\\\"a\"\n"}, {"asInt": 3}],
-                [{"cause": "", "to": "b"}, {"asInt": 4}],
+                [{"cause": "x, y", "to": "C:\\\"a\"\n"}, {"asInt": "3"}],
+                [{"cause": "", "to": "b"}, {"asInt": "4"}],
             ])
         );
         let Some(Data::Gauge(build)) = &build.data else {
@@ -300,7 +300,7 @@ a_cpu_seconds_total 0.25
         };
         assert_eq!(
             numbers(&build.data_points),
-            json!([[{"version": "1"}, {"asInt": 1}]])
+            json!([[{"version": "1"}, {"asInt": "1"}]])
         );
         assert_eq!(age.unit, "s");
         let Some(Data::Histogram(age)) = &age.data else {
