@@ -57,7 +57,7 @@ const SYSLOG_NG: &str = "syslog-ng-core";
 const SYSLOG_NG_NEEDS: [&str; 3] = ["libivykis0", "libnet1", "libpcre3"];
 /// A database of metrics that takes OTLP, which Debian 12's own does not yet.
 const VICTORIA_METRICS: &str = "victoria-metrics";
-/// What comes from PyPI, and where the tests look for it: the database that `docs/fleet.md` asks, and a
+/// What comes from `PyPI`, and where the tests look for it: the database that `docs/fleet.md` asks, and a
 /// receiver of OTLP.
 const OF_PYPI: [(&str, &str); 2] = [
     ("duckdb==2.0.0", "target/duckdb"),

@@ -52,9 +52,8 @@ impl Records {
                 break;
             }
         }
-        let mut length = Vec::with_capacity(5);
-        varint(&mut length, self.resource.len() as u64);
-        for part in [&length, &self.resource, &self.record] {
+        let (length, of_length) = varint(self.resource.len() as u64);
+        for part in [&length[..of_length], &self.resource, &self.record] {
             to.extend_from_slice(part);
         }
     }
@@ -160,7 +159,7 @@ fn list<T>(to: &mut Vec<u8>, values: &[T], mut each: impl FnMut(&mut Vec<u8>, &T
 
 /// A request in the making: records, those of one resource together and in their order.
 #[derive(Default)]
-pub(super) struct Batch {
+pub(crate) struct Batch {
     groups: Vec<(Vec<u8>, Vec<u8>)>,
     records: usize,
     bytes: usize,
@@ -168,7 +167,7 @@ pub(super) struct Batch {
 
 impl Batch {
     /// Adds what [`Records::record`] wrote.
-    pub(super) fn push(&mut self, parcel: &[u8]) {
+    pub(crate) fn push(&mut self, parcel: &[u8]) {
         let mut record = parcel;
         let length = take_varint(&mut record).and_then(|it| usize::try_from(it).ok());
         let (resource, record) = record
@@ -198,7 +197,7 @@ impl Batch {
     }
 
     /// As an `ExportLogsServiceRequest`.
-    pub(super) fn request(&self) -> Vec<u8> {
+    pub(crate) fn request(&self) -> Vec<u8> {
         let mut request = Vec::with_capacity(self.bytes + 128 * self.groups.len());
         for (resource, records) in &self.groups {
             nested(&mut request, 1, |to| {

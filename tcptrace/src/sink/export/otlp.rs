@@ -1,6 +1,6 @@
 //! The export to a receiver of OTLP: a request for what has gathered, and what became of its records.
 
-mod answer;
+pub(crate) mod answer;
 mod call;
 mod endpoint;
 mod headers;

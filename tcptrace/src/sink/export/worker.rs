@@ -175,6 +175,49 @@ mod tests {
         }
     }
 
+    /// Asks for rest once, and takes everything then.
+    struct Tired(Duration);
+
+    impl Link for Tired {
+        fn wants_more(&self) -> bool {
+            true
+        }
+
+        fn take(&mut self, _: &Bytes) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn advance(&mut self) -> (Done, io::Result<()>) {
+            if self.0.is_zero() {
+                return (Done::sent(1), Ok(()));
+            }
+            (Done::default(), Err(io::ErrorKind::ResourceBusy.into()))
+        }
+
+        fn rest(&self) -> Duration {
+            self.0
+        }
+    }
+
+    #[test]
+    fn a_destination_that_asks_for_rest_gets_it() {
+        let rest = Duration::from_millis(300);
+        let queue = Queue::default();
+        queue.push(Bytes::from_static(b"x"), 1);
+        let mut rests = [rest, Duration::ZERO].into_iter();
+        let mut begun = Vec::new();
+        run(&queue, |_| {
+            begun.push(std::time::Instant::now());
+            if begun.len() == 2 {
+                // Before, the end would have been a reason to try at once.
+                queue.close();
+            }
+            Ok(Box::new(Tired(rests.next().unwrap_or_default())))
+        });
+        assert!(begun[1] - begun[0] >= rest, "{begun:?}");
+        assert_eq!(queue.account().sent, 1);
+    }
+
     #[test]
     fn a_destination_that_never_comes_is_given_up_when_the_accounts_are_closed() {
         let queue = Arc::new(Queue::default());

@@ -9,16 +9,10 @@ const LENGTH: u32 = 2;
 /// The longest varint: 64 bits, seven to a byte.
 const LONGEST: usize = 10;
 
-/// An integer, without the field it is of.
-pub(crate) fn varint(to: &mut Vec<u8>, value: u64) {
-    let (bytes, length) = encoded(value);
-    to.extend_from_slice(&bytes[..length]);
-}
-
 /// A field of an integer, a truth or an enumeration.
 pub(crate) fn number(to: &mut Vec<u8>, field: u32, value: u64) {
     key(to, field, VARINT);
-    varint(to, value);
+    integer(to, value);
 }
 
 /// A field of eight bytes: `fixed64`, `sfixed64` or the bits of a `double`.
@@ -30,7 +24,7 @@ pub(crate) fn fixed64(to: &mut Vec<u8>, field: u32, value: u64) {
 /// A field of a string, or of a message already written.
 pub(crate) fn bytes(to: &mut Vec<u8>, field: u32, value: &[u8]) {
     key(to, field, LENGTH);
-    varint(to, value.len() as u64);
+    integer(to, value.len() as u64);
     to.extend_from_slice(value);
 }
 
@@ -42,17 +36,14 @@ pub(crate) fn nested(to: &mut Vec<u8>, field: u32, write: impl FnOnce(&mut Vec<u
     to.push(0);
     write(to);
     let end = to.len();
-    let (bytes, length) = encoded((end - at - 1) as u64);
+    let (bytes, length) = varint((end - at - 1) as u64);
     to.resize(end + length - 1, 0);
     to.copy_within(at + 1..end, at + length);
     to[at..at + length].copy_from_slice(&bytes[..length]);
 }
 
-fn key(to: &mut Vec<u8>, field: u32, kind: u32) {
-    varint(to, u64::from(field << 3 | kind));
-}
-
-fn encoded(mut value: u64) -> ([u8; LONGEST], usize) {
+/// An integer, in so many bytes.
+pub(super) fn varint(mut value: u64) -> ([u8; LONGEST], usize) {
     let mut bytes = [0; LONGEST];
     let mut length = 0;
     loop {
@@ -64,6 +55,15 @@ fn encoded(mut value: u64) -> ([u8; LONGEST], usize) {
             return (bytes, length);
         }
     }
+}
+
+fn key(to: &mut Vec<u8>, field: u32, kind: u32) {
+    integer(to, u64::from(field << 3 | kind));
+}
+
+fn integer(to: &mut Vec<u8>, value: u64) {
+    let (bytes, length) = varint(value);
+    to.extend_from_slice(&bytes[..length]);
 }
 
 /// Takes an integer off the front; `None` where there is none.
@@ -138,9 +138,8 @@ mod tests {
     #[test]
     fn an_integer_is_taken_as_it_was_written() {
         for value in [0, 127, 128, 300, u64::MAX] {
-            let mut written = Vec::new();
-            varint(&mut written, value);
-            written.push(7);
+            let (bytes, length) = varint(value);
+            let written = [&bytes[..length], &[7]].concat();
             let mut rest = &written[..];
             assert_eq!(take_varint(&mut rest), Some(value));
             assert_eq!(rest, [7]);

@@ -15,10 +15,10 @@ use prost::Message;
 use super::endpoint::Protocol;
 
 /// The longest time a receiver is left alone: a mistake in one header is not to silence an export for good.
-const LONGEST_REST: Duration = Duration::from_mins(5);
+pub(crate) const LONGEST_REST: Duration = Duration::from_mins(5);
 
 /// Of what a receiver says of itself so much is told, in characters.
-const LONGEST_WORDS: usize = 200;
+pub(crate) const LONGEST_WORDS: usize = 200;
 
 /// An answer, before anything is made of it.
 #[derive(Debug, Default)]
