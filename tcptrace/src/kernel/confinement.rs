@@ -311,6 +311,7 @@ const USES: &[Use] = &[
             (libc::SYS_sendto, ANY),
             (libc::SYS_sendmsg, ANY),
             (libc::SYS_sendmmsg, ANY),
+            (libc::SYS_shutdown, ANY),
             (libc::SYS_memfd_create, ANY),
             (libc::SYS_ioctl, &[Is(1, TIOCOUTQ)]),
             (libc::SYS_ioctl, &[Is(1, FIONREAD)]),

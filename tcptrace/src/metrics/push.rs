@@ -2,7 +2,6 @@
 //! nothing else. They are totals, so what one message does not bring the next one does.
 
 use std::fmt::Write as _;
-use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -91,13 +90,12 @@ impl Push {
 impl Source {
     fn send_until(&self, stopped: &mpsc::Receiver<()>, say: impl Fn(&str)) {
         let begun = now();
-        let mut caller = None;
         let mut fails = false;
         let mut wait = Duration::ZERO;
         loop {
             let is_last = stopped.recv_timeout(wait) != Err(RecvTimeoutError::Timeout);
             wait = EVERY;
-            let outcome = self.send(&mut caller, Span { begun, now: now() }, &mut wait);
+            let outcome = self.send(Span { begun, now: now() }, &mut wait);
             let endpoint = &self.endpoint;
             match &outcome {
                 Err(error) if !fails || is_last => {
@@ -118,28 +116,22 @@ impl Source {
         }
     }
 
-    fn send(&self, kept: &mut Option<Caller>, span: Span, wait: &mut Duration) -> Result<()> {
+    fn send(&self, span: Span, wait: &mut Duration) -> Result<()> {
         let text = self.metrics.encode(Format::OpenMetrics)?;
         let message = request(&text, &self.resource, span);
-        let mut caller = match kept.take() {
-            Some(caller) => caller,
-            None => self.connect().context("cannot connect")?,
-        };
-        let verdict = caller.call(Signal::Metrics, &message);
+        // In a minute the receiver may have ended a connection.
+        let caller = Caller::connect(&self.endpoint, &self.access, FLUSH);
+        let verdict = caller
+            .context("cannot connect")?
+            .call(Signal::Metrics, &message);
         match verdict.context("cannot send")? {
-            Verdict::Taken(0, _) => {}
+            Verdict::Taken(0, _) => Ok(()),
             Verdict::Taken(_, why) | Verdict::Refused(why) => bail!("{why}"),
             Verdict::Later(why, rest) => {
                 *wait = EVERY.max(rest);
                 bail!("{why}");
             }
         }
-        *kept = Some(caller);
-        Ok(())
-    }
-
-    fn connect(&self) -> io::Result<Caller> {
-        Caller::connect(&self.endpoint, &self.access, FLUSH)
     }
 }
 

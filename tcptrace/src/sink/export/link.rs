@@ -65,6 +65,11 @@ pub(super) trait Link {
     /// and whether it can go on; also when it cannot, that is to be counted.
     fn advance(&mut self) -> (Done, io::Result<()>);
 
+    /// How long it stays open with nothing to hand over; `None` for as long as it holds.
+    fn idle(&self) -> Option<Duration> {
+        None
+    }
+
     /// How long the destination has asked to be left alone, when the link has failed.
     fn rest(&self) -> Duration {
         Duration::ZERO

@@ -24,6 +24,10 @@ const FULL: usize = 512 * 1024;
 /// How long records gather at most, while more come.
 const GATHERING: Duration = Duration::from_millis(200);
 
+/// How long a connection without requests is kept. Servers end one after some time, and what is ended by
+/// one end only would be this program's own CLOSE_WAIT.
+const IDLE: Duration = Duration::from_secs(4);
+
 /// An open way to a receiver.
 pub(super) struct Requests {
     caller: Caller,
@@ -101,6 +105,10 @@ impl Link for Requests {
             return (Done::default(), Ok(()));
         }
         self.send()
+    }
+
+    fn idle(&self) -> Option<Duration> {
+        Some(IDLE)
     }
 
     fn rest(&self) -> Duration {

@@ -145,6 +145,8 @@ impl Default for Queue {
 pub(super) enum Work {
     /// These come next; none where there is only something to finish.
     Records(Vec<Bytes>),
+    /// There was nothing for as long as was waited.
+    Idle,
     /// There will be nothing any more.
     Over,
 }
@@ -249,7 +251,8 @@ impl Queue {
     }
 
     /// What the link is to do next: take records if it `wants` any, or see what became of those it has.
-    pub(super) fn next(&self, wants: bool) -> Work {
+    /// With nothing to do it waits, no longer than it is told.
+    pub(super) fn next(&self, wants: bool, patience: Option<Duration>) -> Work {
         let mut state = self.lock();
         if wants {
             let unfinished = state.handed > 0;
@@ -257,13 +260,17 @@ impl Queue {
                 let nothing = state.parcels.len() == state.handed;
                 nothing && !state.ended && (state.handed > 0 || !state.closing)
             };
-            state = if unfinished {
-                let waited = self.changed.wait_timeout_while(state, ARRIVAL, idle);
+            let patience = if unfinished { Some(ARRIVAL) } else { patience };
+            state = if let Some(patience) = patience {
+                let waited = self.changed.wait_timeout_while(state, patience, idle);
                 waited.unwrap_or_else(PoisonError::into_inner).0
             } else {
                 let waited = self.changed.wait_while(state, idle);
                 waited.unwrap_or_else(PoisonError::into_inner)
             };
+            if !unfinished && idle(&mut state) {
+                return Work::Idle;
+            }
         }
         if state.ended || (state.closing && state.parcels.is_empty()) {
             return Work::Over;
@@ -361,16 +368,16 @@ mod tests {
             queue.push(record(size), 1);
         }
         let all = |sizes: &[usize]| Work::Records(sizes.iter().map(|&it| record(it)).collect());
-        assert_eq!(queue.next(true), all(&[1, 2, 3]));
+        assert_eq!(queue.next(true, None), all(&[1, 2, 3]));
         queue.settle(Done::sent(1));
         queue.begin();
-        assert_eq!(queue.next(true), all(&[2, 3]));
+        assert_eq!(queue.next(true, None), all(&[2, 3]));
         queue.settle(Done {
             too_large: 1,
             ..Done::sent(1)
         });
         queue.close();
-        assert_eq!(queue.next(true), Work::Over);
+        assert_eq!(queue.next(true, None), Work::Over);
         let account = queue.account();
         assert_eq!((account.sent, account.lost.too_large), (2, 1));
     }
@@ -382,9 +389,23 @@ mod tests {
             queue.push(record(GATHER / 2), 1);
         }
         let two = vec![record(GATHER / 2); 2];
-        assert_eq!(queue.next(true), Work::Records(two));
-        assert_eq!(queue.next(false), Work::Records(Vec::new()));
-        assert_eq!(queue.next(true), Work::Records(vec![record(GATHER / 2); 1]));
+        assert_eq!(queue.next(true, None), Work::Records(two));
+        assert_eq!(queue.next(false, None), Work::Records(Vec::new()));
+        assert_eq!(
+            queue.next(true, None),
+            Work::Records(vec![record(GATHER / 2); 1])
+        );
+    }
+
+    #[test]
+    fn nothing_is_waited_for_no_longer_than_told() {
+        let queue = Queue::default();
+        let patience = Some(Duration::from_millis(1));
+        assert_eq!(queue.next(true, patience), Work::Idle);
+        queue.push(record(1), 1);
+        assert_eq!(queue.next(true, patience), Work::Records(vec![record(1)]));
+        // Now there is something to finish.
+        assert_eq!(queue.next(true, patience), Work::Records(vec![]));
     }
 
     #[test]
@@ -394,7 +415,7 @@ mod tests {
             queue.push(record(size), 1);
         }
         for size in [2 * GATHER, 1] {
-            assert_eq!(queue.next(true), Work::Records(vec![record(size)]));
+            assert_eq!(queue.next(true, None), Work::Records(vec![record(size)]));
         }
     }
 
@@ -405,7 +426,7 @@ mod tests {
             queue.push(record(1), 1);
         }
         assert!(queue.wait());
-        let _ = queue.next(true);
+        let _ = queue.next(true, None);
         queue.settle(Done::sent(1));
         queue.end();
         queue.settle(Done::sent(3));
@@ -413,6 +434,6 @@ mod tests {
         let account = queue.account();
         assert_eq!((account.produced, account.sent), (4, 1));
         assert_eq!((account.lost.undelivered, account.lost.total()), (3, 3));
-        assert_eq!(queue.next(true), Work::Over);
+        assert_eq!(queue.next(true, None), Work::Over);
     }
 }

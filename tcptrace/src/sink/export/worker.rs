@@ -18,7 +18,8 @@ pub(super) fn run(queue: &Queue, mut connect: impl FnMut(Duration) -> io::Result
         let mut rest = Duration::ZERO;
         match connect(CONNECT) {
             Ok(mut link) => match deliver(queue, link.as_mut(), &mut backoff) {
-                Ok(()) => return,
+                Ok(End::Over) => return,
+                Ok(End::Idle) => continue,
                 Err(error) => {
                     rest = link.rest();
                     queue.failed(format!("cannot send: {error}"));
@@ -30,12 +31,22 @@ pub(super) fn run(queue: &Queue, mut connect: impl FnMut(Duration) -> io::Result
     }
 }
 
+/// Why a link that holds is let go.
+enum End {
+    /// There will be no more records.
+    Over,
+    /// There are none for the moment.
+    Idle,
+}
+
 /// Delivers through one link, until everything is delivered or the link breaks.
-fn deliver(queue: &Queue, link: &mut dyn Link, backoff: &mut Backoff) -> io::Result<()> {
+fn deliver(queue: &Queue, link: &mut dyn Link, backoff: &mut Backoff) -> io::Result<End> {
     queue.begin();
     loop {
-        let Work::Records(records) = queue.next(link.wants_more()) else {
-            return Ok(());
+        let records = match queue.next(link.wants_more(), link.idle()) {
+            Work::Records(records) => records,
+            Work::Idle => return Ok(End::Idle),
+            Work::Over => return Ok(End::Over),
         };
         for record in &records {
             link.take(record)?;

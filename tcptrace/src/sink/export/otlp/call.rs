@@ -3,7 +3,7 @@
 use std::io::{self, Write as _};
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use flate2::Compression;
@@ -23,6 +23,7 @@ use tokio_rustls::TlsConnector;
 use super::super::Access;
 use super::answer::{Answer, Verdict};
 use super::endpoint::{Endpoint, Protocol};
+use super::headers::Headers;
 
 /// How long a receiver may take for an answer, as OTLP's own senders have it.
 /// <https://opentelemetry.io/docs/specs/otel/protocol/exporter/#configuration-options>
@@ -30,10 +31,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Of an answer no more is read.
 const LONGEST_ANSWER: usize = 64 * 1024;
-
-/// A connection that was not used for so long is not relied on: whoever is at the other end, or between,
-/// may have given it up. A failure would be told that is none.
-const IDLE: Duration = Duration::from_secs(4);
 
 /// How long the end of a connection may take.
 const GOODBYE: Duration = Duration::from_millis(500);
@@ -50,16 +47,9 @@ pub(crate) enum Signal {
 /// A receiver, connected to.
 pub(crate) struct Caller {
     endpoint: Endpoint,
-    access: Access,
-    patience: Duration,
+    headers: Headers,
     runtime: Runtime,
-    /// `None` only while there is another one to be had.
-    connection: Option<Connection>,
-    used: Instant,
-}
-
-struct Connection {
-    sender: Sender,
+    sender: Option<Sender>,
     /// Moves bytes, while the runtime runs.
     driver: JoinHandle<()>,
 }
@@ -80,16 +70,14 @@ impl Caller {
             .enable_io()
             .enable_time()
             .build()?;
-        let connection = runtime
-            .block_on(open(endpoint, access, patience))
-            .map_err(|it| plain(&it))?;
+        let opened = runtime.block_on(open(endpoint, access, patience));
+        let (sender, driver) = opened.map_err(|it| plain(&it))?;
         Ok(Self {
             endpoint: endpoint.clone(),
-            access: access.clone(),
-            patience,
+            headers: access.headers.clone(),
             runtime,
-            connection: Some(connection),
-            used: Instant::now(),
+            sender: Some(sender),
+            driver,
         })
     }
 
@@ -97,15 +85,9 @@ impl Caller {
     pub(crate) fn call(&mut self, signal: Signal, message: &[u8]) -> io::Result<Verdict> {
         let protocol = self.endpoint.protocol;
         let request = self.request(signal, message)?;
-        if self.used.elapsed() > IDLE {
-            self.close();
-            let again = open(&self.endpoint, &self.access, self.patience);
-            self.connection = Some(self.runtime.block_on(again).map_err(|it| plain(&it))?);
-        }
-        let Some(Connection { sender, .. }) = &mut self.connection else {
-            return Err(io::ErrorKind::NotConnected.into());
-        };
+        let sender = &mut self.sender;
         let answer = async {
+            let sender = sender.as_mut().ok_or(io::ErrorKind::NotConnected)?;
             let response = sender.send(request).await.map_err(io::Error::other)?;
             read(response).await
         };
@@ -116,7 +98,6 @@ impl Caller {
             };
             timeout(PATIENCE, answer).await.map_err(late)?
         });
-        self.used = Instant::now();
         Ok(answer
             .map_err(|it| plain(&it))?
             .verdict(protocol, jiff::Timestamp::now()))
@@ -165,29 +146,23 @@ impl Caller {
                 (request, framed)
             }
         };
-        for (name, value) in self.access.headers.iter() {
+        for (name, value) in self.headers.iter() {
             request = request.header(name, value);
         }
         request.body(Full::from(body)).map_err(io::Error::other)
     }
+}
 
-    /// Says goodbye: what the other end has said meanwhile is read, so that this end of a connection that
-    /// has done its work is no reset.
-    fn close(&mut self) {
-        let Some(Connection { sender, driver }) = self.connection.take() else {
-            return;
-        };
-        drop(sender);
+/// Says goodbye: what the other end has said meanwhile is read, so that the end of a connection that has
+/// done its work is no reset.
+impl Drop for Caller {
+    fn drop(&mut self) {
+        self.sender = None;
+        let driver = &mut self.driver;
         // Whoever does not hear it is left.
         let _ = self
             .runtime
             .block_on(async { timeout(GOODBYE, driver).await });
-    }
-}
-
-impl Drop for Caller {
-    fn drop(&mut self) {
-        self.close();
     }
 }
 
@@ -221,7 +196,11 @@ async fn read(response: Response<Incoming>) -> io::Result<Answer> {
     })
 }
 
-async fn open(endpoint: &Endpoint, access: &Access, patience: Duration) -> io::Result<Connection> {
+async fn open(
+    endpoint: &Endpoint,
+    access: &Access,
+    patience: Duration,
+) -> io::Result<(Sender, JoinHandle<()>)> {
     let host = &endpoint.host;
     let socket = host.open(|it| TcpStream::connect_timeout(&it, patience))?;
     socket.set_nodelay(true)?;
@@ -243,23 +222,19 @@ async fn open(endpoint: &Endpoint, access: &Access, patience: Duration) -> io::R
 async fn speak(
     protocol: Protocol,
     socket: impl Read + Write + Unpin + Send + 'static,
-) -> io::Result<Connection> {
+) -> io::Result<(Sender, JoinHandle<()>)> {
     // Why a connection ended is told with the request that failed for it.
     Ok(match protocol {
         Protocol::Http => {
             let (sender, driver) = http1::handshake(socket).await.map_err(io::Error::other)?;
-            Connection {
-                sender: Sender::Http1(sender),
-                driver: tokio::spawn(async { drop(driver.await) }),
-            }
+            let driver = tokio::spawn(async { drop(driver.await) });
+            (Sender::Http1(sender), driver)
         }
         Protocol::Grpc => {
             let handshake = http2::handshake(TokioExecutor::new(), socket);
             let (sender, driver) = handshake.await.map_err(io::Error::other)?;
-            Connection {
-                sender: Sender::Http2(sender),
-                driver: tokio::spawn(async { drop(driver.await) }),
-            }
+            let driver = tokio::spawn(async { drop(driver.await) });
+            (Sender::Http2(sender), driver)
         }
     })
 }
