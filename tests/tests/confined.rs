@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{AT_FDCWD, renameat};
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use tcptrace::kernel::confinement::{Confinement, Part, confine, keep_to};
 use tcptrace_tests::*;
@@ -104,6 +105,10 @@ fn no_thread_can_do_more_than_its_part() -> Result<()> {
     for (part, _) in Part::ALL {
         apart(|| {
             confine(part)?;
+            for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM] {
+                let is_left = SigSet::thread_get_mask()?.contains(signal);
+                ensure!(is_left, "{signal} may come to {part:?}");
+            }
             for call in FORBIDDEN {
                 let error = error_of(call)?;
                 ensure!(error == libc::EPERM, "{} by {part:?}: {error}", call.0);
