@@ -65,9 +65,14 @@ pub(super) trait Link {
     /// and whether it can go on; also when it cannot, that is to be counted.
     fn advance(&mut self) -> (Done, io::Result<()>);
 
-    /// How long it stays open with nothing to hand over; `None` for as long as it holds.
+    /// After how long with nothing to hand over it is asked whether it is still of use; `None` for never.
     fn idle(&self) -> Option<Duration> {
         None
+    }
+
+    /// Whether it is still of use.
+    fn is_alive(&mut self) -> bool {
+        true
     }
 
     /// How long the destination has asked to be left alone, when the link has failed.

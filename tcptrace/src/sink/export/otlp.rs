@@ -24,9 +24,12 @@ const FULL: usize = 512 * 1024;
 /// How long records gather at most, while more come.
 const GATHERING: Duration = Duration::from_millis(200);
 
-/// How long a connection without requests is kept. Servers end one after some time, and what is ended by
-/// one end only would be this program's own CLOSE_WAIT.
-const IDLE: Duration = Duration::from_secs(4);
+/// How often a connection without requests is looked at: what the receiver has ended and this end has not
+/// is a CLOSE_WAIT of this program's own.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// How long such a connection is kept: what is on the way may forget it, and say nothing.
+const IDLE: Duration = Duration::from_secs(30);
 
 /// An open way to a receiver.
 pub(super) struct Requests {
@@ -36,6 +39,8 @@ pub(super) struct Requests {
     begun: Instant,
     /// Records came since the last step, so more may.
     grows: bool,
+    /// When the last answer came.
+    used: Instant,
     rest: Duration,
 }
 
@@ -50,6 +55,7 @@ impl Requests {
             batch: Batch::default(),
             begun: Instant::now(),
             grows: false,
+            used: Instant::now(),
             rest: Duration::ZERO,
         })
     }
@@ -57,7 +63,9 @@ impl Requests {
     fn send(&mut self) -> (Done, io::Result<()>) {
         let batch = std::mem::take(&mut self.batch);
         let all = batch.len();
-        match self.caller.call(Signal::Logs, &batch.request()) {
+        let outcome = self.caller.call(Signal::Logs, &batch.request());
+        self.used = Instant::now();
+        match outcome {
             Ok(verdict) => self.settle(verdict, all),
             Err(error) => (Done::default(), Err(error)),
         }
@@ -108,7 +116,11 @@ impl Link for Requests {
     }
 
     fn idle(&self) -> Option<Duration> {
-        Some(IDLE)
+        Some(LOOK)
+    }
+
+    fn is_alive(&mut self) -> bool {
+        self.used.elapsed() < IDLE && self.caller.is_open()
     }
 
     fn rest(&self) -> Duration {

@@ -45,6 +45,7 @@ fn deliver(queue: &Queue, link: &mut dyn Link, backoff: &mut Backoff) -> io::Res
     loop {
         let records = match queue.next(link.wants_more(), link.idle()) {
             Work::Records(records) => records,
+            Work::Idle if link.is_alive() => continue,
             Work::Idle => return Ok(End::Idle),
             Work::Over => return Ok(End::Over),
         };

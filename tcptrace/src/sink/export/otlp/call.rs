@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::ServerName;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::super::Access;
@@ -31,6 +31,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Of an answer no more is read.
 const LONGEST_ANSWER: usize = 64 * 1024;
+
+/// In which the driver of a connection takes note of what has come.
+const MOMENT: Duration = Duration::from_millis(1);
 
 /// How long the end of a connection may take.
 const GOODBYE: Duration = Duration::from_millis(500);
@@ -101,6 +104,12 @@ impl Caller {
         Ok(answer
             .map_err(|it| plain(&it))?
             .verdict(protocol, jiff::Timestamp::now()))
+    }
+
+    /// Whether the other end has not ended the connection, as far as it is known by now.
+    pub(crate) fn is_open(&mut self) -> bool {
+        self.runtime.block_on(async { sleep(MOMENT).await });
+        !self.driver.is_finished()
     }
 
     fn request(&self, signal: Signal, message: &[u8]) -> io::Result<Request<Full<Bytes>>> {
