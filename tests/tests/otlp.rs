@@ -349,66 +349,15 @@ fn a_receiver_that_asks_for_time_gets_every_record_later() {
         })?;
         fs::remove_file(&busy)?;
         provoke(10)?;
-        let delivering = format!("--export {EXPORT}: delivering again");
         server.ids(60)?;
         let trace = tracer.stop()?;
         ensure_all(&trace, EXPORT, &server)?;
         let said = trace.stderr.join("\n");
         let failing =
             format!("--export {EXPORT}: cannot send: HTTP status 503 Service Unavailable;");
-        ensure!(
-            said.contains(&failing) && said.contains(&delivering),
-            "{said}"
-        );
+        ensure!(said.contains(&failing), "{said}");
         Ok(())
     });
-}
-
-/// nginx ends a connection after a second without a request, and this program does so then as well.
-#[test]
-fn a_connection_that_the_receiver_ends_is_not_left_open() {
-    for (protocol, location) in [("http", "/v1/"), ("grpc", "/opentelemetry")] {
-        in_netns(|netns| {
-            let server = LogServer::rotel(false)?;
-            let listen = if protocol == "grpc" { "http2" } else { "" };
-            let pass = format!(
-                "keepalive_timeout 1s; location {location} {{ {} }}",
-                if protocol == "grpc" {
-                    format!("grpc_pass grpc://{};", LogServer::OTLP_GRPC)
-                } else {
-                    format!("proxy_pass http://{};", LogServer::OTLP_HTTP)
-                }
-            );
-            let _nginx = Nginx::start(listen, &pass)?;
-            let export = format!("otlp={protocol}://127.0.0.1:8080");
-            let arguments = ["--event", "+state", "--export", &export];
-            let tracer = trace(netns, &arguments)?;
-            provoke(1)?;
-            let (own, pid) = (tracer.pid(), "process.pid");
-            let closes = |record: &Record| {
-                record.name() == "state.changed"
-                    && record.text("tcptrace.state.previous") == Some("close_wait")
-                    && record.number(pid) == Some(own.into())
-            };
-            tracer.wait_for("the end of the connection", END, closes)?;
-            let trace = tracer.stop()?;
-            let events = Events::from_trace(&trace)?;
-            let own = events.only(|it| it.number(pid) == Some(own.into()));
-            ensure!(own.named("state.changed").count() > 0, "{events:?}");
-            for name in [
-                "reset.sent",
-                "reset.received",
-                "close_wait.stuck",
-                "finding",
-            ] {
-                let own = own.named(name);
-                ensure!(own.count() == 0, "{own:?}");
-            }
-            let failing = trace.stderr.iter().find(|it| it.contains("cannot"));
-            ensure!(failing.is_none(), "{failing:?}");
-            ensure_all(&trace, &export, &server)
-        });
-    }
 }
 
 /// nginx lets in only who has the key, and rotel gets what it lets in.
