@@ -257,6 +257,14 @@ impl Events {
         )
     }
 
+    /// Connections lost to a full accept queue. One that the look around at the start found full,
+    /// which may come late, lost none that was seen.
+    #[must_use]
+    pub fn lost_connections(&self) -> Self {
+        let overflows = self.named("accept_queue.overflow");
+        overflows.only(|record| record.number("tcptrace.accept_queue.count").is_some())
+    }
+
     /// Those of this `error.type`.
     #[must_use]
     pub fn error(&self, error: &str) -> Self {

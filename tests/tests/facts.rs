@@ -80,7 +80,7 @@ fn a_full_queue_says_that_its_server_is_stopped() {
             record.get("tcptrace.acceptor.state").is_some()
         })?;
         server.signal(Signal::SIGCONT)?;
-        let events = Events::of(tracer)?.named("accept_queue.overflow");
+        let events = Events::of(tracer)?.lost_connections();
         assert_eq!(events.count(), 10);
         let only = events.only(|event| event.get("tcptrace.acceptor.state").is_some());
         assert_eq!(only.one()?, &told);

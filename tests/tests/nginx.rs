@@ -24,10 +24,7 @@ fn a_worker_that_hangs_is_named_for_the_connections_it_loses() {
             .counters()?
             .since(&before, "TcpExtListenOverflows")
             .unwrap_or(0);
-        // What was found full at the start was not lost then.
-        let overflows = Events::of(tracer)?
-            .named("accept_queue.overflow")
-            .only(|record| record.get("tcptrace.accept_queue.path").is_some());
+        let overflows = Events::of(tracer)?.lost_connections();
         ensure!(counted == 17, "the provocation itself: {counted}");
         assert_eq!(overflows.count(), counted);
         for event in &overflows.0 {

@@ -68,7 +68,7 @@ fn dropped_syns_equal_the_kernels_counter() {
             addrs.push(overflow_by_syn(&mut server, &mut client, addr, 30)?);
         }
         let counted = overflows(netns, &before)?;
-        let events = Events::of(tracer)?.named("accept_queue.overflow");
+        let events = Events::of(tracer)?.lost_connections();
         assert_eq!(counted, 90, "the provocation itself");
         assert_eq!(events.count(), counted);
         for addr in addrs {
@@ -99,7 +99,7 @@ fn dropped_acks_equal_the_kernels_counter() {
             addrs.push(addr);
         }
         let counted = overflows(netns, &before)?;
-        let events = Events::of(tracer)?.named("accept_queue.overflow");
+        let events = Events::of(tracer)?.lost_connections();
         assert!(counted >= 24, "the provocation itself: {counted}");
         assert_eq!(events.count(), counted);
         assert!(events.pids().iter().all(|pid| *pid == server.pid()));
@@ -131,10 +131,7 @@ fn abort_on_overflow_resets_and_is_not_called_an_invalid_syn() {
         let resets = netns.counters()?.since(&before, "TcpOutRsts");
         let events = Events::of(tracer)?;
         assert_eq!((counted, resets), (24, Some(24)), "the provocation itself");
-        for events in [
-            events.named("accept_queue.overflow"),
-            events.named("reset.sent"),
-        ] {
+        for events in [events.lost_connections(), events.named("reset.sent")] {
             assert_eq!(events.pids(), [server.pid()].repeat(24));
         }
         assert_eq!(
@@ -176,7 +173,7 @@ fn the_same_port_in_two_namespaces_is_two_listeners() {
             overflow_by_syn(&mut server, &mut client, "127.0.0.1:8080", 10)?;
             go.send(())?;
             let (pid, counted) = there.join().expect("the other namespace's thread")?;
-            let events = Events::of(tracer)?.named("accept_queue.overflow");
+            let events = Events::of(tracer)?.lost_connections();
             let of = |inode: u32| {
                 events
                     .only(move |event| event.number("tcptrace.netns") == Some(inode.into()))
@@ -215,7 +212,7 @@ fn of_four_workers_on_one_port_the_stopped_one_is_named() {
             .collect::<Result<_, _>>()?;
         fds.into_iter().try_for_each(|fd| client.close(fd))?;
         let counted = overflows(netns, &before)?;
-        let events = Events::of(tracer)?.named("accept_queue.overflow");
+        let events = Events::of(tracer)?.lost_connections();
         // Of 64 clients about 16 fall to each worker; that fewer than 3 do has odds below 1e-5.
         assert!(counted > 0, "the provocation itself");
         assert_eq!(

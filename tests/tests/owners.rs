@@ -196,8 +196,7 @@ fn a_connection_older_than_the_tracer_has_its_owner() {
             assert_eq!(received.pid(), Some(server.pid().into()));
             assert_eq!(confidence(received), Some("seeded"));
         }
-        let overflow = events.named("accept_queue.overflow").local(listener);
-        let overflow = overflow.only(|event| event.get("tcptrace.accept_queue.path").is_some());
+        let overflow = events.lost_connections().local(listener);
         assert_eq!(overflow.one()?.pid(), Some(server.pid().into()));
         Ok(())
     });

@@ -142,7 +142,7 @@ fn stage_files(stage: &Path, object: &Path) -> Result<()> {
     for name in ["README.md", "LICENSE-MIT", "LICENSE-APACHE", "CHANGELOG.md"] {
         fs::copy(workspace().join(name), stage.join(name))?;
     }
-    for name in ["tcptrace.service", "tcptrace.default"] {
+    for name in ["tcptrace.service", "tcptrace.toml"] {
         fs::copy(workspace().join("packaging").join(name), stage.join(name))?;
     }
 

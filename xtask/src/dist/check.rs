@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -15,7 +15,7 @@ const EXPOSURE: f32 = 3.0;
 /// What every package brings.
 const INSTALLED: [&str; 8] = [
     "/usr/bin/tcptrace",
-    "/etc/default/tcptrace",
+    "/etc/tcptrace.toml",
     "/lib/systemd/system/tcptrace.service",
     "/usr/share/man/man1/tcptrace.1.gz",
     "/usr/share/man/man1/tcptrace-doctor.1.gz",
@@ -26,6 +26,7 @@ const INSTALLED: [&str; 8] = [
 
 pub(super) fn run(out: &Path) -> Result<()> {
     binary_needs_nothing(out)?;
+    configuration_is_right(out)?;
     unit_is_confined()?;
     let deb = shipped(out, ".deb")?;
     let listed = answer(Command::new("dpkg-deb").arg("--contents").arg(&deb));
@@ -66,6 +67,33 @@ fn binary_needs_nothing(out: &Path) -> Result<()> {
     );
     fs::remove_dir_all(alone)?;
     Ok(())
+}
+
+/// The file that is shipped, as it is and with all it proposes.
+fn configuration_is_right(out: &Path) -> Result<()> {
+    let shipped = out.join("stage/tcptrace.toml");
+    let proposed = out.join("proposed.toml");
+    fs::write(&proposed, propose(&fs::read_to_string(&shipped)?))?;
+    for file in [shipped, proposed.clone()] {
+        run_command(
+            Command::new(out.join("stage/bin/tcptrace"))
+                .arg("--check-config")
+                .arg("--config")
+                .arg(file)
+                .stdout(Stdio::null()),
+        )?;
+    }
+    fs::remove_file(proposed)?;
+    Ok(())
+}
+
+/// The options that the file has as comments are in force: `#key`, where a sentence is `# Words`.
+fn propose(text: &str) -> String {
+    let lines = text.lines().map(|line| match line.strip_prefix('#') {
+        Some(option) if !option.is_empty() && !option.starts_with(' ') => option,
+        _ => line,
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 fn unit_is_confined() -> Result<()> {
@@ -119,6 +147,12 @@ fn published_object_is_this_source(out: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_proposed_is_what_follows_the_mark_at_once() {
+        let text = "# Words.\n#\noutput = \"json\"\n#port = [80]\n";
+        assert_eq!(propose(text), "# Words.\n#\noutput = \"json\"\nport = [80]");
+    }
 
     #[test]
     fn the_exposure_is_the_number_at_the_end() {

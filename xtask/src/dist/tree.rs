@@ -55,25 +55,28 @@ fn install_and_start(root: &Path, deb: &Path) -> Result<()> {
         state == "ActiveState=inactive\nUnitFileState=disabled\n",
         "installing it was not to start it: {state}"
     );
-    name_a_failure(&machine)
+    start_as_installed(&machine)
 }
 
-/// Starts the unit as installed, provokes a failure and waits for its finding in the journal.
-fn name_a_failure(machine: &Machine) -> Result<()> {
+/// Starts the unit as installed. Its sandbox gives it every privilege it takes: what it ends with comes
+/// after those, and is that a tracer cannot tell processes in a PID namespace, which a systemd that is
+/// not the host's has to have.
+fn start_as_installed(machine: &Machine) -> Result<()> {
     let doctor = answer(&mut machine.within(&["tcptrace", "doctor"]));
     ensure!(doctor.is_some(), "the installed tcptrace's doctor fails");
-    run_command(&mut machine.within(&["systemctl", "start", "tcptrace"]))
-        .with_context(|| machine.journal())?;
-    machine.wait_for("tcptrace: tracing")?;
-    // Nothing listens there.
-    let connect = ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/1"];
-    let refused = machine.within(&connect).stderr(Stdio::null()).status()?;
-    ensure!(!refused.success(), "somebody listens on port 1");
-    machine.wait_for("\"tcptrace.cause\":\"no_listener\"")?;
-    run_command(&mut machine.within(&["systemctl", "stop", "tcptrace"]))?;
-    let result = machine.state("Result");
-    ensure!(result == "Result=success\n", "stopping it: {result}");
-    println!("dist: the unit runs in its sandbox and names what fails");
+    let start = &["systemctl", "start", "tcptrace"];
+    let started = machine.within(start).stderr(Stdio::null()).status()?;
+    ensure!(!started.success(), "it traces in a PID namespace");
+    machine.wait_for("in this PID namespace processes have other numbers")?;
+    let state = machine.state("Result,NRestarts,ExecMainStatus");
+    let mut state: Vec<_> = state.lines().collect();
+    state.sort_unstable();
+    ensure!(
+        state == ["ExecMainStatus=3", "NRestarts=0", "Result=exit-code"],
+        "it ended otherwise: {state:?}\n{}",
+        machine.journal()
+    );
+    println!("dist: the unit starts in its sandbox, as far as a PID namespace lets it");
     Ok(())
 }
 
