@@ -101,6 +101,17 @@ impl LogServer {
         Self::start(command, directory, ("\"tcptrace.event.id\":\"", "\""))
     }
 
+    /// socat, which ends a connection over which nothing has come for half a second.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn socat_that_leaves(listen: &str) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let mut command = socat(listen, &directory);
+        command.args(["-T", "0.5"]);
+        Self::start(command, directory, ("\"tcptrace.event.id\":\"", "\""))
+    }
+
     /// rotel, a receiver of OTLP at [`OTLP_GRPC`](Self::OTLP_GRPC) and [`OTLP_HTTP`](Self::OTLP_HTTP). Its
     /// lines are those with the id of an event, or all it prints of each when it is wanted `in_full`.
     ///

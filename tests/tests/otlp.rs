@@ -11,6 +11,7 @@ use serde_json::Value;
 use tcptrace_tests::accounts::{Account, account};
 use tcptrace_tests::certificates::Certificates;
 use tcptrace_tests::log_servers::{LogServer, ensure_same, wait_for_port};
+use tcptrace_tests::own_connections::trace_those_that_are_ended;
 use tcptrace_tests::program::Program;
 use tcptrace_tests::servers::Nginx;
 use tcptrace_tests::*;
@@ -255,10 +256,10 @@ fn what_does_not_arrive_is_counted_with_the_reason() {
 }
 
 /// nginx that takes TLS for rotel, from clients with a certificate of this authority.
-fn tls_before(certificates: &Certificates) -> Result<Nginx> {
+fn tls_before(certificates: &Certificates, settings: &str) -> Result<Nginx> {
     let file = |name: &str| certificates.file(name).display().to_string();
     let server = format!(
-        "listen 127.0.0.1:6514 ssl http2; ssl_certificate {}; ssl_certificate_key {};\n\
+        "{settings} listen 127.0.0.1:6514 ssl http2; ssl_certificate {}; ssl_certificate_key {};\n\
          ssl_client_certificate {}; ssl_verify_client on;\n\
          location /v1/ {{ proxy_pass http://{}; }}\n\
          location /opentelemetry {{ grpc_pass grpc://{}; }}",
@@ -289,7 +290,7 @@ fn a_receiver_that_shows_who_it_is_gets_every_record() {
         in_netns(|netns| {
             let certificates = Certificates::make()?;
             let server = LogServer::rotel(false)?;
-            let _nginx = tls_before(&certificates)?;
+            let _nginx = tls_before(&certificates, "")?;
             let client = tls_client(&certificates);
             let mut arguments = vec!["--export", export];
             arguments.extend(client.iter().map(String::as_str));
@@ -306,7 +307,7 @@ fn a_receiver_with_another_certificate_and_one_that_wants_another_get_nothing() 
     in_netns(|netns| {
         let (certificates, others) = (Certificates::make()?, Certificates::make()?);
         let server = LogServer::rotel(false)?;
-        let _nginx = tls_before(&certificates)?;
+        let _nginx = tls_before(&certificates, "")?;
         let own = tls_client(&certificates);
         let mistrusts = [&tls_client(&others)[..1], &own[1..]].concat();
         for (client, reason, why) in [
@@ -358,6 +359,54 @@ fn a_receiver_that_asks_for_time_gets_every_record_later() {
         ensure!(said.contains(&failing), "{said}");
         Ok(())
     });
+}
+
+/// nginx ends a connection after a second without a request. What is told of that is the next thing to be
+/// sent, and goes over the next connection.
+#[test]
+fn a_connection_that_the_receiver_has_ended_is_ended_and_not_used_again() {
+    for (protocol, listen, location) in [
+        (
+            "http",
+            "",
+            format!("/v1/ {{ proxy_pass http://{}; }}", LogServer::OTLP_HTTP),
+        ),
+        (
+            "grpc",
+            "http2",
+            format!(
+                "/opentelemetry {{ grpc_pass grpc://{}; }}",
+                LogServer::OTLP_GRPC
+            ),
+        ),
+    ] {
+        in_netns(|netns| {
+            let server = LogServer::rotel(false)?;
+            let _nginx = Nginx::start(
+                listen,
+                &format!("keepalive_timeout 1s; location {location}"),
+            )?;
+            let export = format!("otlp={protocol}://127.0.0.1:8080");
+            let trace = trace_those_that_are_ended(netns, &["--export", &export], 8080)?;
+            ensure_all(&trace, &export, &server)
+        });
+    }
+}
+
+#[test]
+fn so_is_one_over_tls() {
+    for export in [GRPC_TLS, HTTP_TLS] {
+        in_netns(|netns| {
+            let certificates = Certificates::make()?;
+            let server = LogServer::rotel(false)?;
+            let _nginx = tls_before(&certificates, "keepalive_timeout 1s;")?;
+            let client = tls_client(&certificates);
+            let mut arguments = vec!["--export", export];
+            arguments.extend(client.iter().map(String::as_str));
+            let trace = trace_those_that_are_ended(netns, &arguments, 6514)?;
+            ensure_all(&trace, export, &server)
+        });
+    }
 }
 
 /// nginx lets in only who has the key, and rotel gets what it lets in.

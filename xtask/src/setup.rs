@@ -11,7 +11,7 @@ use std::thread::sleep;
 use std::time::Duration;
 use std::{env, fs};
 
-use anyhow::{Error, Result, anyhow, bail};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
 
 use crate::apt::Apt;
 use crate::process::{answer, as_root, cargo, find, run as run_command, workspace};
@@ -71,6 +71,11 @@ const EMULATOR: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
 const EMULATOR_SINCE: u32 = 8;
 
 pub(crate) fn run() -> Result<()> {
+    // One at a time in a tree: apt-get does not wait for whoever holds its lists.
+    let target = workspace().join("target");
+    fs::create_dir_all(&target)?;
+    let turn = fs::File::create(target.join("setup.lock"))?;
+    turn.lock().context("cannot wait for another setup")?;
     let mut missing: Vec<&str> = TEST_PROGRAMS
         .iter()
         .filter(|(program, _)| find(program).is_none())

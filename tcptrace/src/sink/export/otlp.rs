@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::Access;
-use super::link::{Done, Link};
+use super::link::{Done, LOOK, Link};
 use crate::sink::otlp::Batch;
 pub(crate) use answer::Verdict;
 pub(crate) use call::{Caller, Signal};
@@ -24,11 +24,7 @@ const FULL: usize = 512 * 1024;
 /// How long records gather at most, while more come.
 const GATHERING: Duration = Duration::from_millis(200);
 
-/// How often a connection without requests is looked at: what the receiver has ended and this end has not
-/// is a CLOSE_WAIT of this program's own.
-const LOOK: Duration = Duration::from_millis(250);
-
-/// How long such a connection is kept: what is on the way may forget it, and say nothing.
+/// How long a connection without requests is kept: what is on the way may forget it, and say nothing.
 const IDLE: Duration = Duration::from_secs(30);
 
 /// An open way to a receiver.

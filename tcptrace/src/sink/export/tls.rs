@@ -3,17 +3,17 @@
 use std::fmt;
 use std::io::{self, Write as _};
 use std::net::TcpStream;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, ProtocolVersion, RootCertStore};
+
+use super::link::hear;
 
 /// How long a server may take to say that it does not want this client, once it has agreed on a
 /// connection.
@@ -156,7 +156,7 @@ impl Session {
         while tells_late && self.connection.tls13_tickets_received() == 0 {
             match self.connection.read_tls(&mut self.socket) {
                 Ok(0) => return Err(closed()),
-                Ok(_) => self.process()?,
+                Ok(_) => process(&mut self.connection)?,
                 // There are servers that have no tickets.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
@@ -176,51 +176,46 @@ impl Session {
 
     /// Takes what the server has said meanwhile: mostly nothing, or that it goes.
     pub(super) fn hear(&mut self) -> io::Result<()> {
-        let mut buffer = [0; 4096];
-        loop {
-            match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-                Ok(0) => return Err(closed()),
-                Ok(length) => {
-                    let mut heard = &buffer[..length];
-                    while !heard.is_empty() {
-                        self.connection.read_tls(&mut heard)?;
-                        self.process()?;
-                    }
-                }
-                Err(Errno::EAGAIN) => return Ok(()),
-                Err(Errno::EINTR) => {}
-                Err(error) => return Err(error.into()),
+        let connection = &mut self.connection;
+        hear(self.socket.as_fd(), |mut heard| {
+            while !heard.is_empty() {
+                connection.read_tls(&mut heard)?;
+                process(connection)?;
             }
-        }
+            Ok(())
+        })?;
+        // That it goes may have been heard before.
+        process(connection)
     }
+}
 
-    fn process(&mut self) -> io::Result<()> {
-        let state = self
-            .connection
-            .process_new_packets()
-            .map_err(io::Error::other)?;
-        // Nobody is expected to talk here, but what is not taken would fill the memory.
-        let mut unread = state.plaintext_bytes_to_read();
-        let mut buffer = [0; 1024];
-        while unread > 0 {
-            unread -= io::Read::read(&mut self.connection.reader(), &mut buffer)?.min(unread);
-        }
-        if state.peer_has_closed() {
-            return Err(closed());
-        }
-        Ok(())
+fn process(connection: &mut ClientConnection) -> io::Result<()> {
+    let state = connection.process_new_packets().map_err(io::Error::other)?;
+    // Nobody is expected to talk here, but what is not taken would fill the memory.
+    let mut unread = state.plaintext_bytes_to_read();
+    let mut buffer = [0; 1024];
+    while unread > 0 {
+        unread -= io::Read::read(&mut connection.reader(), &mut buffer)?.min(unread);
     }
+    if state.peer_has_closed() {
+        return Err(closed());
+    }
+    Ok(())
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
+        // Who has gone would answer with a reset.
+        if self.hear().is_err() {
+            return;
+        }
         self.connection.send_close_notify();
         let mut goodbye = Vec::new();
         while self.connection.wants_write() {
             // Memory takes all.
             let _ = self.connection.write_tls(&mut goodbye);
         }
-        // Who has gone does not hear it.
+        // Who goes meanwhile does not hear it.
         let _ = self.socket.write_all(&goodbye);
     }
 }

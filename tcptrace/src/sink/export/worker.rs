@@ -19,7 +19,7 @@ pub(super) fn run(queue: &Queue, mut connect: impl FnMut(Duration) -> io::Result
         match connect(CONNECT) {
             Ok(mut link) => match deliver(queue, link.as_mut(), &mut backoff) {
                 Ok(End::Over) => return,
-                Ok(End::Idle) => continue,
+                Ok(End::Left) => continue,
                 Err(error) => {
                     rest = link.rest();
                     queue.failed(format!("cannot send: {error}"));
@@ -35,25 +35,32 @@ pub(super) fn run(queue: &Queue, mut connect: impl FnMut(Duration) -> io::Result
 enum End {
     /// There will be no more records.
     Over,
-    /// There are none for the moment.
-    Idle,
+    /// The other end has ended it, or it has had nothing to do for long.
+    Left,
 }
 
 /// Delivers through one link, until everything is delivered or the link breaks.
 fn deliver(queue: &Queue, link: &mut dyn Link, backoff: &mut Backoff) -> io::Result<End> {
     queue.begin();
+    let mut has_served = false;
     loop {
-        let records = match queue.next(link.wants_more(), link.idle()) {
-            Work::Records(records) => records,
-            Work::Idle if link.is_alive() => continue,
-            Work::Idle => return Ok(End::Idle),
-            Work::Over => return Ok(End::Over),
+        let work = queue.next(link.wants_more(), link.idle());
+        if work == Work::Over {
+            return Ok(End::Over);
+        }
+        // One that never was of use is left to fail, which is told and followed by a pause.
+        if has_served && !link.is_alive() {
+            return Ok(End::Left);
+        }
+        let Work::Records(records) = work else {
+            continue;
         };
         for record in &records {
             link.take(record)?;
         }
         let (done, result) = link.advance();
         if done.count() > 0 {
+            has_served = true;
             backoff.reset();
         }
         queue.settle(done);
@@ -81,6 +88,8 @@ mod tests {
         Send(usize),
         Reject(usize),
         RefuseSome(usize),
+        /// Sends, and then the other end ends it.
+        Leave(usize),
     }
 
     /// A destination with a fate: what it took, and what it will do.
@@ -99,6 +108,7 @@ mod tests {
                 _ => Ok(Box::new(Fated {
                     fate: self.clone(),
                     has: VecDeque::new(),
+                    is_left: false,
                 })),
             }
         }
@@ -107,6 +117,7 @@ mod tests {
     struct Fated {
         fate: Fate,
         has: VecDeque<Bytes>,
+        is_left: bool,
     }
 
     impl Link for Fated {
@@ -115,6 +126,7 @@ mod tests {
         }
 
         fn take(&mut self, record: &Bytes) -> io::Result<()> {
+            assert!(!self.is_left, "nobody is there any more");
             self.has.push_back(record.clone());
             Ok(())
         }
@@ -126,6 +138,10 @@ mod tests {
             let mut result = Ok(());
             match step {
                 Step::Send(most) => done.sent = count(most),
+                Step::Leave(most) => {
+                    done.sent = count(most);
+                    self.is_left = done.sent > 0;
+                }
                 Step::Reject(most) => done.too_large = count(most),
                 Step::RefuseSome(most) => {
                     done.refused = count(most);
@@ -142,6 +158,10 @@ mod tests {
             fate.0.extend(dealt_with.into_iter().take(done.sent));
             (done, result)
         }
+
+        fn is_alive(&mut self) -> bool {
+            !self.is_left
+        }
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -149,6 +169,7 @@ mod tests {
             Just(Step::Refuse),
             (0..5_usize).prop_map(Step::Break),
             (0..5_usize).prop_map(Step::Send),
+            (0..5_usize).prop_map(Step::Leave),
             (0..3_usize).prop_map(Step::Reject),
             (0..3_usize).prop_map(Step::RefuseSome),
         ]

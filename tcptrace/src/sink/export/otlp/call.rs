@@ -2,6 +2,7 @@
 
 use std::io::{self, Write as _};
 use std::net::TcpStream;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HOST, TE, USER_AGENT};
 use hyper::rt::{Read, Write};
 use hyper::{Request, Response, body::Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustls::pki_types::ServerName;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
@@ -21,6 +23,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::super::Access;
+use super::super::link::{ENDED, hear};
 use super::answer::{Answer, Verdict};
 use super::endpoint::{Endpoint, Protocol};
 use super::headers::Headers;
@@ -51,6 +54,8 @@ pub(crate) enum Signal {
 pub(crate) struct Caller {
     endpoint: Endpoint,
     headers: Headers,
+    /// The same socket, to be looked at while the runtime does not run.
+    socket: TcpStream,
     runtime: Runtime,
     sender: Option<Sender>,
     /// Moves bytes, while the runtime runs.
@@ -73,11 +78,16 @@ impl Caller {
             .enable_io()
             .enable_time()
             .build()?;
-        let opened = runtime.block_on(open(endpoint, access, patience));
+        let host = &endpoint.host;
+        let socket = host.open(|it| TcpStream::connect_timeout(&it, patience))?;
+        socket.set_nodelay(true)?;
+        socket.set_nonblocking(true)?;
+        let opened = runtime.block_on(open(endpoint, access, socket.try_clone()?, patience));
         let (sender, driver) = opened.map_err(|it| plain(&it))?;
         Ok(Self {
             endpoint: endpoint.clone(),
             headers: access.headers.clone(),
+            socket,
             runtime,
             sender: Some(sender),
             driver,
@@ -108,8 +118,20 @@ impl Caller {
 
     /// Whether the other end has not ended the connection, as far as it is known by now.
     pub(crate) fn is_open(&mut self) -> bool {
-        self.runtime.block_on(async { sleep(MOMENT).await });
+        if self.finds(ENDED) {
+            return false;
+        }
+        // What came may say that this is about to be so.
+        if self.finds(PollFlags::POLLIN) {
+            self.runtime.block_on(async { sleep(MOMENT).await });
+        }
         !self.driver.is_finished()
+    }
+
+    /// Whether the socket is in this state, or broken.
+    fn finds(&self, state: PollFlags) -> bool {
+        let mut look = [PollFd::new(self.socket.as_fd(), state)];
+        poll(&mut look, PollTimeout::ZERO) != Ok(0)
     }
 
     fn request(&self, signal: Signal, message: &[u8]) -> io::Result<Request<Full<Bytes>>> {
@@ -162,10 +184,15 @@ impl Caller {
     }
 }
 
-/// Says goodbye: what the other end has said meanwhile is read, so that the end of a connection that has
-/// done its work is no reset.
+/// Says goodbye, but not to who has ended the connection and would answer with a reset. What the other end
+/// has said meanwhile is read, so that the end is none either.
 impl Drop for Caller {
     fn drop(&mut self) {
+        if self.finds(ENDED) {
+            // It ends with the error that nothing more will come.
+            let _ = hear(self.socket.as_fd(), |_| Ok(()));
+            return;
+        }
         self.sender = None;
         let driver = &mut self.driver;
         // Whoever does not hear it is left.
@@ -208,12 +235,9 @@ async fn read(response: Response<Incoming>) -> io::Result<Answer> {
 async fn open(
     endpoint: &Endpoint,
     access: &Access,
+    socket: TcpStream,
     patience: Duration,
 ) -> io::Result<(Sender, JoinHandle<()>)> {
-    let host = &endpoint.host;
-    let socket = host.open(|it| TcpStream::connect_timeout(&it, patience))?;
-    socket.set_nodelay(true)?;
-    socket.set_nonblocking(true)?;
     let socket = tokio::net::TcpStream::from_std(socket)?;
     if !endpoint.is_tls {
         return speak(endpoint.protocol, TokioIo::new(socket)).await;
@@ -223,7 +247,7 @@ async fn open(
         Protocol::Http => b"http/1.1",
     };
     let connector = TlsConnector::from(Arc::new(access.tls()?.for_protocol(protocol)));
-    let name = ServerName::try_from(host.name().to_owned()).map_err(io::Error::other)?;
+    let name = ServerName::try_from(endpoint.host.name().to_owned()).map_err(io::Error::other)?;
     let socket = timeout(patience, connector.connect(name, socket)).await??;
     speak(endpoint.protocol, TokioIo::new(socket)).await
 }
