@@ -97,7 +97,7 @@ impl LogServer {
     /// When it cannot be started.
     pub fn socat(listen: &str) -> Result<Self> {
         let directory = tempfile::tempdir()?;
-        let command = socat(listen, &directory);
+        let command = socat(&[], listen, &directory);
         Self::start(command, directory, ("\"tcptrace.event.id\":\"", "\""))
     }
 
@@ -107,8 +107,7 @@ impl LogServer {
     /// When it cannot be started.
     pub fn socat_that_leaves(listen: &str) -> Result<Self> {
         let directory = tempfile::tempdir()?;
-        let mut command = socat(listen, &directory);
-        command.args(["-T", "0.5"]);
+        let command = socat(&["-T", "0.5"], listen, &directory);
         Self::start(command, directory, ("\"tcptrace.event.id\":\"", "\""))
     }
 
@@ -167,7 +166,7 @@ impl LogServer {
     /// # Errors
     /// When it cannot be started.
     pub fn restart_socat(self, listen: &str) -> Result<Self> {
-        let command = socat(listen, &self.directory);
+        let command = socat(&[], listen, &self.directory);
         Self::start(command, self.directory, self.around_id)
     }
 
@@ -259,12 +258,12 @@ impl LogServer {
     }
 }
 
-fn socat(listen: &str, directory: &TempDir) -> Command {
+fn socat(options: &[&str], listen: &str, directory: &TempDir) -> Command {
     let mut file = std::ffi::OsString::from("OPEN:");
     file.push(directory.path().join("log"));
     file.push(",creat,append");
     let mut command = Command::new("socat");
-    command.arg("-u").arg(listen).arg(file);
+    command.args(options).arg("-u").arg(listen).arg(file);
     command
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, ProtocolVersion, RootCertStore};
@@ -61,7 +62,7 @@ impl Tls {
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots);
-        let config = match identity {
+        let mut config = match identity {
             None => config.with_no_client_auth(),
             Some((certificate, key)) => {
                 let chain = certificates(certificate).with_context(|| of("cert", certificate))?;
@@ -71,6 +72,9 @@ impl Tls {
                     .with_context(|| of("key", key))?
             }
         };
+        // A server that asks for certificates may be unable to resume, and call that an internal error.
+        // <https://docs.openssl.org/3.0/man3/SSL_CTX_set_session_id_context/>
+        config.resumption = Resumption::disabled();
         Ok(Self(Arc::new(config)))
     }
 }
