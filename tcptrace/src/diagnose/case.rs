@@ -50,7 +50,7 @@ pub(super) struct Case {
     told: u32,
     told_count: u64,
     /// When it is told next.
-    pub(super) due: Timestamp,
+    due: Timestamp,
 }
 
 /// What is told of a case, beyond its count.
@@ -261,11 +261,20 @@ impl Case {
 
     /// Nothing has happened for so long that the next failure is another case.
     pub(super) fn is_over(&self, now: Timestamp) -> bool {
+        now >= self.over()
+    }
+
+    fn over(&self) -> Timestamp {
         let open = match self.story {
             Story::Queue(_) => EPISODE,
             _ => OPEN,
         };
-        now >= after(self.last, open)
+        after(self.last, open)
+    }
+
+    /// When it is told next, or over.
+    pub(super) fn next_due(&self) -> Timestamp {
+        self.due.min(self.over())
     }
 
     /// The finding as it stands, if it is new or has grown; what comes more is told after one of these.

@@ -28,6 +28,10 @@ use crate::event::{Cause, Certainty, Event, Fact, Kind, Severity, Timestamp};
 const SETTLE: Duration = Duration::from_millis(500);
 /// One whose client left without an answer is given this long to show what the server does.
 const HOLD: Duration = Duration::from_secs(5);
+/// After so long without an event nothing is left to wait for. Beyond it time passes in one step: in a
+/// recording somebody made up it may be centuries.
+const LEAP: Duration = Duration::from_mins(10);
+
 /// How much the analysis may remember, and how often it tells. What is over a limit is judged early or
 /// forgotten, and counted.
 #[derive(Clone, Copy, Debug)]
@@ -95,6 +99,8 @@ pub struct Analysis {
     held: VecDeque<(Timestamp, Key)>,
     cases: Map<Subject, Case>,
     judged: Judged,
+    /// How far time has passed.
+    clock: Timestamp,
     /// Cases there have been.
     opened: u64,
     counts: Counts,
@@ -113,6 +119,7 @@ impl Analysis {
             held: VecDeque::new(),
             cases: Map::with_capacity_and_hasher(limits.cases, RandomState::default()),
             judged: Judged::new(limits.judged),
+            clock: Timestamp(0),
             opened: 0,
             counts: Counts::default(),
         }
@@ -220,8 +227,30 @@ impl Analysis {
         }
     }
 
-    /// Time has passed: judges the connections that have settled, and tells the findings that are due.
+    /// Time has passed: judges the connections that have settled, and tells the findings that are due,
+    /// each when it is due: in how many steps time came here changes nothing.
     pub fn advance(&mut self, now: Timestamp, tell: &mut impl FnMut(Event)) {
+        let soon = now.min(after(self.clock, LEAP));
+        while let Some(due) = self.next_due().filter(|&due| due <= soon) {
+            self.clock = self.clock.max(due);
+            self.step(self.clock, tell);
+        }
+        self.clock = self.clock.max(now);
+        if soon < now {
+            self.step(now, tell);
+        }
+    }
+
+    /// When time changes something next.
+    fn next_due(&self) -> Option<Timestamp> {
+        let queues = [&self.settling, &self.held].into_iter();
+        let connections = queues.filter_map(|queue| Some(queue.front()?.0));
+        connections
+            .chain(self.cases.values().map(Case::next_due))
+            .min()
+    }
+
+    fn step(&mut self, now: Timestamp, tell: &mut impl FnMut(Event)) {
         while let Some(&(due, key)) = self.settling.front()
             && due <= now
         {
@@ -359,7 +388,7 @@ impl Analysis {
         })?;
         let ends = [Some(socket.flow.local), socket.flow.peer];
         let netns = socket.flow.netns;
-        let found = self.cases.iter().find(|(subject, case)| {
+        let found = self.cases.iter().filter(|(subject, case)| {
             let Story::Queue(queue) = &case.story else {
                 return false;
             };
@@ -374,7 +403,8 @@ impl Analysis {
                     && (subject.netns == netns && same_host || !end.ip().is_loopback())
             })
         });
-        found.map(|(subject, _)| *subject)
+        let first = found.min_by_key(|(_, case)| case.nth);
+        first.map(|(subject, _)| *subject)
     }
 
     fn overflow(&mut self, event: &Event, tell: &mut impl FnMut(Event)) {
@@ -503,7 +533,7 @@ impl Analysis {
         let mut due: Vec<_> = self
             .cases
             .iter()
-            .filter(|(_, case)| case.due <= now || case.is_over(now))
+            .filter(|(_, case)| case.next_due() <= now)
             .map(|(subject, case)| (case.nth, *subject))
             .collect();
         due.sort_unstable_by_key(|(nth, _)| *nth);
@@ -559,14 +589,15 @@ impl Analysis {
             } else {
                 pid
             };
-            let (other, case) = self.cases.iter().find(|(other, case)| {
+            let others = self.cases.iter().filter(|(other, case)| {
                 other.cause == *cause
                     && other.run == subject.run
                     && case.pid() == pid
                     && pid != 0
                     && case.is_worth_telling()
                     && follows(mine, case)
-            })?;
+            });
+            let (other, case) = others.min_by_key(|(_, case)| case.nth)?;
             let errno = match &case.story {
                 Story::Descriptors(exhausted) => exhausted.errno(),
                 _ => None,

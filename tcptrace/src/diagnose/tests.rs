@@ -735,3 +735,38 @@ proptest! {
         }
     }
 }
+
+/// What is found when after each event as much time passes as this, ms, in steps of `step`, ms.
+fn found_in_time(events: &[(Event, u64)], step: u64) -> Vec<Event> {
+    let mut analysis = Analysis::new(Limits::default(), Sees::ALL);
+    let mut found = Vec::new();
+    let mut tell = |it| found.push(it);
+    let mut now = NOON;
+    analysis.advance(Timestamp(now), &mut tell);
+    for (event, passes) in events {
+        let mut event = event.clone();
+        event.time.0 += now - NOON;
+        analysis.take(&event, &mut tell);
+        for ms in (0..*passes).step_by(usize::try_from(step).expect("milliseconds")) {
+            analysis.advance(Timestamp(now + ms * 1_000_000), &mut tell);
+        }
+        now += passes * 1_000_000;
+        analysis.advance(Timestamp(now), &mut tell);
+    }
+    analysis.finish(Timestamp(now), &mut tell);
+    found
+}
+
+proptest! {
+    /// A live trace looks at the clock four times a second, a replay where its records say so.
+    #[test]
+    fn in_how_many_steps_time_passes_changes_nothing(
+        events in prop::collection::vec(
+            (any_event(), prop_oneof![Just(0), 0_u64..2_000, 0_u64..70_000]),
+            1..24,
+        ),
+        step in 20_u64..9_000,
+    ) {
+        prop_assert_eq!(found_in_time(&events, step), found_in_time(&events, 100_000));
+    }
+}

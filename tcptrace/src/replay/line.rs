@@ -18,6 +18,19 @@ use crate::event::{
 use crate::sink::record::{SCHEMA_VERSION, name};
 use crate::sink::{Context, Runs};
 
+/// A record that was read.
+#[derive(Debug, PartialEq)]
+pub struct Record {
+    /// Which run it is of.
+    pub run: u16,
+    /// How far time had passed for the analysis, where that was news.
+    pub judged_until: Option<Timestamp>,
+    /// It was judged before what precedes it.
+    pub kept: bool,
+    /// What it holds.
+    pub line: Line,
+}
+
 /// What a line holds.
 #[derive(Debug, PartialEq)]
 pub enum Line {
@@ -61,7 +74,7 @@ impl Reader {
     ///
     /// # Errors
     /// It is no record of this version of the schema.
-    pub fn read(&mut self, line: &[u8]) -> Result<Line> {
+    pub fn read(&mut self, line: &[u8]) -> Result<Record> {
         let record: Map<String, Value> = serde_json::from_slice(line)
             .map_err(|error| Wrong(format!("no JSON object: {error}")))?;
         let text = |name: &str| match record.get(name) {
@@ -82,28 +95,35 @@ impl Reader {
         }
         let attributes = Attributes(object("attributes")?);
         let time = timestamp(text("timestamp")?)?;
-        match text("event_name")? {
-            "tcptrace.finding" => {
-                let first = attributes.int::<u64>(name::FINDING_UPDATE)? == Some(0);
-                return Ok(Line::Finding { first });
-            }
-            "tcptrace.summary" => return Ok(Line::Summary(time)),
-            _ => {}
-        }
         let (number, id) = event_id(attributes.need(name::EVENT_ID, Attributes::str)?)?;
         let run = self.run(number, object("resource")?)?;
-        let caused_by = attributes.str(name::CAUSED_BY)?.map(event_id);
-        let caused_by = caused_by.transpose()?.map(|(_, id)| id.of_run(run));
-        Ok(Line::Event(Box::new(Event {
-            id: id.of_run(run),
-            time,
-            caused_by,
-            socket: attributes.socket()?,
-            owner: attributes.owner()?,
-            actor: attributes.process(name::ACTOR)?.map(Box::new),
-            facts: attributes.facts()?,
-            kind: attributes.kind(text("event_name")?)?,
-        })))
+        let line = match text("event_name")? {
+            "tcptrace.finding" => Line::Finding {
+                first: attributes.int::<u64>(name::FINDING_UPDATE)? == Some(0),
+            },
+            "tcptrace.summary" => Line::Summary(time),
+            event => {
+                let caused_by = attributes.str(name::CAUSED_BY)?.map(event_id);
+                let caused_by = caused_by.transpose()?.map(|(_, id)| id.of_run(run));
+                Line::Event(Box::new(Event {
+                    id: id.of_run(run),
+                    time,
+                    caused_by,
+                    socket: attributes.socket()?,
+                    owner: attributes.owner()?,
+                    actor: attributes.process(name::ACTOR)?.map(Box::new),
+                    facts: attributes.facts()?,
+                    kind: attributes.kind(event)?,
+                }))
+            }
+        };
+        let judged_until = attributes.int::<u64>(name::JUDGED_UNTIL)?;
+        Ok(Record {
+            run,
+            judged_until: judged_until.map(|ms| Timestamp(ms.saturating_mul(1_000_000))),
+            kept: attributes.flag(name::EVENT_KEPT),
+            line,
+        })
     }
 
     /// The runs that have come up since the last time, in the order of their numbers in events.
@@ -657,7 +677,10 @@ mod tests {
         let line = recorded.line(event);
         let mut reader = Reader::default();
         let read = match reader.read(&line) {
-            Ok(Line::Event(read)) => read,
+            Ok(Record {
+                line: Line::Event(read),
+                ..
+            }) => read,
             Ok(_) => return (value(&line), None),
             Err(wrong) => panic!("{wrong}: {}", String::from_utf8_lossy(&line)),
         };
@@ -693,7 +716,8 @@ mod tests {
         let event = samples::reset_sent();
         let mut recorded = Outputs::new(samples::context());
         let line = recorded.line(&event);
-        let Ok(Line::Event(read)) = Reader::default().read(&line) else {
+        let read = Reader::default().read(&line).map(|record| record.line);
+        let Ok(Line::Event(read)) = read else {
             panic!("it is a record");
         };
         let socket = |event: &Event| event.socket.clone().expect("it has one");

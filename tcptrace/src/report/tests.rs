@@ -7,7 +7,7 @@ use super::*;
 use crate::config::Selection;
 use crate::diagnose::{Analysis, Limits, Sees};
 use crate::event::{CloseWait, Comm, Count, State};
-use crate::replay::{Recordings, Step};
+use crate::replay::{Due, Recordings, Step};
 use crate::session::Stream;
 use crate::sink::{Format, Outputs, samples};
 
@@ -87,7 +87,10 @@ fn told<T>(runs: &[Vec<Event>], tell: impl FnOnce(&Report, &Source<'_>) -> T) ->
             contexts.push(context);
         }
         match step {
-            Step::Event(event) => {
+            Step::Due(Due::Time { until, .. }) => {
+                stream.advance(until).expect("it is kept in memory");
+            }
+            Step::Due(Due::Event(event)) => {
                 stream.advance(event.time).expect("it is kept in memory");
                 let taken = if event.kind.selectable().is_some() {
                     stream.take(&event)

@@ -15,12 +15,12 @@ use crate::cli::{Recorded, Replay};
 use crate::config::Selection;
 use crate::diagnose::{Analysis, Limits, Sees};
 use crate::event::{Count, Event, Kind, Timestamp};
-use crate::replay::{Recordings, Step};
+use crate::replay::{Due, Recordings, Step};
 use crate::session::{Stream, clock};
 use crate::sink::text::{self, printable};
 use crate::sink::{self, Context, Direct, Outputs};
 
-/// Time passes for the analysis in the steps of a live trace.
+/// Time passes in such steps for the analysis of a run that does not say how it passed.
 const TICK: u64 = 250_000_000;
 /// How long files that are followed are left alone when nothing has come.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -71,14 +71,21 @@ pub(super) struct Run<'a> {
     stream: Stream,
     /// The runs there are, as they recorded themselves.
     pub(super) contexts: Vec<Context>,
-    /// What leaves no gap, by run.
-    seen: Vec<Sees>,
+    runs: Vec<OfRun>,
     /// When the first and the last event happened.
     period: Option<(Timestamp, Timestamp)>,
     /// How far time has passed for the analysis.
     clock: Timestamp,
     /// When it was last said how far it is; `None`: never.
     progress: Option<Instant>,
+}
+
+/// What is known of a run that was recorded.
+struct OfRun {
+    /// What leaves no gap.
+    sees: Sees,
+    /// Its records say how time passed for the analysis.
+    tells_time: bool,
 }
 
 impl<'a> Run<'a> {
@@ -99,7 +106,7 @@ impl<'a> Run<'a> {
             recordings: Recordings::open(files, follow)?,
             stream,
             contexts: Vec::new(),
-            seen: Vec::new(),
+            runs: Vec::new(),
             period: None,
             clock: Timestamp(0),
             progress: None,
@@ -121,21 +128,24 @@ impl<'a> Run<'a> {
             for context in self.recordings.new_runs() {
                 self.stream.add_run(context.clone());
                 self.contexts.push(context);
-                self.seen.push(sees::UNTOLD);
+                self.runs.push(OfRun {
+                    sees: sees::UNTOLD,
+                    tells_time: false,
+                });
             }
             self.say();
             let mut patience = Duration::ZERO;
             match step {
-                Step::Event(event) => self.take(&event)?,
+                Step::Due(due) => self.due(due)?,
                 Step::Read => {}
                 Step::End => break,
                 Step::Waits => {
                     let now = clock(ClockId::CLOCK_REALTIME);
                     let fresh = Timestamp(now.saturating_sub(FRESH));
-                    while let Some(event) = self.recordings.overdue(fresh) {
-                        self.take(&event)?;
+                    while let Some(due) = self.recordings.overdue(fresh) {
+                        self.due(due)?;
                     }
-                    if self.period.is_some() {
+                    if !self.time_is_told() {
                         self.pass(fresh)?;
                     }
                     self.stream.flush()?;
@@ -151,22 +161,43 @@ impl<'a> Run<'a> {
                 }
             }
         }
-        while let Some(event) = self.recordings.overdue(Timestamp(u64::MAX)) {
-            self.take(&event)?;
+        while let Some(due) = self.recordings.overdue(Timestamp(u64::MAX)) {
+            self.due(due)?;
         }
         let end = self.recordings.counts().last.max(self.clock);
-        self.pass(end)?;
+        if !self.time_is_told() {
+            self.pass(end)?;
+        }
         self.stream.finish(end)?;
         Ok(self.stream.flush()?)
     }
 
+    /// Every run says how time passed.
+    fn time_is_told(&self) -> bool {
+        self.runs.iter().all(|run| run.tells_time)
+    }
+
+    fn due(&mut self, due: Due) -> Result<(), Failure> {
+        match due {
+            Due::Event(event) => self.take(&event),
+            Due::Time { run, until } => {
+                if let Some(run) = self.runs.get_mut(usize::from(run)) {
+                    run.tells_time = true;
+                }
+                Ok(self.pass(until)?)
+            }
+        }
+    }
+
     fn take(&mut self, event: &Event) -> Result<(), Failure> {
+        let run = self.runs.get_mut(usize::from(event.id.run()));
+        let tells_time = run.as_ref().is_some_and(|run| run.tells_time);
         if let Kind::Coverage(coverage) = &event.kind
-            && let Some(sees) = self.seen.get_mut(usize::from(event.id.run()))
+            && let Some(run) = run
         {
-            *sees = sees::read(*sees, coverage);
+            run.sees = sees::read(run.sees, coverage);
             // A connection may have its ends in two runs.
-            let all = |holds: fn(&Sees) -> bool| self.seen.iter().all(holds);
+            let all = |holds: fn(&Sees) -> bool| self.runs.iter().all(|run| holds(&run.sees));
             self.stream.sees(Sees {
                 resets: all(|it| it.resets),
                 final_acks: all(|it| it.final_acks),
@@ -183,7 +214,9 @@ impl<'a> Run<'a> {
         }
         let (first, last) = self.period.unwrap_or((event.time, event.time));
         self.period = Some((first.min(event.time), last.max(event.time)));
-        self.pass(event.time)?;
+        if !tells_time && event.time.0 >= self.clock.0.saturating_add(TICK) {
+            self.pass(event.time)?;
+        }
         if event.kind.selectable().is_some() {
             self.stream.take(event)?;
         } else {
@@ -192,17 +225,9 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Lets time pass, and leaps where nothing happens meanwhile.
     fn pass(&mut self, to: Timestamp) -> Result<(), sink::Error> {
-        while self.clock.0.saturating_add(TICK) <= to.0 {
-            if self.stream.is_idle() {
-                self.clock = to;
-                break;
-            }
-            self.clock = Timestamp(self.clock.0 + TICK);
-            self.stream.advance(self.clock)?;
-        }
-        Ok(())
+        self.clock = self.clock.max(to);
+        self.stream.advance(self.clock)
     }
 
     /// What the recordings leave to be said.
@@ -247,7 +272,7 @@ impl<'a> Run<'a> {
         let mut stderr = io::stderr();
         text::summary(&summary, &mut stderr)?;
         let counts = self.recordings.counts();
-        let runs = u64::try_from(self.seen.len()).unwrap_or(u64::MAX);
+        let runs = u64::try_from(self.runs.len()).unwrap_or(u64::MAX);
         writeln!(
             stderr,
             "tcptrace: {} of {}; they carry {}",

@@ -10,7 +10,9 @@ use crate::config::Selection;
 use crate::diagnose::{Analysis, Sees};
 use crate::event::{Event, EventId, Kind, Owner, Suppressed, Timestamp};
 use crate::metrics::Metrics;
-use crate::sink::{Context, Error, Outputs};
+use crate::sink::{Context, Error, Outputs, Place};
+
+const NS_PER_MS: u64 = 1_000_000;
 
 /// Events in, records and findings out.
 pub struct Stream {
@@ -22,6 +24,10 @@ pub struct Stream {
     pub(super) metrics: Option<Arc<Metrics>>,
     /// `None` where no finding is asked for.
     analysis: Option<Analysis>,
+    /// How far time has passed for the analysis, until a record has said so.
+    judged_until: Option<Timestamp>,
+    /// No record has said so yet.
+    is_new: bool,
     /// Findings on their way to the outputs.
     found: Vec<Event>,
     pub(super) tally: Tally,
@@ -47,6 +53,8 @@ impl Stream {
             limit_rate: RateLimit::default(),
             metrics: None,
             analysis,
+            judged_until: None,
+            is_new: true,
             found: Vec::new(),
             tally: Tally::default(),
             limit,
@@ -57,12 +65,6 @@ impl Stream {
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.limit.is_some_and(|limit| self.tally.printed >= limit)
-    }
-
-    /// Time that passes changes nothing.
-    #[must_use]
-    pub fn is_idle(&self) -> bool {
-        self.analysis.as_ref().is_none_or(Analysis::is_idle)
     }
 
     /// Takes an event with its facts.
@@ -79,7 +81,7 @@ impl Stream {
         }
         if self.selection.prints(event) && self.limit_rate.allows(event) {
             if let Some(cause) = event.caused_by.and_then(|cause| self.evidence.take(cause)) {
-                self.print(&cause)?;
+                self.print_kept(&cause)?;
             }
             self.print(event)?;
         } else {
@@ -94,6 +96,13 @@ impl Stream {
     /// An output failed.
     pub fn advance(&mut self, now: Timestamp) -> Result<(), Error> {
         if let Some(analysis) = &mut self.analysis {
+            // As the record says it.
+            let now = Timestamp(now.0 - now.0 % NS_PER_MS);
+            // The first record says it at once: who replays knows then that the others will.
+            if self.is_new || !analysis.is_idle() {
+                self.is_new = false;
+                self.judged_until = Some(now);
+            }
             analysis.advance(now, &mut |finding| self.found.push(finding));
         }
         self.tell()
@@ -139,7 +148,7 @@ impl Stream {
             if let Kind::Finding(told) = &finding.kind {
                 for &id in &told.evidence {
                     if let Some(evidence) = self.evidence.take(id) {
-                        self.print(&evidence)?;
+                        self.print_kept(&evidence)?;
                     }
                 }
             }
@@ -161,7 +170,7 @@ impl Stream {
                 metrics.lost(&loss.hook, loss.reason, loss.count);
             }
         }
-        self.outputs.write(event)
+        self.write(event)
     }
 
     /// Hands over what the outputs kept back.
@@ -215,7 +224,24 @@ impl Stream {
 
     fn print(&mut self, event: &Event) -> Result<(), Error> {
         self.tally.printed += 1;
-        self.outputs.write(event)
+        self.write(event)
+    }
+
+    fn print_kept(&mut self, event: &Event) -> Result<(), Error> {
+        self.tally.printed += 1;
+        let place = Place {
+            kept: true,
+            ..Place::default()
+        };
+        self.outputs.write(event, place)
+    }
+
+    fn write(&mut self, event: &Event) -> Result<(), Error> {
+        let place = Place {
+            judged_until: self.judged_until.take(),
+            ..Place::default()
+        };
+        self.outputs.write(event, place)
     }
 }
 

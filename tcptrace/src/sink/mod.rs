@@ -6,6 +6,7 @@ mod export;
 mod file;
 mod journal;
 mod json;
+pub(crate) mod otlp;
 pub mod record;
 #[cfg(test)]
 pub(crate) mod samples;
@@ -20,11 +21,15 @@ use std::sync::{Arc, PoisonError, RwLock};
 use bytes::{Bytes, BytesMut};
 
 pub use direct::Direct;
-pub use export::{Account, Delivery, Destination, Export, Exports, Lost, News, Stdout, Tls};
+pub(crate) use export::otlp as otlp_client;
+pub use export::{
+    Access, Account, Delivery, Destination, Endpoint, Export, Exports, Headers, Lost, News,
+    Protocol, Stdout, Tls,
+};
 pub use file::{File, Opener, Rotation, create, directory_of};
 pub use sentence::Body;
 
-use crate::event::{Event, Kind};
+use crate::event::{Event, Kind, Timestamp};
 
 /// What every record of one run has in common.
 #[derive(Clone, Debug)]
@@ -90,6 +95,15 @@ pub trait Sink {
     }
 }
 
+/// What a replay must know of a record beside its event. Only JSON carries it, which is what is replayed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Place {
+    /// How far time had passed for the analysis, where that is news.
+    pub judged_until: Option<Timestamp>,
+    /// It was kept until a finding rested on it, and judged before what precedes it here.
+    pub kept: bool,
+}
+
 /// Why an output took no more.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Error {
@@ -140,6 +154,10 @@ pub enum Format {
     Syslog,
     /// Entries in journald's own protocol.
     Journal,
+    /// OTLP's log records, each after the resource it is of.
+    Otlp,
+    /// The JSON of OTLP's files.
+    OtlpJson,
     /// Not at all: for who takes the events themselves.
     Unwritten,
 }
@@ -158,6 +176,8 @@ struct Writers {
     json: json::Records,
     syslog: syslog::Messages,
     journal: journal::Entries,
+    otlp: otlp::Records,
+    otlp_json: otlp::Lines,
 }
 
 impl Writers {
@@ -165,7 +185,9 @@ impl Writers {
         Self {
             json: json::Records::new(context.clone()),
             syslog: syslog::Messages::new(context.clone()),
-            journal: journal::Entries::new(context),
+            journal: journal::Entries::new(context.clone()),
+            otlp: otlp::Records::new(context.clone()),
+            otlp_json: otlp::Lines::new(context),
         }
     }
 }
@@ -227,7 +249,7 @@ impl Outputs {
     /// # Errors
     ///
     /// The first error of an output; the others after it did not get the event.
-    pub fn write(&mut self, event: &Event) -> Result<(), Error> {
+    pub fn write(&mut self, event: &Event, place: Place) -> Result<(), Error> {
         // A live trace has one run.
         let run = usize::from(event.id.run());
         let last = self.writers.len().saturating_sub(1);
@@ -248,10 +270,12 @@ impl Outputs {
                     }
                     columns.event(event, &mut self.buffer);
                 }
-                Format::Json => writers.json.line(event, &mut self.buffer),
-                Format::JsonPretty => writers.json.pretty(event, &mut self.buffer)?,
+                Format::Json => writers.json.line(event, place, &mut self.buffer),
+                Format::JsonPretty => writers.json.pretty(event, place, &mut self.buffer)?,
                 Format::Syslog => writers.syslog.message(event, &mut self.buffer),
                 Format::Journal => writers.journal.entry(event, &mut self.buffer),
+                Format::Otlp => writers.otlp.record(event, &mut self.buffer),
+                Format::OtlpJson => writers.otlp_json.line(event, &mut self.buffer),
                 Format::Unwritten => {}
             }
             group.begun = true;
@@ -266,9 +290,15 @@ impl Outputs {
     /// An event as a line of JSON.
     #[cfg(test)]
     pub(crate) fn line(&mut self, event: &Event) -> BytesMut {
+        self.placed(event, Place::default())
+    }
+
+    /// The same in a place of the stream.
+    #[cfg(test)]
+    pub(crate) fn placed(&mut self, event: &Event, place: Place) -> BytesMut {
         let mut line = BytesMut::new();
         let writers = &mut self.writers[usize::from(event.id.run())];
-        writers.json.line(event, &mut line);
+        writers.json.line(event, place, &mut line);
         line
     }
 
@@ -299,6 +329,12 @@ impl Outputs {
             .flat_map(|group| &mut group.sinks)
             .try_for_each(|sink| act(sink.as_mut()))
     }
+}
+
+/// What says of a run's counts where they are from: the fields of OTLP's resource.
+#[must_use]
+pub fn resource(context: &Context) -> Vec<u8> {
+    otlp::resource(context)
 }
 
 /// The JSON Schema of the record.
@@ -339,7 +375,8 @@ mod tests {
         );
         outputs.add(Format::Json, Box::new(two.clone()));
         for event in samples::all() {
-            outputs.write(&event).expect("it is kept in memory");
+            let written = outputs.write(&event, Place::default());
+            written.expect("it is kept in memory");
         }
         let (one, two) = (one.0.borrow(), two.0.borrow());
         assert_eq!(one.len(), samples::all().len());

@@ -111,6 +111,8 @@ names! {
     POD_UID = "k8s.pod.uid"
     THREAD_ID = "thread.id"
     EVENT_ID = "tcptrace.event.id"
+    EVENT_KEPT = "tcptrace.event.kept"
+    JUDGED_UNTIL = "tcptrace.judged_until_ms"
     CAUSED_BY = "tcptrace.caused_by"
     CAUSE = "tcptrace.cause"
     PROCESS_COMM = "tcptrace.process.comm"
