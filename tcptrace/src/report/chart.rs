@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 
 use maud::{Markup, html};
 
-use super::moment;
 use super::scale::Scale;
+use super::words::moment;
 use crate::event::Timestamp;
 
 /// Numbers over time.

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use super::clean;
 use super::scale::{Scale, Series};
+use super::words::clean;
 use crate::event::{Cause, Event, EventId, Finding, Kind, Severity, Timestamp};
 use crate::sink::Body;
 
@@ -101,7 +101,8 @@ impl Findings {
             last: finding.last,
         });
         total.findings += u64::from(finding.update == 0);
-        total.failures += finding.count.saturating_sub(before);
+        let more = finding.count.saturating_sub(before);
+        total.failures = total.failures.saturating_add(more);
         total.severity = total.severity.max(finding.severity);
         total.first = total.first.min(finding.first);
         total.last = total.last.max(finding.last);

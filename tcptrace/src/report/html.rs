@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::chart::{COLORS, Chart, Layer, Shape};
-use super::{Report, Source, Told, Total, between, clean, utc, word};
+use super::findings::{Told, Total};
+use super::words::{self, between, clean, utc, word};
+use super::{Report, Source};
 use crate::event::{Count, EventId, Finding};
 use crate::sink::text;
 
@@ -124,7 +126,8 @@ fn timeline(report: &Report, totals: &[Total]) -> Markup {
         let nth = causes.iter().position(|it| *it == cause);
         let nth = nth.unwrap_or(named).min(named);
         if let Some(layer) = layers.get_mut(nth) {
-            *layer.points.entry(piece).or_insert(0) += number;
+            let there = layer.points.entry(piece).or_insert(0);
+            *there = there.saturating_add(number);
         }
     }
     let chart = Chart {
@@ -158,7 +161,7 @@ fn findings(report: &Report, source: &Source<'_>) -> Markup {
                 @let (open, more) = told.split_at(told.len().min(OPEN));
                 @let (more, unshown) = more.split_at(more.len().min(SHOWN - OPEN));
                 h3 id=(total.cause.as_str()) { code { (total.cause.as_str()) } " " (badge(&total)) }
-                p { (super::summary(total.cause)) }
+                p { (words::summary(total.cause)) }
                 @for told in open { (finding(told, source)) }
                 @if !more.is_empty() {
                     details {
@@ -197,7 +200,7 @@ fn finding(told: &Told, source: &Source<'_>) -> Markup {
                     dt { "Follows from" } dd { a href=(format!("#{}", anchor(cause))) { (source.id(cause)) } }
                 }
                 @if !finding.errors.is_empty() {
-                    dt { "Programs got" } dd { (super::errors(finding)) }
+                    dt { "Programs got" } dd { (words::errors(finding)) }
                 }
                 @if !finding.fix.is_empty() {
                     dt { "Fix" } dd { (list(&finding.fix)) }
@@ -238,7 +241,7 @@ fn evidence(told: &Told, finding: &Finding, source: &Source<'_>) -> Markup {
     let missing = finding.evidence.len() - evidence.len();
     html! {
         details class="evidence" {
-            summary { "Evidence: " (super::rests_on(finding)) }
+            summary { "Evidence: " (words::rests_on(finding)) }
             div class="scroll" { table {
                 thead { tr {
                     th scope="col" { "Time (UTC)" }
@@ -308,7 +311,7 @@ fn about(source: &Source<'_>) -> Markup {
                 @for (name, value) in source.facts() { dt { (name) } dd { (value) } }
             }
             (hosts(source))
-            ul { @for line in super::CAVEATS { li { (line) } } }
+            ul { @for line in words::CAVEATS { li { (line) } } }
         }
     }
 }

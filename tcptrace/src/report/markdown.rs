@@ -3,7 +3,9 @@
 
 use std::fmt::{self, Write as _};
 
-use super::{Report, Source, Told, between, clean, summary, utc, word};
+use super::findings::Told;
+use super::words::{self, between, clean, summary, utc, word};
+use super::{Report, Source};
 use crate::event::{Count, Finding};
 use crate::sink::text;
 
@@ -47,7 +49,7 @@ pub(super) fn text(report: &Report, source: &Source<'_>) -> String {
     for (name, value) in source.facts() {
         let _ = writeln!(to, "- {name}: {}", Escaped(value));
     }
-    for line in super::CAVEATS {
+    for line in words::CAVEATS {
         let _ = writeln!(to, "- {}", Escaped(line));
     }
     to
@@ -72,7 +74,7 @@ fn overview(report: &Report, to: &mut String) {
                 .ok()
                 .and_then(|it| over_time.get_mut(it))
             {
-                *place += number;
+                *place = place.saturating_add(*number);
             }
         }
         let _ = writeln!(
@@ -167,7 +169,7 @@ fn finding(told: &Told, source: &Source<'_>, with_evidence: bool, to: &mut Strin
         row("Maybe", &hint.as_str());
     }
     if !finding.errors.is_empty() {
-        row("Programs got", &super::errors(finding));
+        row("Programs got", &words::errors(finding));
     }
     for fix in &finding.fix {
         row("Fix", fix);
@@ -175,7 +177,7 @@ fn finding(told: &Told, source: &Source<'_>, with_evidence: bool, to: &mut Strin
     for ruled_out in &finding.ruled_out {
         row("It is not", ruled_out);
     }
-    row("Evidence", &super::rests_on(finding));
+    row("Evidence", &words::rests_on(finding));
     to.push('\n');
     if with_evidence {
         evidence(told, finding, source, to);

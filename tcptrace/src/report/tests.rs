@@ -3,10 +3,11 @@ use std::io::Write as _;
 use pulldown_cmark::{Event as Piece, Options, Parser};
 use tempfile::NamedTempFile;
 
+use super::rows::ROWS;
 use super::*;
 use crate::config::Selection;
 use crate::diagnose::{Analysis, Limits, Sees};
-use crate::event::{CloseWait, Comm, Count, State};
+use crate::event::{CloseWait, Comm, Count, EventId};
 use crate::replay::{Due, Recordings, Step};
 use crate::session::Stream;
 use crate::sink::{Format, Outputs, samples};
@@ -30,24 +31,25 @@ fn incident() -> Vec<Event> {
     let coverage = of("tcptrace.coverage").map(|event| (0, event));
     let resets = (0..3).map(|nth| (10 + nth, samples::reset_sent()));
     let full = (0..2).map(|nth| (20 + nth, samples::queue_full()));
-    let stuck = (0..6).map(|nth| {
+    let stuck = |second: u64, nth, age_ms| {
         let mut event = of("tcptrace.close_wait.stuck").next().expect("a sample");
-        let wait = CloseWait {
-            age_ms: 5_000,
+        event.kind = Kind::CloseWaitStuck(CloseWait {
+            age_ms,
             at_least: false,
             count: 1,
             at_start: false,
-        };
-        event.kind = Kind::CloseWaitStuck(wait);
+        });
         if let Some(socket) = &mut event.socket {
-            socket.state = Some(State::CloseWait);
             socket.id.sk += nth;
         }
-        (30 + nth, event)
-    });
-    let lost = of("tcptrace.events.lost").map(|event| (40, event));
-    let end = of("tcptrace.summary").map(|event| (60, event));
-    let events = coverage.chain(resets).chain(full).chain(stuck);
+        (second, event)
+    };
+    // The first is told of again when it is older.
+    let leak = (0..6).map(|nth| stuck(30 + nth, nth, 5_000));
+    let leak = leak.chain([stuck(91, 0, 66_000)]);
+    let lost = of("tcptrace.events.lost").map(|event| (95, event));
+    let end = of("tcptrace.summary").map(|event| (100, event));
+    let events = coverage.chain(resets).chain(full).chain(leak);
     let events = events.chain(lost).chain(end);
     (0..)
         .zip(events)
@@ -136,13 +138,39 @@ fn a_recording_becomes_text_for_a_ticket() {
     insta::assert_snapshot!(text, @r###"
     # TCP failures on node-1
 
-    5 failures explained by 2 findings, first of all accept\_queue\_overflow.
-    2026-11-20 11:10:00.000 UTC to 2026-11-20 11:10:40.000 UTC, 40.0 s; 11 events.
+    11 failures explained by 3 findings, first of all close\_wait\_leak.
+    2026-11-20 11:10:00.000 UTC to 2026-11-20 11:11:35.000 UTC, 95.0 s; 12 events.
 
     | Cause | Severity | Failures | Findings | First (UTC) | Over time |
     | --- | --- | ---: | ---: | --- | --- |
-    | `accept_queue_overflow` | error | 2 | 1 | 2026-11-20 11:10:20.000 | `···················██···················` |
-    | `closed_with_unread_data` | warning | 3 | 1 | 2026-11-20 11:10:10.000 | `·········███····························` |
+    | `close_wait_leak` | error | 6 | 1 | 2026-11-20 11:10:30.000 | `················█···█····█···█···█····█·` |
+    | `accept_queue_overflow` | error | 2 | 1 | 2026-11-20 11:10:20.000 | `········█·······························` |
+    | `closed_with_unread_data` | warning | 3 | 1 | 2026-11-20 11:10:10.000 | `····█▄··································` |
+
+    ## `close_wait_leak`
+
+    The peer has closed connections and this process never closed its side of them.
+
+    ### nginx\[1234\] holds 6 connections at 10.0.0.1:8080 that the peer has closed (CLOSE\_WAIT), the oldest for 66.0 s, 5 more a minute; it has not read the end of the stream of any, fd 17, 17, 17, 17, 17, …
+
+    6 failures, high confidence, 2026-11-20 11:10:30.000 UTC, over 61.0 s, `5eed0001-1bdf4d89f599b0`
+
+    - **Why:** The peer has closed, and the connection stays until the program closes it too: no timer of the kernel does. Each keeps a descriptor and memory, and one day accept or socket fails with EMFILE.
+    - **Who:** nginx\[1234\]
+    - **Fix:** nginx\[1234\] does not even read: a handler that is stuck, or a pool that forgot the connection (return or close it on every path, set idle timeouts and checks of idle connections)
+    - **Fix:** no sysctl helps: tcp\_fin\_timeout is about the other end, and keepalive at most ends the connection and leaves the descriptor open; a restart only buys time
+    - **It is not:** the peer and the network: the FIN arrived and was acknowledged
+    - **Evidence:** 7 events
+
+    ```text
+    2026-11-20 11:10:30.000 +0 s not closed: nginx[1234], 10.0.0.1:8080 > 203.0.113.7:50007, fd 17 in CLOSE_WAIT 5.0 s, EOF unread
+    2026-11-20 11:10:31.000 +1.0 s not closed: nginx[1234], 10.0.0.1:8080 > 203.0.113.7:50008, fd 17 in CLOSE_WAIT 5.0 s, EOF unread
+    2026-11-20 11:10:32.000 +2.0 s not closed: nginx[1234], 10.0.0.1:8080 > 203.0.113.7:50009, fd 17 in CLOSE_WAIT 5.0 s, EOF unread
+    2026-11-20 11:10:33.000 +3.0 s not closed: nginx[1234], 10.0.0.1:8080 > 203.0.113.7:50010, fd 17 in CLOSE_WAIT 5.0 s, EOF unread
+    2026-11-20 11:10:34.000 +4.0 s not closed: nginx[1234], 10.0.0.1:8080 > 203.0.113.7:50011, fd 17 in CLOSE_WAIT 5.0 s, EOF unread
+    2026-11-20 11:10:35.000 +5.0 s not closed: nginx[1234], 10.0.0.1:8080 > 203.0.113.7:50012, fd 17 in CLOSE_WAIT 5.0 s, EOF unread
+    2026-11-20 11:11:31.000 +61.0 s not closed: nginx[1234], 10.0.0.1:8080 > 203.0.113.7:50013, fd 17 in CLOSE_WAIT 66.0 s, EOF unread
+    ```
 
     ## `accept_queue_overflow`
 
@@ -206,13 +234,13 @@ fn a_recording_becomes_text_for_a_ticket() {
     ## About this report
 
     - Recording: 0.json
-    - Read: 15 records of 1 run
+    - Read: 16 records of 1 run
     - Recorded by: tcptrace 0.1.0
     - Reported by: tcptrace 0.1.0
     - Findings: made anew from the events; the recordings carry 0 of their own
     - The kernel's version and the filters of the trace are not recorded.
     - Numbers are of what was recorded: without --event all, events that were only counted are missing, and with filters those of other sockets.
-    - When a failure happened is exact to a second; when an event happened, to a nanosecond.
+    - Failures that were told of together, within a second for most, are charted evenly from the first to the last.
     "###);
 }
 
@@ -374,6 +402,17 @@ fn of_very_many_findings_all_are_counted_and_the_gravest_shown() {
     let charted = report.findings.failures.points(&report.scale);
     assert_eq!(charted.values().sum::<u64>(), total.failures);
     assert_eq!(Count(5_000, "finding").to_string(), "5000 findings");
+}
+
+#[test]
+fn a_connection_that_is_told_of_again_is_counted_once() {
+    told(&[incident()], |report, _| {
+        let rows = report.processes();
+        let stuck: Vec<_> = rows.iter().map(|row| (row.stuck, row.events)).collect();
+        assert_eq!(stuck, [(6, 10)]);
+        let leaked = rows[0].leaked.points(&report.scale);
+        assert_eq!(leaked.values().sum::<u64>(), 6);
+    });
 }
 
 #[test]

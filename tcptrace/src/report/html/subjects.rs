@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use maud::{Markup, html};
 
 use super::super::chart::{Chart, Layer, Shape};
+use super::super::rows::{ListenerRow, ProcessRow, Queue, ROWS, Reset};
 use super::super::scale::Series;
-use super::super::{ListenerRow, ProcessRow, Queue, ROWS, Report, Reset, Source, clean};
+use super::super::words::clean;
+use super::super::{Report, Source};
 use super::{LISTED, piece};
 use crate::event::Count;
 
@@ -193,7 +195,7 @@ pub(super) fn listeners(report: &Report, source: &Source<'_>) -> Markup {
     let (listed, unlisted) = rows.split_at(rows.len().min(LISTED));
     let drawn = rows
         .iter()
-        .filter(|row| row.overflows + row.syns > 0 || row.longest.is_some());
+        .filter(|row| row.overflows > 0 || row.syns > 0 || row.longest.is_some());
     let known = |number: Option<u32>| number.map_or("not known".to_owned(), |it| it.to_string());
     html! {
         @if !rows.is_empty() {
@@ -219,7 +221,7 @@ pub(super) fn listeners(report: &Report, source: &Source<'_>) -> Markup {
                         (number(row.syns))
                     } } }
                 } }
-                @let unlisted = unlisted.iter().map(|row| row.overflows + row.syns).sum::<u64>();
+                @let unlisted = unlisted.iter().map(|row| row.overflows.saturating_add(row.syns)).fold(0, u64::saturating_add);
                 (beyond(rows.len() - listed.len(), unlisted, "listener", "listeners"))
                 (beyond_rows(report.listeners.beyond, "listeners"))
                 @for (nth, row) in drawn.take(DRAWN).enumerate() { (listener(report, source, nth, row)) }
