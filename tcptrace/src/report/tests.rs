@@ -1,3 +1,5 @@
+//! What a report says of recordings made by the record writer, and what it must never be made to say.
+
 use std::io::Write as _;
 
 use pulldown_cmark::{Event as Piece, Options, Parser};
