@@ -264,6 +264,7 @@ mod tests {
         assert_eq!((layout.file_refs, layout.file_refs_one), (56, 1));
         assert_eq!((layout.kfree_skb_reason, layout.drop_no_socket), (2, 2));
         assert_eq!((layout.has_task_pt_regs, layout.sk_protocol), (1, ABSENT));
+        assert_eq!((layout.cast, layout.words), (ABSENT, ABSENT));
         for name in [
             "sk_protocol",
             "kfree_skb_rx_sk",
@@ -311,6 +312,8 @@ mod tests {
         w.tracepoint("tcp_send_reset", &[sock, skb, reason]);
         w.tracepoint("tcp_retransmit_skb", &[sock, skb, int]);
         w.function("bpf_prog_inc_misses_counter");
+        w.function("bpf_rdonly_cast");
+        w.strukt("pt_regs", &[]);
 
         let Resolved {
             layout,
@@ -328,6 +331,7 @@ mod tests {
             (layout.retransmit_err, layout.drop_listen_overflow),
             (2, 40)
         );
+        assert!(layout.cast != ABSENT && layout.words != ABSENT);
         assert!(missing.contains(&"call_registers"));
         assert!(missing.contains(&"drop_no_socket"));
         assert!(skips_nested);
