@@ -29,7 +29,7 @@ pub enum Way {
 pub(crate) const CAST: &str = "cast";
 
 impl Way {
-    /// Every name `--without` knows: of these ways, and [`CAST`].
+    /// Every name `--without` knows: of these ways, and `cast`, of reading the kernel's memory.
     pub const NAMES: [&'static str; 7] = [
         "raw_tracepoint",
         "fentry",
