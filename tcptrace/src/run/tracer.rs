@@ -35,7 +35,7 @@ use crate::kernel::confinement::{self, Part, confine};
 use crate::kernel::doctor::{Attempt, Report};
 use crate::kernel::facts::Facts;
 use crate::kernel::layout::Resolved;
-use crate::kernel::load::{Kernel, Setup};
+use crate::kernel::load::{Kernel, Loader, Setup};
 use crate::kernel::plan::{ACCEPT_OVERFLOW, Plan, Planned, Wanted, plan};
 use crate::kernel::privileges::{self, HOST_PIDS, grant_command, required_missing};
 use crate::metrics::push::{self, Push};
@@ -90,7 +90,7 @@ pub(super) fn trace(
     let (outputs, deliveries) = outputs(args, opener.as_ref(), &context, &access)?;
     let listeners = listeners(args)?;
     let mut filters = Filters::of(args, &selection)?;
-    let host = Host::look();
+    let host = Host::look(&args.without);
     check_privileges(&host)?;
 
     let wanted = Wanted {
@@ -106,7 +106,7 @@ pub(super) fn trace(
         ring_bytes,
         max_sockets: args.max_sockets,
     };
-    let mut kernel = Kernel::load(&setup)?;
+    let mut kernel = Kernel::load(host.loader, &setup)?;
     let command = if args.cmd.is_empty() {
         None
     } else {
@@ -332,8 +332,8 @@ fn leak(reasons: Vec<(u32, String)>) -> Vec<(u32, &'static str)> {
 }
 
 /// What `doctor` knows of a plan: everything is attached for a moment.
-pub(super) fn try_out(resolved: &Resolved, plan: &Plan) -> Result<Vec<Attempt>> {
-    let mut kernel = Kernel::load(&Setup {
+pub(super) fn try_out(loader: Loader, resolved: &Resolved, plan: &Plan) -> Result<Vec<Attempt>> {
+    let setup = Setup {
         layout: resolved.layout,
         stand_ins: resolved.skips_nested,
         config: Config {
@@ -342,7 +342,8 @@ pub(super) fn try_out(resolved: &Resolved, plan: &Plan) -> Result<Vec<Attempt>> 
         },
         ring_bytes: 1 << 16,
         max_sockets: 1024,
-    })?;
+    };
+    let mut kernel = Kernel::load(loader, &setup)?;
     Ok(kernel.attach(plan))
 }
 
