@@ -243,7 +243,8 @@ impl Metrics {
             | Kind::EventsLost(_)
             | Kind::EventsSuppressed(_)
             | Kind::ExportDropped(_)
-            | Kind::Summary(_) => {}
+            | Kind::Summary(_)
+            | Kind::Sockets(_) => {}
         }
     }
 

@@ -1,6 +1,7 @@
 //! The commands, and the loop of a live trace.
 
 mod command;
+mod sockets;
 mod tracer;
 
 use std::ffi::OsString;
@@ -10,7 +11,7 @@ use anyhow::{Context as _, anyhow};
 
 use crate::cli::{ColorChoice, Command, Explain, ReportFormat};
 use crate::config::file::{self, Line};
-use crate::host::sockets;
+use crate::host;
 use crate::kernel::btf::Btf;
 use crate::kernel::doctor::Report;
 use crate::kernel::facts::Facts;
@@ -32,6 +33,8 @@ pub mod status {
     pub const KERNEL: u8 = 4;
     /// Events were lost, under `--strict`.
     pub const LOST: u8 = 5;
+    /// What `--fail-on` names was found.
+    pub const FOUND: u8 = 6;
     /// Left at once after a second signal.
     pub const INTERRUPTED: u8 = 130;
 }
@@ -108,6 +111,7 @@ pub fn run(args: Vec<OsString>) -> Result<u8, Failure> {
                 selftest::Verdict::Failed => status::FAILED,
             })
         }
+        Some(Command::Sockets(args)) => sockets::sockets(&args),
         Some(Command::Explain(args)) => explain(&args),
         Some(Command::Schema) => print(sink::schema()),
         Some(Command::Man { command }) => man(command.as_deref()),
@@ -151,7 +155,7 @@ fn doctor(output: ReportFormat, verbose: bool, without: Vec<String>) -> Result<u
         facts,
         plan,
         attempts,
-        listed: sockets::coverage(),
+        listed: host::sockets::coverage(),
     };
     match output {
         ReportFormat::Text => {

@@ -165,7 +165,7 @@ pub(super) fn check(args: &Trace) -> Result<(Selection, u32), Failure> {
         error,
     };
     let selection = selection(args).map_err(usage)?;
-    if args.children && args.pid.is_empty() && args.cmd.is_empty() {
+    if args.children && args.filter.pid.is_empty() && args.cmd.is_empty() {
         let error = anyhow!("--children follows the children of --pid PID: name one");
         return Err(usage(error));
     }
@@ -208,7 +208,9 @@ fn answer(args: &Trace, listener: TcpListener, session: &mut Session) -> Result<
 /// What cannot go unseen of the sockets traced. A filter that is about one end alone leaves out the RST
 /// of the other.
 fn sees(args: &Trace, report: &Report) -> Sees {
-    let both_ends = args.local_port.is_empty() && args.peer_port.is_empty() && args.peer.is_empty();
+    let filter = &args.filter;
+    let both_ends =
+        filter.local_port.is_empty() && filter.peer_port.is_empty() && filter.peer.is_empty();
     Sees {
         resets: both_ends && report.shows_resets() == Some(true),
         final_acks: report.shows_final_acks(),
@@ -700,27 +702,8 @@ fn outputs(
     args: &Trace,
     opener: Option<&Opener>,
 ) -> Result<(Outputs, (Delivery, Exports)), Failure> {
-    let mut outputs = Outputs::new(sink::Context {
-        run: u32::from_ne_bytes(random()?),
-        key: random()?,
-        host_name: nix::unistd::gethostname()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default(),
-        host_id: line("/etc/machine-id"),
-        boot_id: line("/proc/sys/kernel/random/boot_id"),
-        // Set from `spec.nodeName`: the name of the host is often another.
-        node_name: std::env::var("NODE_NAME").ok(),
-    });
-    let terminal = io::stdout().is_terminal();
-    let format = match args.output {
-        Output::Columns => {
-            let color = super::is_colored(args.color);
-            let width = if terminal { terminal_width() } else { None };
-            Format::Columns(Columns::new(color, !args.no_header, width))
-        }
-        Output::Json => Format::Json,
-        Output::Jsonpretty => Format::JsonPretty,
-    };
+    let mut outputs = Outputs::new(context()?);
+    let format = format(args.output, super::is_colored(args.color), !args.no_header);
     let (stdout, sink) = Delivery::stdout(|| {
         privileges::keep_only(&CapsHashSet::new())?;
         confine(Part::Reader)
@@ -750,6 +733,33 @@ fn outputs(
         outputs.add(format, Box::new(export));
     }
     Ok((outputs, (stdout, exports)))
+}
+
+/// What every record of this run has in common.
+pub(super) fn context() -> Result<sink::Context> {
+    Ok(sink::Context {
+        run: u32::from_ne_bytes(random()?),
+        key: random()?,
+        host_name: nix::unistd::gethostname()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default(),
+        host_id: line("/etc/machine-id"),
+        boot_id: line("/proc/sys/kernel/random/boot_id"),
+        // Set from `spec.nodeName`: the name of the host is often another.
+        node_name: std::env::var("NODE_NAME").ok(),
+    })
+}
+
+/// The format for standard output.
+pub(super) fn format(output: Output, color: bool, header: bool) -> Format {
+    match output {
+        Output::Columns => {
+            let width = io::stdout().is_terminal().then(terminal_width).flatten();
+            Format::Columns(Columns::new(color, header, width))
+        }
+        Output::Json => Format::Json,
+        Output::Jsonpretty => Format::JsonPretty,
+    }
 }
 
 /// The one line of a file; `None` without it.

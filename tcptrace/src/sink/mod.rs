@@ -1,6 +1,7 @@
 //! Where events go. An event is written once for each format, and every output that wants the
 //! format gets the same bytes.
 
+mod direct;
 mod export;
 mod file;
 mod journal;
@@ -17,6 +18,7 @@ use std::io;
 
 use bytes::{Bytes, BytesMut};
 
+pub use direct::Direct;
 pub use export::{Account, Delivery, Destination, Export, Exports, Lost, News, Stdout, Tls};
 pub use file::{File, Opener, Rotation, directory_of};
 pub use sentence::Body;
