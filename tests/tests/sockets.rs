@@ -8,6 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sched::{CloneFlags, setns};
+use tcptrace_tests::sock_diag::without_sock_diag;
 use tcptrace_tests::sockets::{Socket, wait_for_close_wait, wait_for_sockets};
 use tcptrace_tests::*;
 
@@ -139,9 +140,8 @@ fn counts_agree_with_ss() {
     in_netns(|netns| {
         let mut server = actor("server")?;
         let mut client = actor("client")?;
-        let mut scenes = vec![];
         for addr in LOOPBACKS {
-            scenes.push(scene(&mut server, &mut client, addr)?);
+            scene(&mut server, &mut client, addr)?;
         }
         wait_for_sockets(6, |socket| socket.state == TIME_WAIT)?;
         let (events, by_ss) = look_beside_ss(netns)?;
@@ -190,7 +190,23 @@ fn counts_agree_with_ss() {
             Some(BTreeMap::from([("time_wait".into(), 6)]))
         );
         assert_eq!(of("not_seen"), None);
+        let each = look(netns, &["--all"])?.named("sockets.socket");
+        assert_eq!(each.count(), by_ss.values().sum::<u64>(), "each once");
+        Ok(())
+    });
+}
 
+#[test]
+fn what_is_stuck_and_what_waits_is_told_by_holder_and_service() {
+    in_netns(|netns| {
+        let mut server = actor("server")?;
+        let mut client = actor("client")?;
+        let mut scenes = vec![];
+        for addr in LOOPBACKS {
+            scenes.push(scene(&mut server, &mut client, addr)?);
+        }
+        wait_for_sockets(6, |socket| socket.state == TIME_WAIT)?;
+        let events = look(netns, &["--all"])?;
         for scene in &scenes {
             let leak = events
                 .named("sockets.close_wait")
@@ -239,9 +255,7 @@ fn counts_agree_with_ss() {
             "{ages:?}"
         );
 
-        // Each socket once, also the one whose end was read.
-        let each = look(netns, &["--all"])?.named("sockets.socket");
-        assert_eq!(each.count(), by_ss.values().sum::<u64>());
+        let each = events.named("sockets.socket");
         let read = each.only(|it| it.get("tcptrace.socket.eof_read").is_some());
         let fds: Vec<_> = read
             .0
@@ -571,6 +585,49 @@ fn without_privileges_it_tells_what_it_sees_and_what_not() {
         assert_eq!(look(&["--quiet"])?.stderr, b"");
         let failed = look(&["--fail-on", "close-wait:4"])?;
         assert_eq!(failed.status.code(), Some(6));
+        // What may not be read has not passed.
+        let pid = server.pid().to_string();
+        for args in [
+            &["--fail-on", "fd"][..],
+            &["--pid", &pid, "--fail-on", "close-wait"],
+        ] {
+            let refused = look(args)?;
+            let said = String::from_utf8(refused.stderr)?;
+            assert_eq!(refused.status.code(), Some(3), "{args:?}: {said}");
+            assert!(said.contains("sudo"), "{said}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn without_sock_diag_it_counts_and_says_what_is_not_told() {
+    in_netns(|netns| {
+        let mut server = actor("server")?;
+        let mut client = actor("client")?;
+        for addr in LOOPBACKS {
+            scene(&mut server, &mut client, addr)?;
+        }
+        let (_, by_ss) = look_beside_ss(netns)?;
+        let look = |args: &[&str]| -> Result<_> {
+            let mut command = tcptrace();
+            command.args(["sockets", "--netns"]).arg(netns.path());
+            command.args(args).stdin(Stdio::null());
+            without_sock_diag(&mut command)?;
+            Ok(command.output()?)
+        };
+        let events = records(&look(&["-o", "json"])?)?;
+        assert_eq!(states(events.named("sockets.netns").one()?), by_ss);
+        let leaks = events.named("sockets.close_wait");
+        assert_eq!(leaks.count(), 3);
+        for leak in &leaks.0 {
+            assert_eq!(leak.number("tcptrace.close_wait.count"), Some(STUCK));
+            assert!(leak.get("tcptrace.close_wait.age_ms").is_none());
+        }
+        let unchecked = look(&["--fail-on", "overflow"])?;
+        let said = String::from_utf8(unchecked.stderr)?;
+        assert_eq!(unchecked.status.code(), Some(4), "{said}");
+        assert!(said.contains("modprobe tcp_diag"), "{said}");
         Ok(())
     });
 }

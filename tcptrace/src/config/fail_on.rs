@@ -43,7 +43,7 @@ pub enum Outcome<'a> {
 pub enum Unseen {
     /// The kernel does not tell the limits of accept queues.
     Limits,
-    /// The descriptors of none of these processes may be read.
+    /// The descriptors of processes asked for may not be read.
     Descriptors,
 }
 
@@ -54,7 +54,8 @@ impl fmt::Display for Unseen {
                 "this kernel does not tell the limits of accept queues: modprobe tcp_diag"
             }
             Self::Descriptors => {
-                "the limit of none of these processes may be read: CAP_SYS_PTRACE opens most"
+                "descriptors of processes may not be read: run it with sudo (CAP_SYS_PTRACE and \
+                 CAP_DAC_READ_SEARCH open most)"
             }
         })
     }
@@ -93,9 +94,10 @@ impl Measure {
 }
 
 impl Check {
-    /// What came of it among the records of one look.
+    /// What came of it among the records of one look, where `unread` says that the descriptors of some
+    /// process could not be read.
     #[must_use]
-    pub fn judge<'a>(&self, events: &'a [Event]) -> Outcome<'a> {
+    pub fn judge<'a>(&self, events: &'a [Event], unread: bool) -> Outcome<'a> {
         let sockets = events.iter().filter_map(|event| match &event.kind {
             Kind::Sockets(found) => Some((event, &**found)),
             _ => None,
@@ -107,10 +109,11 @@ impl Check {
             .filter_map(measured)
             .min_by_key(|&(value, _)| Reverse(value));
         let Some((largest, worst)) = worst else {
-            let why = sockets
-                .clone()
-                .find_map(|(_, found)| self.measure.unseen(found));
-            return why.map_or(Outcome::Passed, Outcome::Unseen);
+            let nobody = (unread && self.measure == Measure::Fd).then_some(Unseen::Descriptors);
+            let mut why = sockets.filter_map(|(_, found)| self.measure.unseen(found));
+            return nobody
+                .or_else(|| why.next())
+                .map_or(Outcome::Passed, Outcome::Unseen);
         };
         let value = match self.measure {
             Measure::Queue | Measure::Fd => largest,
@@ -258,7 +261,7 @@ mod tests {
             ("fd:89%", Outcome::Failed(89, &events[5])),
             ("fd", Outcome::Passed),
         ] {
-            assert_eq!(check(text).judge(&events), expected, "{text}");
+            assert_eq!(check(text).judge(&events, true), expected, "{text}");
         }
     }
 
@@ -272,11 +275,13 @@ mod tests {
             ("close-wait", true),
         ] {
             assert_eq!(
-                check(text).judge(&events) == Outcome::Passed,
+                check(text).judge(&events, false) == Outcome::Passed,
                 passes,
                 "{text}"
             );
         }
-        assert_eq!(check("fd").judge(&[]), Outcome::Passed, "there is nothing");
+        let nothing = |unread| check("fd").judge(&[], unread);
+        assert_eq!(nothing(false), Outcome::Passed);
+        assert_eq!(nothing(true), Outcome::Unseen(Unseen::Descriptors));
     }
 }

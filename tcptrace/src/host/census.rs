@@ -1,8 +1,8 @@
 //! All TCP sockets of the host at one moment, counted: by state, holder, listener, namespace.
 //!
 //! Sockets are counted as they come from the kernel and not kept, unless each is asked for: a million of
-//! them take 16 bytes for each descriptor that holds one, and some 200 each when they are kept. What
-//! is grouped has bounds.
+//! them take 16 bytes for each descriptor that holds one, and some 250 more when they are kept. What is
+//! grouped has bounds.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -52,6 +52,10 @@ pub struct Census {
     pub events: Vec<Event>,
     /// A sentence for everything that could not be seen.
     pub notes: Vec<String>,
+    /// Namespaces that were looked into.
+    pub namespaces: usize,
+    /// Processes whose descriptors may not be read, of those that were asked for.
+    pub unread: usize,
     kept: Vec<(TcpSocket, Whose)>,
     processes: Processes,
 }
@@ -61,10 +65,13 @@ pub struct Census {
 pub fn take(request: &Request<'_>) -> Census {
     let mut notes = Vec::new();
     // Descriptors first: those of sockets are then few to look up while the kernel lists them.
-    let (mut held, mut open) = (Vec::new(), Vec::new());
+    let (mut held, mut open, mut unread) = (Vec::new(), Vec::new(), Vec::new());
     let scan = holders::scan(
         |holder, inode| held.push((inode, holder)),
-        |pid, count| open.push((pid, count)),
+        |pid, count| match count {
+            Some(count) => open.push((pid, count)),
+            None => unread.push(pid),
+        },
     );
     notes.extend(scan.unseen());
     let holders = Holders::new(held);
@@ -98,7 +105,7 @@ pub fn take(request: &Request<'_>) -> Census {
         }
         notes.extend(sockets::unseen(looked, namespace.inode));
     }
-    tally.census(&open, notes)
+    tally.census(&open, &unread, notes)
 }
 
 impl Census {
@@ -287,7 +294,7 @@ impl<'a> Tally<'a> {
         *chosen.or_insert_with(|| processes.describe(pid).is_some_and(|it| wanted(&it)))
     }
 
-    fn census(mut self, open: &[(u32, u64)], mut notes: Vec<String>) -> Census {
+    fn census(mut self, open: &[(u32, u64)], unread: &[u32], mut notes: Vec<String>) -> Census {
         let over = self.close_waits.over + self.time_waits.over;
         if over > 0 {
             notes.push(format!(
@@ -295,6 +302,8 @@ impl<'a> Tally<'a> {
                  in no group"
             ));
         }
+        let unread = unread.iter().filter(|&&pid| self.chosen(pid)).count();
+        let looked = self.namespaces.len();
         let mut found = Vec::new();
         self.namespaces.sort_by_key(|it| {
             (
@@ -333,6 +342,8 @@ impl<'a> Tally<'a> {
         Census {
             events: found,
             notes,
+            namespaces: looked,
+            unread,
             kept: self.kept,
             processes: self.processes,
         }

@@ -104,12 +104,12 @@ impl Holders {
     }
 }
 
-/// Who holds each of these sockets; one pass for all of them, in which `process` gets the number of
-/// descriptors open in each process.
+/// Who holds each of these sockets; one pass for all of them, in which `process` gets what it gets of
+/// [`scan`].
 #[must_use]
 pub fn find_all(
     inodes: impl IntoIterator<Item = u64>,
-    process: impl FnMut(u32, u64),
+    process: impl FnMut(u32, Option<u64>),
 ) -> (Holders, Scan) {
     let wanted: HashSet<u64> = inodes.into_iter().collect();
     let mut held = Vec::new();
@@ -125,9 +125,12 @@ pub fn find_all(
 }
 
 /// One pass over the descriptors of every process: `socket` gets every descriptor that is a socket
-/// of any kind, and `process` the number of descriptors open in a process, after its sockets.
-/// Processes that end meanwhile are left out.
-pub fn scan(mut socket: impl FnMut(Holder, u64), mut process: impl FnMut(u32, u64)) -> Scan {
+/// of any kind, and `process` the number of descriptors open in a process, after its sockets, and `None`
+/// for one whose descriptors may not be read. Processes that end meanwhile are left out.
+pub fn scan(
+    mut socket: impl FnMut(Holder, u64),
+    mut process: impl FnMut(u32, Option<u64>),
+) -> Scan {
     let mut scan = Scan::default();
     let mut buffer = vec![MaybeUninit::uninit(); 32 * 1024];
     for pid in process::pids().into_iter().flatten() {
@@ -140,9 +143,15 @@ pub fn scan(mut socket: impl FnMut(Holder, u64), mut process: impl FnMut(u32, u6
                 } else {
                     &mut scan.unreadable
                 } += 1;
-                process(pid, open);
+                process(pid, Some(open));
+                if !readable {
+                    process(pid, None);
+                }
             }
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => scan.unreadable += 1,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                scan.unreadable += 1;
+                process(pid, None);
+            }
             Err(_) => {}
         }
     }
@@ -255,7 +264,7 @@ mod tests {
         let mut open = 0;
         let (all, _) = find_all([inode, u64::MAX], |found, count| {
             if found == pid {
-                open = count;
+                open = count.unwrap_or_default();
             }
         });
         assert!(open >= 2);

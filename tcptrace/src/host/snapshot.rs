@@ -169,7 +169,9 @@ impl Facts {
     fn look_at_holders(&mut self) {
         let sockets = self.stuck.iter().chain(&self.listeners);
         let inodes = sockets.map(|it| it.inode).filter(|&inode| inode != 0);
-        let (holders, scan) = holders::find_all(inodes, |pid, open| self.open.push((pid, open)));
+        let (holders, scan) = holders::find_all(inodes, |pid, open| {
+            self.open.extend(open.map(|open| (pid, open)));
+        });
         self.holders = holders;
         self.notes.extend(scan.unseen());
     }

@@ -35,11 +35,11 @@ pub(super) fn sockets(args: &cli::Sockets) -> Result<u8, Failure> {
         owner: filters.by_owner().then_some(&by_owner),
         each: args.all,
     });
-    if census.events.is_empty() {
+    if census.namespaces == 0 {
         let why = census.notes.join("; ");
         return Err(anyhow!("no sockets can be listed: {why}").into());
     }
-    let failed = judge(args, &census.events)?;
+    let failed = judge(args, filters.by_owner(), &census)?;
     match tracer::format(args.output, is_colored(args.color), true) {
         Format::Columns(columns) => table(&columns, args.all, &mut census)?,
         format => records(format, &mut census)?,
@@ -56,11 +56,16 @@ pub(super) fn sockets(args: &cli::Sockets) -> Result<u8, Failure> {
     Ok(if failed.is_empty() { 0 } else { status::FOUND })
 }
 
-/// A line for each check that failed.
-fn judge(args: &cli::Sockets, events: &[Event]) -> Result<Vec<String>, Failure> {
+/// A line for each check that failed. None passes where a process that was asked for could not be read.
+fn judge(args: &cli::Sockets, by_owner: bool, census: &Census) -> Result<Vec<String>, Failure> {
     let mut failed = Vec::new();
     for check in &args.fail_on {
-        match check.judge(events) {
+        let outcome = if by_owner && census.unread > 0 {
+            Outcome::Unseen(Unseen::Descriptors)
+        } else {
+            check.judge(&census.events, census.unread > 0)
+        };
+        match outcome {
             Outcome::Passed => {}
             Outcome::Failed(value, worst) => {
                 let unit = check.unit();
