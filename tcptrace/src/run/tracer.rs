@@ -38,10 +38,13 @@ use crate::kernel::layout::Resolved;
 use crate::kernel::load::{Kernel, Setup};
 use crate::kernel::plan::{ACCEPT_OVERFLOW, Plan, Planned, Wanted, plan};
 use crate::kernel::privileges::{self, HOST_PIDS, grant_command, required_missing};
-use crate::metrics::{Metrics, server};
+use crate::metrics::push::{self, Push};
+use crate::metrics::{self, Metrics, server};
 use crate::session::{Session, clock, monotonic};
 use crate::sink::text::{self, Columns};
-use crate::sink::{self, Delivery, Exports, Format, Opener, Outputs, Rotation, Tls};
+use crate::sink::{
+    self, Access, Delivery, Endpoint, Exports, Format, Headers, Opener, Outputs, Rotation, Tls,
+};
 use crate::source::Source;
 use crate::source::ring::Ring;
 use reload::Reload;
@@ -83,8 +86,9 @@ pub(super) fn trace(
     // Before anything is loaded: what is wrong with the request does not need the kernel.
     let opener = args.output_file.as_ref().map(|_| Opener::start());
     let opener = opener.transpose().context("no thread to open files")?;
-    let (outputs, deliveries) = outputs(args, opener.as_ref())?;
-    let listener = args.metrics.map(server::bind).transpose()?;
+    let (context, access) = (context()?, access(args)?);
+    let (outputs, deliveries) = outputs(args, opener.as_ref(), &context, &access)?;
+    let listeners = listeners(args)?;
     let mut filters = Filters::of(args, &selection)?;
     let host = Host::look();
     check_privileges(&host)?;
@@ -136,9 +140,7 @@ pub(super) fn trace(
     let analysis = Analysis::new(Limits::default(), sees(args, &report));
     let mut session = Session::new(decoder, selection, outputs, verifier, analysis, args.count);
     session.limit_rate(args.rate_limit);
-    if let Some(listener) = listener {
-        answer(args, listener, &mut session)?;
-    }
+    let pushes = publish(args, listeners, (&context, &access), &mut session)?;
     let service = Service::from_env()?;
     raise_priority();
     give_up_privileges(args, &report.facts, opener)?;
@@ -152,6 +154,7 @@ pub(super) fn trace(
         kernel,
         session,
         deliveries,
+        pushes,
         command,
         service,
         reload: reloaded.map(|(args, file)| Reload { args, file }),
@@ -174,10 +177,15 @@ pub(super) fn check(args: &Trace) -> Result<(Selection, u32), Failure> {
         let error = anyhow!("--export {export} is given twice: each destination has one account");
         return Err(usage(error));
     }
+    let exports = args.export.iter().filter(|it| it.is_tls());
+    let receivers = receivers(args).filter(|it| it.is_tls());
+    let mut sealed = exports
+        .map(|it| format!("--export {it}"))
+        .chain(receivers.map(|it| format!("--metrics otlp={it}")));
     if args.tls_ca.is_none()
-        && let Some(export) = args.export.iter().find(|it| it.is_tls())
+        && let Some(option) = sealed.next()
     {
-        let error = anyhow!("--export {export}: say whom to trust with --tls-ca FILE");
+        let error = anyhow!("{option}: say whom to trust with --tls-ca FILE");
         return Err(usage(error));
     }
     Ok((selection, ring_bytes(args.ring_buffer)?))
@@ -187,22 +195,60 @@ fn selection(args: &Trace) -> Result<Selection> {
     Selection::parse(&args.event, &args.errno, args.close_wait_after.is_zero())
 }
 
-/// Starts to answer who scrapes.
-fn answer(args: &Trace, listener: TcpListener, session: &mut Session) -> Result<()> {
-    // The port may have been left to the kernel.
-    let address = listener.local_addr()?;
+/// Receivers of OTLP that counts are sent to.
+fn receivers(args: &Trace) -> impl Iterator<Item = &Endpoint> {
+    args.metrics.iter().filter_map(|to| match to {
+        metrics::To::Receiver(endpoint) => Some(endpoint),
+        metrics::To::Scrapers(_) => None,
+    })
+}
+
+/// The ports on which counts are asked for.
+fn listeners(args: &Trace) -> Result<Vec<TcpListener>> {
+    let ports = args.metrics.iter().filter_map(|to| match to {
+        metrics::To::Scrapers(address) => Some(server::bind(*address)),
+        metrics::To::Receiver(_) => None,
+    });
+    ports.collect()
+}
+
+/// Starts to answer who scrapes, and to send counts to who receives them.
+fn publish(
+    args: &Trace,
+    listeners: Vec<TcpListener>,
+    (context, access): (&sink::Context, &Access),
+    session: &mut Session,
+) -> Result<Vec<Push>> {
+    if args.metrics.is_empty() {
+        return Ok(Vec::new());
+    }
+    let quiet = args.quiet;
+    let say = move |what: &str| {
+        if !quiet {
+            // Nobody may be left to read it.
+            let _ = writeln!(io::stderr(), "tcptrace: {}", text::printable(what));
+        }
+    };
     let metrics = Arc::new(Metrics::new());
     metrics.beat(monotonic());
-    server::start(listener, Arc::clone(&metrics))?;
-    session.count_in(metrics);
-    if !args.quiet {
-        // Nobody may be left to read it.
-        let _ = writeln!(
-            io::stderr(),
-            "tcptrace: metrics at http://{address}/metrics"
-        );
+    for listener in listeners {
+        // The port may have been left to the kernel.
+        let address = listener.local_addr()?;
+        server::start(listener, Arc::clone(&metrics))?;
+        say(&format!("metrics at http://{address}/metrics"));
     }
-    Ok(())
+    let pushes = receivers(args).map(|endpoint| {
+        let source = push::Source {
+            endpoint: endpoint.clone(),
+            access: access.clone(),
+            metrics: Arc::clone(&metrics),
+            resource: sink::resource(context),
+        };
+        Push::start(source, say)
+    });
+    let pushes = pushes.collect::<Result<_>>()?;
+    session.count_in(metrics);
+    Ok(pushes)
 }
 
 /// What cannot go unseen of the sockets traced. A filter that is about one end alone leaves out the RST
@@ -310,6 +356,7 @@ struct Live<'a> {
     kernel: Kernel,
     session: Session,
     deliveries: (Delivery, Exports),
+    pushes: Vec<Push>,
     command: Option<Held>,
     service: Service,
     reload: Option<Reload>,
@@ -323,6 +370,7 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
         mut kernel,
         mut session,
         deliveries,
+        pushes,
         command,
         service,
         reload,
@@ -398,6 +446,9 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     });
     // Also when another output failed: what was produced for one is sent or counted.
     let told = watch.close_deliveries(&mut session).await;
+    for push in pushes {
+        push.finish().await;
+    }
     // A summary that nobody reads is no failure, wherever the pipe closed.
     let is_failure = |failure: &Failure| failure.error.downcast_ref() != Some(&sink::Error::Closed);
     let outcome = account.and(told.map_err(Failure::from));
@@ -701,8 +752,10 @@ fn is_seen(planned: &Planned, attempts: &[Attempt]) -> bool {
 fn outputs(
     args: &Trace,
     opener: Option<&Opener>,
+    context: &sink::Context,
+    access: &Access,
 ) -> Result<(Outputs, (Delivery, Exports)), Failure> {
-    let mut outputs = Outputs::new(context()?);
+    let mut outputs = Outputs::new(context.clone());
     let format = format(args.output, super::is_colored(args.color), !args.no_header);
     let (stdout, sink) = Delivery::stdout(|| {
         privileges::keep_only(&CapsHashSet::new())?;
@@ -720,12 +773,9 @@ fn outputs(
         );
     }
     let mut exports = Exports::default();
-    let identity = args.tls_cert.as_deref().zip(args.tls_key.as_deref());
-    let tls = args.tls_ca.as_deref().map(|ca| Tls::read(ca, identity));
-    let tls = tls.transpose()?;
     for destination in &args.export {
         let (format, export) =
-            exports.start(destination, tls.clone(), |while_it_may_load_code| {
+            exports.start(destination, access.clone(), |while_it_may_load_code| {
                 privileges::keep_only(&CapsHashSet::new())?;
                 while_it_may_load_code();
                 confine(Part::Export)
@@ -735,7 +785,7 @@ fn outputs(
     Ok((outputs, (stdout, exports)))
 }
 
-/// What every record of this run has in common.
+/// What all records of this run have in common.
 pub(super) fn context() -> Result<sink::Context> {
     Ok(sink::Context {
         run: u32::from_ne_bytes(random()?),
@@ -759,7 +809,18 @@ pub(super) fn format(output: Output, color: bool, header: bool) -> Format {
         }
         Output::Json => Format::Json,
         Output::Jsonpretty => Format::JsonPretty,
+        Output::OtlpJson => Format::OtlpJson,
     }
+}
+
+/// Whom destinations are trusted to be, and what they are told.
+fn access(args: &Trace) -> Result<Access> {
+    let identity = args.tls_cert.as_deref().zip(args.tls_key.as_deref());
+    let tls = args.tls_ca.as_deref().map(|ca| Tls::read(ca, identity));
+    Ok(Access {
+        tls: tls.transpose()?,
+        headers: Headers::from_env()?,
+    })
 }
 
 /// The one line of a file; `None` without it.

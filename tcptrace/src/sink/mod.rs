@@ -6,6 +6,7 @@ mod export;
 mod file;
 mod journal;
 mod json;
+pub(crate) mod otlp;
 pub mod record;
 #[cfg(test)]
 pub(crate) mod samples;
@@ -19,7 +20,11 @@ use std::io;
 use bytes::{Bytes, BytesMut};
 
 pub use direct::Direct;
-pub use export::{Account, Delivery, Destination, Export, Exports, Lost, News, Stdout, Tls};
+pub(crate) use export::otlp as otlp_client;
+pub use export::{
+    Access, Account, Delivery, Destination, Endpoint, Export, Exports, Headers, Lost, News,
+    Protocol, Stdout, Tls,
+};
 pub use file::{File, Opener, Rotation, directory_of};
 pub use sentence::Body;
 
@@ -119,6 +124,10 @@ pub enum Format {
     Syslog,
     /// Entries in journald's own protocol.
     Journal,
+    /// OTLP's log records, each after the resource it is of.
+    Otlp,
+    /// The JSON of OTLP's files.
+    OtlpJson,
 }
 
 /// All outputs of a run.
@@ -126,6 +135,8 @@ pub struct Outputs {
     json: json::Records,
     syslog: syslog::Messages,
     journal: journal::Entries,
+    otlp: otlp::Records,
+    otlp_json: otlp::Lines,
     groups: Vec<Group>,
     /// Taken back from the records of earlier events once their sinks have let go of them.
     buffer: BytesMut,
@@ -145,7 +156,9 @@ impl Outputs {
         Self {
             json: json::Records::new(context.clone()),
             syslog: syslog::Messages::new(context.clone()),
-            journal: journal::Entries::new(context),
+            journal: journal::Entries::new(context.clone()),
+            otlp: otlp::Records::new(context.clone()),
+            otlp_json: otlp::Lines::new(context),
             groups: Vec::new(),
             buffer: BytesMut::new(),
         }
@@ -191,6 +204,8 @@ impl Outputs {
                 Format::JsonPretty => self.json.pretty(event, &mut self.buffer)?,
                 Format::Syslog => self.syslog.message(event, &mut self.buffer),
                 Format::Journal => self.journal.entry(event, &mut self.buffer),
+                Format::Otlp => self.otlp.record(event, &mut self.buffer),
+                Format::OtlpJson => self.otlp_json.line(event, &mut self.buffer),
             }
             group.begun = true;
             let record = self.buffer.split().freeze();
@@ -228,6 +243,12 @@ impl Outputs {
             .flat_map(|group| &mut group.sinks)
             .try_for_each(|sink| act(sink.as_mut()))
     }
+}
+
+/// What says of a run's counts where they are from: the fields of OTLP's resource.
+#[must_use]
+pub fn resource(context: &Context) -> Vec<u8> {
+    otlp::resource(context)
 }
 
 /// The JSON Schema of the record.
