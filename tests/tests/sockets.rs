@@ -128,6 +128,8 @@ fn scene(server: &mut Actor, client: &mut Actor, addr: &str) -> Result<Scene> {
     server.close(first.server)?;
     client.connected(addr)?;
     server.wait_for_queue(listener, 1)?;
+    // The ACK of a FIN may be late.
+    wait_for_sockets(0, |socket| UNSETTLED.contains(&socket.state))?;
     Ok(Scene {
         listener,
         addr,
@@ -275,8 +277,10 @@ fn what_is_stuck_and_what_waits_is_told_by_holder_and_service() {
     });
 }
 
-/// Their number in `/proc/net/tcp`.
+/// Its number in `/proc/net/tcp`.
 const TIME_WAIT: u8 = 6;
+/// Those of FIN_WAIT1, LAST_ACK and CLOSING.
+const UNSETTLED: [u8; 3] = [4, 9, 11];
 
 #[test]
 fn listeners_agree_with_ss_and_drops_with_nstat() {
