@@ -10,12 +10,12 @@ use super::{Failure, is_colored, status, tracer};
 use crate::cli;
 use crate::config::Filters;
 use crate::config::fail_on::{Outcome, Unseen};
-use crate::event::{Coverage, Event, EventId, Flow, Kind, Owner, Process, Signal, Timestamp};
+use crate::event::{Coverage, Event, EventId, Flow, Kind, Owner, Process, Timestamp};
 use crate::host::census::{self, Census, Request};
 use crate::host::{netns, sockets};
 use crate::session::clock;
 use crate::sink::text::{Columns, printable};
-use crate::sink::{self, Body, Direct, Format, Outputs};
+use crate::sink::{self, Body, Direct, Format, Outputs, Place};
 
 /// Looks, prints and checks; gives the exit status.
 ///
@@ -121,12 +121,13 @@ fn records(format: Format, census: &mut Census) -> Result<(), Failure> {
     let mut ids = 1..;
     let mut write = |event: Event| {
         let id = EventId(ids.next().unwrap_or_default());
-        outputs.write(&Event { id, time, ..event })
+        outputs.write(&Event { id, time, ..event }, Place::default())
     };
     let gaps = census.notes.iter().map(|note| Coverage {
-        signal: Signal("sockets of the host"),
+        signal: "sockets of the host".into(),
         way: None,
         note: Some(note.clone()),
+        complete: false,
     });
     let mut coverage = [sockets::coverage()].into_iter().chain(gaps);
     let written = coverage
