@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
 use crate::config::Selection;
+use crate::config::fail_on::Check;
 use crate::event::{Errno, Timestamp};
 use crate::kernel::plan::Way;
 use crate::metrics;
@@ -50,6 +51,14 @@ pub enum Command {
         #[arg(long, value_name = "WAY", value_parser = Way::NAMES)]
         without: Vec<String>,
     },
+    /// Look once at all TCP sockets: what is wrong now, by listener, process, service and state.
+    ///
+    /// What is wrong comes first and is marked with `!`: full accept queues, connections in CLOSE_WAIT for
+    /// more than a second, processes that have 90 % of their descriptors open, local ports that run out.
+    ///
+    /// It needs no eBPF. Without privileges it does not see who holds the sockets of others, nor other
+    /// network namespaces, and says so on standard error.
+    Sockets(Sockets),
     /// Provoke real failures in a private network namespace and say which were seen and named.
     Selftest(Selftest),
     /// Run recordings (what `-o json` and `--output-file` write) through the analysis once more.
@@ -219,19 +228,12 @@ pub enum ColorChoice {
     Never,
 }
 
-/// How to trace.
-#[derive(Args, Debug)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a switch of the command line"
-)]
-pub struct Trace {
+/// Which sockets are meant.
+#[derive(Args, Clone, Debug, Default)]
+pub struct SocketFilter {
     /// Only sockets of this process, and their other ends on this host.
     #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..), help_heading = FILTER)]
     pub pid: Vec<u32>,
-    /// Follow the children of the processes traced.
-    #[arg(long, help_heading = FILTER)]
-    pub children: bool,
     /// Only sockets of processes with this command name (its first 15 bytes).
     #[arg(long, value_name = "NAME", help_heading = FILTER)]
     pub comm: Vec<String>,
@@ -265,6 +267,53 @@ pub struct Trace {
     /// Only IPv6 traffic.
     #[arg(short = '6', long, help_heading = FILTER)]
     pub ipv6: bool,
+}
+
+/// What to list.
+#[derive(Args, Debug)]
+#[command(mut_arg("pid", |pid| pid.help("Only sockets of this process, not of its children")))]
+pub struct Sockets {
+    /// Which sockets.
+    #[command(flatten)]
+    pub filter: SocketFilter,
+
+    /// List each socket too, and every row of the tables.
+    #[arg(short, long, help_heading = LOOK)]
+    pub all: bool,
+    /// Exit with status 6 when one of these holds, e.g. `close-wait:100,overflow,fd:90%`.
+    ///
+    /// `close-wait:N`, so many connections in CLOSE_WAIT (1 where no number is given);
+    /// `overflow:N`, so many listeners whose accept queue is full (1);
+    /// `queue:P%`, an accept queue at so much of its limit (90 %);
+    /// `fd:P%`, a process with so much of its descriptors open (90 %).
+    /// What held is said on standard error.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = LOOK)]
+    pub fail_on: Vec<Check>,
+
+    /// How to write what is found.
+    #[arg(short, long, value_enum, default_value_t = Output::Columns, help_heading = OUTPUT)]
+    pub output: Output,
+    /// Say nothing on standard error but errors, and what --fail-on found.
+    #[arg(long, help_heading = OUTPUT)]
+    pub quiet: bool,
+    /// When to use colour.
+    #[arg(long, value_enum, default_value_t = ColorChoice::Auto, help_heading = OUTPUT)]
+    pub color: ColorChoice,
+}
+
+/// How to trace.
+#[derive(Args, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of the command line"
+)]
+pub struct Trace {
+    /// Which sockets.
+    #[command(flatten)]
+    pub filter: SocketFilter,
+    /// Follow the children of the processes traced.
+    #[arg(long, help_heading = FILTER)]
+    pub children: bool,
 
     /// Events to print, by name or first word; `+NAME` adds to the usual ones, `all` is all.
     #[arg(
@@ -378,6 +427,7 @@ pub struct Trace {
 
 const FILTER: &str = "Which sockets";
 const WHAT: &str = "Which events";
+const LOOK: &str = "What to look for";
 const OUTPUT: &str = "Where to";
 const END: &str = "Until when";
 const CONFIG: &str = "Configuration";

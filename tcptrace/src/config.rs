@@ -1,5 +1,6 @@
 //! What the command line asks for, checked and put into the terms of the kernel half.
 
+pub mod fail_on;
 pub mod file;
 
 use std::fmt::Write as _;
@@ -10,8 +11,8 @@ use nix::time::{ClockId, clock_getres};
 use tcptrace_common::event::kind;
 use tcptrace_common::filter::{Config, role};
 
-use crate::cli::Trace;
-use crate::event::{Comm, Errno, Event, Flow, Kind};
+use crate::cli::{SocketFilter, Trace};
+use crate::event::{Comm, Errno, Event, Flow, Kind, Process};
 use crate::host::{cgroup::Cgroups, netns, process};
 use crate::kernel::load::FilterValues;
 
@@ -233,13 +234,13 @@ impl Filters {
     ///
     /// # Errors
     /// There is no such thing.
-    pub fn of(trace: &Trace, selection: &Selection) -> Result<Self> {
-        for &pid in &trace.pid {
+    pub fn of_sockets(filter: &SocketFilter) -> Result<Self> {
+        for &pid in &filter.pid {
             if !process::alive(pid) {
                 bail!("--pid: there is no process {pid}; `pgrep -l NAME` finds the number");
             }
         }
-        let netns = trace
+        let netns = filter
             .netns
             .iter()
             .map(|name| netns::resolve(name).context("--netns"));
@@ -254,55 +255,69 @@ impl Filters {
                 .collect::<Vec<_>>()
         };
         let values = FilterValues {
-            pids: trace.pid.clone(),
-            comms: trace
+            pids: filter.pid.clone(),
+            comms: filter
                 .comm
                 .iter()
                 .map(|name| *Comm::from(name.as_str()).as_array())
                 .collect(),
-            uids: trace.uid.clone(),
-            cgroups: cgroups(&trace.cgroup)?,
+            uids: filter.uid.clone(),
+            cgroups: cgroups(&filter.cgroup)?,
             netns: netns.collect::<Result<_>>()?,
             ports: [
-                ports(&trace.port, role::ANY),
-                ports(&trace.local_port, role::LOCAL),
-                ports(&trace.peer_port, role::PEER),
+                ports(&filter.port, role::ANY),
+                ports(&filter.local_port, role::LOCAL),
+                ports(&filter.peer_port, role::PEER),
             ]
             .concat(),
             networks: [
-                networks(&trace.addr, role::ANY),
-                networks(&trace.peer, role::PEER),
+                networks(&filter.addr, role::ANY),
+                networks(&filter.peer, role::PEER),
             ]
             .concat(),
         };
         let on = |given: bool| u8::from(given);
         let config = Config {
-            kinds: selection.kinds(),
-            pid: on(!trace.pid.is_empty() || !trace.cmd.is_empty()),
-            children: on(trace.children || !trace.cmd.is_empty()),
-            comm: on(!trace.comm.is_empty()),
-            uid: on(!trace.uid.is_empty()),
-            cgroup: on(!trace.cgroup.is_empty()),
-            netns: on(!trace.netns.is_empty()),
-            local_port: on(!trace.local_port.is_empty()),
-            peer_port: on(!trace.peer_port.is_empty()),
-            port: on(!trace.port.is_empty()),
-            addr: on(!trace.addr.is_empty()),
-            peer: on(!trace.peer.is_empty()),
-            family: if trace.ipv4 {
+            pid: on(!filter.pid.is_empty()),
+            comm: on(!filter.comm.is_empty()),
+            uid: on(!filter.uid.is_empty()),
+            cgroup: on(!filter.cgroup.is_empty()),
+            netns: on(!filter.netns.is_empty()),
+            local_port: on(!filter.local_port.is_empty()),
+            peer_port: on(!filter.peer_port.is_empty()),
+            port: on(!filter.port.is_empty()),
+            addr: on(!filter.addr.is_empty()),
+            peer: on(!filter.peer.is_empty()),
+            family: if filter.ipv4 {
                 4
-            } else if trace.ipv6 {
+            } else if filter.ipv6 {
                 6
             } else {
                 0
             },
+            ..Config::OFF
+        };
+        Ok(Self { config, values })
+    }
+
+    /// The same for a trace, which asks for more than sockets.
+    ///
+    /// # Errors
+    /// As of [`of_sockets`](Self::of_sockets).
+    pub fn of(trace: &Trace, selection: &Selection) -> Result<Self> {
+        let Self { config, values } = Self::of_sockets(&trace.filter)?;
+        let on = |given: bool| u8::from(given);
+        let config = Config {
+            kinds: selection.kinds(),
+            pid: on(config.pid != 0 || !trace.cmd.is_empty()),
+            children: on(trace.children || !trace.cmd.is_empty()),
             last_user: on(trace.last_user),
             close_wait_at_once: on(
                 trace.close_wait_after.is_zero() || selection.has("close_wait.entered")
             ),
             verbose: on(trace.verbose),
-            pad: [0; 5],
             ns_per_jiffy: ns_per_jiffy()?,
+            ..config
         };
         Ok(Self { config, values })
     }
@@ -336,35 +351,54 @@ impl Filters {
     /// this process, or a process alone.
     #[must_use]
     pub fn include(&self, flow: Option<&Flow>, pid: Option<u32>) -> bool {
-        let Self { config, values } = self;
-        let by_socket = [
+        let socket = match flow {
+            Some(flow) => self.include_flow(flow),
+            None => !self.by_flow() && self.config.netns == 0,
+        };
+        let describe = |pid| process::describe(pid, Cgroups::open().ok().as_ref());
+        socket
+            && (!self.by_owner()
+                || pid
+                    .and_then(describe)
+                    .is_some_and(|owner| self.include_owner(&owner)))
+    }
+
+    /// Some sockets are left out by what they are, besides their namespace.
+    #[must_use]
+    pub fn by_flow(&self) -> bool {
+        let config = &self.config;
+        let filters = [
             config.family,
-            config.netns,
             config.local_port,
             config.peer_port,
             config.port,
             config.addr,
             config.peer,
         ];
-        let socket = match flow {
-            Some(flow) => self.include_flow(flow),
-            None => by_socket == [0; 7],
-        };
-        let by_owner = [config.pid, config.comm, config.uid, config.cgroup] != [0; 4];
-        socket
-            && (!by_owner
-                || pid
-                    .and_then(|pid| process::describe(pid, Cgroups::open().ok().as_ref()))
-                    .is_some_and(|owner| {
-                        let cgroup = owner.cgroup.unwrap_or_default();
-                        (config.pid == 0 || values.pids.contains(&owner.pid))
-                            && (config.comm == 0 || values.comms.contains(owner.comm.as_array()))
-                            && (config.uid == 0 || values.uids.contains(&owner.uid))
-                            && (config.cgroup == 0 || values.cgroups.contains(&cgroup))
-                    }))
+        filters != [0; 6]
     }
 
-    fn include_flow(&self, flow: &Flow) -> bool {
+    /// Some sockets are left out by whose they are.
+    #[must_use]
+    pub fn by_owner(&self) -> bool {
+        let config = &self.config;
+        [config.pid, config.comm, config.uid, config.cgroup] != [0; 4]
+    }
+
+    /// Sockets of this process are asked for.
+    #[must_use]
+    pub fn include_owner(&self, owner: &Process) -> bool {
+        let Self { config, values } = self;
+        let cgroup = owner.cgroup.unwrap_or_default();
+        (config.pid == 0 || values.pids.contains(&owner.pid))
+            && (config.comm == 0 || values.comms.contains(owner.comm.as_array()))
+            && (config.uid == 0 || values.uids.contains(&owner.uid))
+            && (config.cgroup == 0 || values.cgroups.contains(&cgroup))
+    }
+
+    /// Sockets of this flow are asked for.
+    #[must_use]
+    pub fn include_flow(&self, flow: &Flow) -> bool {
         let Self { config, values } = self;
         let port = |wanted, port| values.ports.contains(&(wanted, port));
         let network = |wanted, address: IpAddr| {

@@ -10,7 +10,7 @@ use clap_mangen::roff::{Roff, bold, roman};
 use crate::cli::Cli;
 
 /// What the exit statuses of [`crate::run::status`] mean.
-const EXIT_STATUS: [(&str, &str); 7] = [
+const EXIT_STATUS: [(&str, &str); 8] = [
     ("0", "It ended as asked."),
     ("1", "It failed."),
     ("2", "Wrong usage."),
@@ -20,6 +20,7 @@ const EXIT_STATUS: [(&str, &str); 7] = [
     ),
     ("4", "This kernel lacks what was asked for, which is named."),
     ("5", "Events were lost, under --strict."),
+    ("6", "tcptrace sockets found what --fail-on names."),
     ("130", "A second SIGINT or SIGTERM."),
 ];
 

@@ -266,7 +266,8 @@ impl Metrics {
             | Kind::EventsLost(_)
             | Kind::EventsSuppressed(_)
             | Kind::ExportDropped(_)
-            | Kind::Summary(_) => {}
+            | Kind::Summary(_)
+            | Kind::Sockets(_) => {}
         }
     }
 

@@ -4,6 +4,7 @@ mod command;
 mod replay;
 mod report;
 mod sees;
+mod sockets;
 mod tracer;
 
 use std::ffi::OsString;
@@ -16,7 +17,7 @@ use tcptrace_common::layout::ABSENT;
 
 use crate::cli::{ColorChoice, Command, Explain, ReportFormat};
 use crate::config::file::{self, Line};
-use crate::host::sockets;
+use crate::host;
 use crate::kernel::btf::Btf;
 use crate::kernel::doctor::Report;
 use crate::kernel::facts::Facts;
@@ -40,6 +41,8 @@ pub mod status {
     pub const KERNEL: u8 = 4;
     /// Events were lost, under `--strict`.
     pub const LOST: u8 = 5;
+    /// What `--fail-on` names was found.
+    pub const FOUND: u8 = 6;
     /// Left at once after a second signal.
     pub const INTERRUPTED: u8 = 130;
 }
@@ -116,6 +119,7 @@ pub fn run(args: Vec<OsString>) -> Result<u8, Failure> {
                 selftest::Verdict::Failed => status::FAILED,
             })
         }
+        Some(Command::Sockets(args)) => sockets::sockets(&args),
         Some(Command::Replay(args)) => replay::replay(&args),
         Some(Command::Report(args)) => report::report(&args),
         Some(Command::Explain(args)) => explain(&args),
@@ -185,7 +189,7 @@ fn doctor(output: ReportFormat, verbose: bool, without: Vec<String>) -> Result<u
         facts,
         plan,
         attempts,
-        listed: sockets::coverage(),
+        listed: host::sockets::coverage(),
     };
     match output {
         ReportFormat::Text => {

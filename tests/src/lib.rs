@@ -25,6 +25,7 @@ pub mod log_servers;
 pub mod own_connections;
 pub mod program;
 pub mod servers;
+pub mod sock_diag;
 pub mod sockets;
 
 /// IPv4, IPv6, and IPv4 between IPv6 sockets; any port.

@@ -223,6 +223,7 @@ impl Analysis {
             | Kind::ExportDropped(_)
             | Kind::EventsSuppressed(_)
             | Kind::Summary(_)
+            | Kind::Sockets(_)
             | Kind::Finding(_) => {}
         }
     }

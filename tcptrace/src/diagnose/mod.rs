@@ -66,7 +66,8 @@ pub fn cause(event: &Event) -> Option<Cause> {
         | Kind::Coverage(_)
         | Kind::EventsLost(_)
         | Kind::ExportDropped(_)
-        | Kind::Summary(_) => None,
+        | Kind::Summary(_)
+        | Kind::Sockets(_) => None,
     }
 }
 
@@ -92,7 +93,8 @@ pub fn error_type(event: &Event) -> Option<Cow<'static, str>> {
         | Kind::SynQueueOverflow(_)
         | Kind::Retransmit(_)
         | Kind::Coverage(_)
-        | Kind::Summary(_) => None,
+        | Kind::Summary(_)
+        | Kind::Sockets(_) => None,
     };
     match errno {
         Some(errno) => Some(errno_name(errno)),

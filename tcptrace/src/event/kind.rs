@@ -6,6 +6,7 @@ use super::Finding;
 use super::cause::Cause;
 use super::names::{Errno, ResetReason, State, Syscall};
 use super::owner::Comm;
+use super::sockets::Sockets;
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,6 +50,8 @@ pub enum Kind {
     EventsSuppressed(Suppressed),
     /// The counts of a whole run.
     Summary(Box<Summary>),
+    /// What one look over the host's sockets found; of no trace.
+    Sockets(Box<Sockets>),
 }
 
 impl Kind {
@@ -114,7 +117,8 @@ impl Kind {
             | Self::EventsLost(_)
             | Self::EventsSuppressed(_)
             | Self::ExportDropped(_)
-            | Self::Summary(_) => return None,
+            | Self::Summary(_)
+            | Self::Sockets(_) => return None,
         })
     }
 
@@ -141,6 +145,7 @@ impl Kind {
             Self::ExportDropped(_) => "tcptrace.export.dropped",
             Self::EventsSuppressed(_) => "tcptrace.events.suppressed",
             Self::Summary(_) => "tcptrace.summary",
+            Self::Sockets(found) => found.name(),
         }
     }
 }
@@ -471,6 +476,7 @@ mod tests {
                     | Kind::EventsSuppressed(_)
                     | Kind::ExportDropped(_)
                     | Kind::Summary(_)
+                    | Kind::Sockets(_)
             );
             assert_eq!(chosen, name.filter(|_| !is_of_the_stream));
         }

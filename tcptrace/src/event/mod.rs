@@ -8,6 +8,7 @@ mod flow;
 mod kind;
 mod names;
 mod owner;
+mod sockets;
 mod units;
 
 pub use cause::Cause;
@@ -23,6 +24,10 @@ pub use kind::{
 };
 pub use names::{Errno, ResetReason, State, Syscall};
 pub use owner::{Comm, Confidence, Container, Exit, Owner, Process};
+pub use sockets::{
+    CloseWaits, LimitedBy, Listener, NamespaceSockets, ProcessSockets, Sockets, States, TimeWaits,
+    Unowned,
+};
 pub use units::{Count, Micros, Millis};
 
 /// One thing the kernel did, complete in itself.

@@ -78,6 +78,18 @@ pub struct Owner {
     pub checked_after_ms: Option<u64>,
 }
 
+impl Owner {
+    /// This process without doubt.
+    #[must_use]
+    pub fn exact(process: Process) -> Self {
+        Self {
+            confidence: Confidence::Exact,
+            process: Some(process),
+            ..Self::default()
+        }
+    }
+}
+
 /// How sure an owner is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Confidence {

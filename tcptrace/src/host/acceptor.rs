@@ -112,13 +112,13 @@ fn news(state: char) -> u8 {
 /// it may not be entered.
 #[must_use]
 pub fn somaxconn(namespace: &Namespace) -> Option<u32> {
-    let read = || fs::read_to_string("/proc/sys/net/core/somaxconn");
-    netns::enter(namespace, read)
-        .ok()?
-        .ok()?
-        .trim()
-        .parse()
-        .ok()
+    netns::enter(namespace, own_somaxconn).ok()?
+}
+
+/// The same of the calling thread's namespace.
+pub(super) fn own_somaxconn() -> Option<u32> {
+    let text = fs::read_to_string("/proc/sys/net/core/somaxconn").ok()?;
+    text.trim().parse().ok()
 }
 
 /// The threads of a process, the main one first.

@@ -4,7 +4,7 @@
 //! (`SCM_RIGHTS`), is registered with `io_uring`, or is held only by a thread that unshared its
 //! table. No holder found therefore never means that nobody holds it.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::ffi::CStr;
 use std::fmt::Write as _;
 use std::fs::File;
@@ -44,6 +44,18 @@ impl Scan {
     pub fn is_complete(&self) -> bool {
         self.unreadable == 0 && self.processes > 0
     }
+
+    /// What could not be seen, in words.
+    #[must_use]
+    pub fn unseen(&self) -> Option<String> {
+        (self.unreadable > 0).then(|| {
+            format!(
+                "processes whose descriptors may not be read: {} (CAP_SYS_PTRACE and \
+                 CAP_DAC_READ_SEARCH open most); what they hold may have no owner here",
+                self.unreadable
+            )
+        })
+    }
 }
 
 /// Whether this descriptor is this socket, at the cost of one `readlink`.
@@ -70,35 +82,55 @@ pub fn find(inode: u64) -> (Vec<Holder>, Scan) {
     (holders, scan)
 }
 
-/// Who holds each of these sockets, in order of pid and descriptor, nobody seen included; one pass
-/// for all of them, in which `process` gets the number of descriptors open in each process.
+/// Who holds which sockets; 16 bytes a descriptor.
+#[derive(Clone, Debug, Default)]
+pub struct Holders(Vec<(u64, Holder)>);
+
+impl Holders {
+    /// From what a pass over the descriptors gave.
+    #[must_use]
+    pub fn new(mut held: Vec<(u64, Holder)>) -> Self {
+        held.sort_unstable();
+        Self(held)
+    }
+
+    /// Those of one socket, in order of pid and descriptor.
+    pub fn of(&self, inode: u64) -> impl Iterator<Item = Holder> + Clone + '_ {
+        let first = self.0.partition_point(|&(held, _)| held < inode);
+        let of_inode = self.0[first..]
+            .iter()
+            .take_while(move |&&(held, _)| held == inode);
+        of_inode.map(|&(_, holder)| holder)
+    }
+}
+
+/// Who holds each of these sockets; one pass for all of them, in which `process` gets what it gets of
+/// [`scan`].
 #[must_use]
 pub fn find_all(
     inodes: impl IntoIterator<Item = u64>,
-    process: impl FnMut(u32, u64),
-) -> (HashMap<u64, Vec<Holder>>, Scan) {
-    let mut holders: HashMap<u64, Vec<Holder>> = inodes
-        .into_iter()
-        .map(|inode| (inode, Vec::new()))
-        .collect();
+    process: impl FnMut(u32, Option<u64>),
+) -> (Holders, Scan) {
+    let wanted: HashSet<u64> = inodes.into_iter().collect();
+    let mut held = Vec::new();
     let scan = scan(
         |holder, inode| {
-            if let Some(holders) = holders.get_mut(&inode) {
-                holders.push(holder);
+            if wanted.contains(&inode) {
+                held.push((inode, holder));
             }
         },
         process,
     );
-    for holders in holders.values_mut() {
-        holders.sort_unstable();
-    }
-    (holders, scan)
+    (Holders::new(held), scan)
 }
 
 /// One pass over the descriptors of every process: `socket` gets every descriptor that is a socket
-/// of any kind, and `process` the number of descriptors open in a process, after its sockets.
-/// Processes that end meanwhile are left out.
-pub fn scan(mut socket: impl FnMut(Holder, u64), mut process: impl FnMut(u32, u64)) -> Scan {
+/// of any kind, and `process` the number of descriptors open in a process, after its sockets, and `None`
+/// for one whose descriptors may not be read. Processes that end meanwhile are left out.
+pub fn scan(
+    mut socket: impl FnMut(Holder, u64),
+    mut process: impl FnMut(u32, Option<u64>),
+) -> Scan {
     let mut scan = Scan::default();
     let mut buffer = vec![MaybeUninit::uninit(); 32 * 1024];
     for pid in process::pids().into_iter().flatten() {
@@ -111,9 +143,15 @@ pub fn scan(mut socket: impl FnMut(Holder, u64), mut process: impl FnMut(u32, u6
                 } else {
                     &mut scan.unreadable
                 } += 1;
-                process(pid, open);
+                process(pid, Some(open));
+                if !readable {
+                    process(pid, None);
+                }
             }
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => scan.unreadable += 1,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                scan.unreadable += 1;
+                process(pid, None);
+            }
             Err(_) => {}
         }
     }
@@ -226,12 +264,12 @@ mod tests {
         let mut open = 0;
         let (all, _) = find_all([inode, u64::MAX], |found, count| {
             if found == pid {
-                open = count;
+                open = count.unwrap_or_default();
             }
         });
         assert!(open >= 2);
-        assert_eq!(all.get(&u64::MAX), Some(&Vec::new()));
-        assert_eq!(all.get(&inode).cloned().map(ours), Some(expected.to_vec()));
+        assert_eq!(all.of(u64::MAX).next(), None);
+        assert_eq!(ours(all.of(inode).collect()), expected);
 
         assert!(verify(pid, twin.as_raw_fd(), inode));
         assert!(!verify(pid, twin.as_raw_fd(), inode + 1));

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -313,9 +313,7 @@ impl Seen {
             .collect();
         let mut lens: HashMap<SocketAddr, u32> = HashMap::new();
         for (local, count) in &self.half_done {
-            let any = [IpAddr::from([0; 4]), IpAddr::from([0_u8; 16])];
-            let any = any.map(|ip| SocketAddr::new(ip, local.port()));
-            let mut could = [*local].into_iter().chain(any);
+            let mut could = sockets::listening_at(*local);
             if let Some(listener) = could.find(|address| by_address.contains_key(address)) {
                 *lens.entry(listener).or_default() += count;
             }

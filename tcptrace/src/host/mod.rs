@@ -8,7 +8,9 @@
 
 pub mod acceptor;
 pub mod attribution;
+pub mod census;
 pub mod cgroup;
+mod close_waits;
 pub mod container;
 pub mod counters;
 pub mod descriptors;
@@ -21,6 +23,7 @@ pub mod ports;
 pub mod process;
 pub mod snapshot;
 pub mod sockets;
+mod whose;
 pub mod workload;
 
 use std::fs;

@@ -116,8 +116,7 @@ fn with_owners(listeners: &[TcpSocket]) -> Vec<Nearby> {
     let inodes = listeners.iter().map(|listener| listener.inode);
     let (holders, _) = holders::find_all(inodes.filter(|&inode| inode != 0), |_, _| {});
     let listeners = listeners.iter().map(|listener| {
-        let holders = holders.get(&listener.inode);
-        let holder = holders.and_then(|holders| holders.first());
+        let holder = holders.of(listener.inode).next();
         Nearby {
             address: listener.flow.local,
             netns: listener.flow.netns,

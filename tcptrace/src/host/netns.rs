@@ -49,6 +49,20 @@ pub struct Namespaces {
     pub unreadable: u64,
 }
 
+impl Namespaces {
+    /// What cannot be seen, in words.
+    #[must_use]
+    pub fn unseen(&self) -> Option<String> {
+        (self.unreadable > 0).then(|| {
+            format!(
+                "processes whose network namespace may not be read: {} (CAP_SYS_PTRACE opens most); \
+                 sockets in namespaces of their own are not seen",
+                self.unreadable
+            )
+        })
+    }
+}
+
 /// The calling thread's network namespace.
 ///
 /// # Errors

@@ -44,7 +44,7 @@ fn count(ports: &mut Ports, socket: &TcpSocket, peer: Option<SocketAddr>) {
 
 /// `net.ipv4.ip_local_port_range` of the calling thread's namespace, for IPv6 too.
 /// <https://docs.kernel.org/networking/ip-sysctl.html>
-fn local_range() -> Option<RangeInclusive<u16>> {
+pub(super) fn local_range() -> Option<RangeInclusive<u16>> {
     let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
     let mut numbers = text.split_whitespace().map(|number| number.parse().ok());
     Some(numbers.next()??..=numbers.next()??)

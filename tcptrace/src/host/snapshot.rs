@@ -3,19 +3,20 @@
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::cgroup::Cgroups;
-use super::holders::{self, Holder};
+use super::close_waits::{CloseWaits, told_age};
+use super::holders::{self, Holders};
 use super::netns::{self, Namespace};
 use super::process;
 use super::sockets::{self, TcpSocket};
+use super::whose::{Owners, Whose};
 use crate::event::{
-    CloseWait, Confidence, Errno, Event, EventId, FdExhausted, Flow, Kind, Overflow, Owner,
-    Process, State, Timestamp,
+    CloseWait, Confidence, Errno, Event, EventId, FdExhausted, Flow, Kind, Overflow, Process,
+    State, Timestamp,
 };
 
 /// Most sockets in `CLOSE_WAIT`, and most listeners, whose holder is looked for.
@@ -70,8 +71,7 @@ struct Facts {
     listeners: Vec<TcpSocket>,
     /// Sockets for which there was no room in either list.
     over: u64,
-    /// By inode.
-    holders: HashMap<u64, Vec<Holder>>,
+    holders: Holders,
     /// Descriptors open in each process.
     open: Vec<(u32, u64)>,
     /// Processes near their limit: pid, open, limit.
@@ -86,13 +86,7 @@ impl Facts {
             Ok(namespaces) => namespaces,
             Err(error) => return self.notes.push(format!("no socket is seen: {error:#}")),
         };
-        if namespaces.unreadable > 0 {
-            self.notes.push(format!(
-                "processes whose network namespace may not be read: {} (CAP_SYS_PTRACE opens most); \
-                 sockets in namespaces of their own are not seen",
-                namespaces.unreadable
-            ));
-        }
+        self.notes.extend(namespaces.unseen());
         let mut visited = 0;
         for namespace in &namespaces.list {
             if visited > 0 && start.elapsed() >= request.budget {
@@ -134,27 +128,7 @@ impl Facts {
                 }
             })
         });
-        let inode = namespace.inode;
-        match looked {
-            Ok(Ok(dump)) => {
-                if dump.interrupted {
-                    self.notes.push(format!(
-                        "network namespace {inode} changed while it was read: sockets may be \
-                         missing or counted twice"
-                    ));
-                }
-                if dump.unreadable > 0 {
-                    self.notes.push(format!(
-                        "network namespace {inode}: {} sockets could not be read",
-                        dump.unreadable
-                    ));
-                }
-            }
-            Ok(Err(error)) => self
-                .notes
-                .push(format!("network namespace {inode}: {error:#}")),
-            Err(refusal) => self.notes.push(format!("not looked into: {refusal}")),
-        }
+        self.notes.extend(sockets::unseen(looked, namespace.inode));
     }
 
     /// Where the kernel tells no age, whoever is in `CLOSE_WAIT` on the way to its close cannot be told
@@ -195,15 +169,11 @@ impl Facts {
     fn look_at_holders(&mut self) {
         let sockets = self.stuck.iter().chain(&self.listeners);
         let inodes = sockets.map(|it| it.inode).filter(|&inode| inode != 0);
-        let (holders, scan) = holders::find_all(inodes, |pid, open| self.open.push((pid, open)));
+        let (holders, scan) = holders::find_all(inodes, |pid, open| {
+            self.open.extend(open.map(|open| (pid, open)));
+        });
         self.holders = holders;
-        if scan.unreadable > 0 {
-            self.notes.push(format!(
-                "processes whose descriptors may not be read: {} (CAP_SYS_PTRACE and \
-                 CAP_DAC_READ_SEARCH open most); what they hold may have no owner here",
-                scan.unreadable
-            ));
-        }
+        self.notes.extend(scan.unseen());
     }
 
     fn look_at_limits(&mut self, request: &Request<'_>) {
@@ -234,10 +204,10 @@ impl Facts {
                 .clone()
         };
         let mut notes = std::mem::take(&mut self.notes);
-        let ports = self.ports();
+        let owners = Owners::new(&self.holders, &self.listeners);
         let mut kinds = [
-            self.stuck(request, &ports),
-            self.full(request),
+            self.stuck(request, &owners),
+            self.full(request, &owners),
             self.short_of_fds(),
         ];
         let mut events = Vec::new();
@@ -257,60 +227,41 @@ impl Facts {
         Snapshot { events, notes }
     }
 
-    /// One for each group of holders and service: the port served, or the peer connected to.
-    fn stuck<'a>(&'a self, request: &Request<'_>, ports: &Ports<'a>) -> Vec<Found<'a>> {
-        let mut groups: HashMap<_, (u32, &TcpSocket, Whose)> = HashMap::new();
+    /// One for each group of holders and service.
+    fn stuck(&self, request: &Request<'_>, owners: &Owners<'_>) -> Vec<Found> {
+        let mut groups = CloseWaits::new(usize::MAX);
         for socket in &self.stuck {
-            let listeners = ports.get(&port(socket)).map_or(&[][..], Vec::as_slice);
-            let whose = match socket.inode {
-                0 => self.whose_when_accepted(socket, listeners),
-                _ => self.whose(socket),
-            };
-            if !whose.included(&socket.flow, request) {
-                continue;
-            }
-            let peer = socket.flow.peer.filter(|_| listeners.is_empty());
-            let service = peer.unwrap_or(SocketAddr::from(([0; 4], socket.flow.local.port())));
-            let key = (
-                whose.pids.clone(),
-                whose.queued,
-                socket.flow.netns,
-                peer.is_some(),
-                service,
-            );
-            let group = groups
-                .entry(key)
-                .or_insert_with(|| (0, socket, whose.clone()));
-            group.0 += 1;
-            if self.age(socket) > self.age(group.1) {
-                (group.1, group.2) = (socket, whose);
+            let whose = owners.of(socket);
+            if request.includes(&whose, &socket.flow) {
+                let age = Some(self.age(socket));
+                groups.add(socket, whose, owners.served(socket), age);
             }
         }
-        let found = groups.into_values().map(|(count, oldest, whose)| {
-            let age_ms = u64::try_from(self.age(oldest).as_millis()).unwrap_or(u64::MAX);
+        let found = groups.into_groups().map(|group| {
+            let age = group.age.unwrap_or_default();
             let kind = CloseWait {
-                age_ms,
+                age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
                 at_least: true,
-                count,
+                count: group.count,
                 at_start: true,
             };
             Found {
-                socket: Some(oldest),
-                whose,
-                weight: u64::from(count),
+                socket: Some(group.oldest),
+                whose: group.whose,
+                weight: u64::from(group.count),
                 kind: Kind::CloseWaitStuck(kind),
             }
         });
         found.collect()
     }
 
-    fn full(&self, request: &Request<'_>) -> Vec<Found<'_>> {
+    fn full(&self, request: &Request<'_>, owners: &Owners<'_>) -> Vec<Found> {
         let full = self
             .listeners
             .iter()
             .filter(|listener| listener.accept_queue_full());
         let found = full.filter_map(|listener| {
-            let whose = self.whose(listener);
+            let whose = owners.of(listener);
             let kind = Overflow {
                 path: None,
                 count: 0,
@@ -321,8 +272,8 @@ impl Facts {
                 drops: listener.drops,
                 last_accept_ago_us: None,
             };
-            whose.included(&listener.flow, request).then(|| Found {
-                socket: Some(listener),
+            request.includes(&whose, &listener.flow).then(|| Found {
+                socket: Some(listener.clone()),
                 whose,
                 weight: u64::from(listener.recv_queue),
                 kind: Kind::AcceptQueueOverflow(kind),
@@ -331,7 +282,7 @@ impl Facts {
         found.collect()
     }
 
-    fn short_of_fds(&self) -> Vec<Found<'_>> {
+    fn short_of_fds(&self) -> Vec<Found> {
         let found = self.short_of_fds.iter().map(|&(pid, open, limit)| Found {
             socket: None,
             whose: Whose {
@@ -350,136 +301,38 @@ impl Facts {
         });
         found.collect()
     }
-
-    fn ports(&self) -> Ports<'_> {
-        let mut ports = Ports::new();
-        for listener in &self.listeners {
-            ports.entry(port(listener)).or_default().push(listener);
-        }
-        ports
-    }
-
-    fn whose(&self, socket: &TcpSocket) -> Whose {
-        let holders = self
-            .holders
-            .get(&socket.inode)
-            .map_or(&[][..], Vec::as_slice);
-        let fd = holders.first().map(|holder| holder.fd);
-        Whose {
-            pids: pids(holders),
-            fd,
-            queued: false,
-        }
-    }
-
-    /// The holders of the listener that a connection came in through: one of its own address, or
-    /// else of any address.
-    fn whose_when_accepted(&self, socket: &TcpSocket, listeners: &[&TcpSocket]) -> Whose {
-        let local = socket.flow.local;
-        let exact = listeners
-            .iter()
-            .any(|listener| listener.flow.local == local);
-        let holders: Vec<Holder> = listeners
-            .iter()
-            .filter(|listener| {
-                let at = listener.flow.local;
-                if exact {
-                    at == local
-                } else {
-                    at.ip().is_unspecified()
-                }
-            })
-            .filter_map(|listener| self.holders.get(&listener.inode))
-            .flatten()
-            .copied()
-            .collect();
-        Whose {
-            pids: pids(&holders),
-            fd: None,
-            queued: true,
-        }
-    }
 }
 
-/// Listeners by network namespace and port.
-type Ports<'a> = HashMap<(u32, u16), Vec<&'a TcpSocket>>;
-
-fn port(socket: &TcpSocket) -> (u32, u16) {
-    (socket.flow.netns, socket.flow.local.port())
-}
-
-fn pids(holders: &[Holder]) -> Arc<[u32]> {
-    let mut pids: Vec<u32> = holders.iter().map(|holder| holder.pid).collect();
-    pids.sort_unstable();
-    pids.dedup();
-    pids.into()
-}
-
-/// How long a connection has been in `CLOSE_WAIT` at least, by what TCP says: its FIN carried an ACK.
-fn told_age(socket: &TcpSocket) -> Option<Duration> {
-    let info = socket.info?;
-    Some(Duration::from_millis(info.ack_received_ago_ms.into()))
-}
-
-/// The processes a socket belongs to.
-#[derive(Clone, Debug)]
-struct Whose {
-    /// In order.
-    pids: Arc<[u32]>,
-    /// Descriptor of the first.
-    fd: Option<i32>,
-    /// They are the listener's: the connection waits for `accept`.
-    queued: bool,
-}
-
-impl Whose {
-    fn included(&self, flow: &Flow, request: &Request<'_>) -> bool {
-        if self.pids.is_empty() {
-            return (request.include)(Some(flow), None);
+impl Request<'_> {
+    /// A socket of nobody is asked for by its flow alone.
+    fn includes(&self, whose: &Whose, flow: &Flow) -> bool {
+        if whose.pids.is_empty() {
+            return (self.include)(Some(flow), None);
         }
-        self.pids
-            .iter()
-            .any(|&pid| (request.include)(Some(flow), Some(pid)))
-    }
-
-    fn owner(&self, describe: &mut dyn FnMut(u32) -> Option<Process>) -> Owner {
-        let Some(process) = self.pids.first().and_then(|&pid| describe(pid)) else {
-            return Owner::default();
-        };
-        let (confidence, holders) = match &*self.pids {
-            [_] if self.queued => (Confidence::Inherited, Arc::default()),
-            [_] => (Confidence::Seeded, Arc::default()),
-            _ => (Confidence::Shared, Arc::clone(&self.pids)),
-        };
-        Owner {
-            confidence,
-            process: Some(process),
-            holders,
-            creator: None,
-            checked_after_ms: None,
-        }
+        let mut pids = whose.pids.iter();
+        pids.any(|&pid| (self.include)(Some(flow), Some(pid)))
     }
 }
 
 /// One trouble.
 #[derive(Debug)]
-struct Found<'a> {
-    socket: Option<&'a TcpSocket>,
+struct Found {
+    socket: Option<TcpSocket>,
     whose: Whose,
     /// The heaviest are shown first.
     weight: u64,
     kind: Kind,
 }
 
-impl Found<'_> {
+impl Found {
     fn event(
         self,
         request: &Request<'_>,
         next_id: &mut dyn FnMut() -> EventId,
         describe: &mut dyn FnMut(u32) -> Option<Process>,
     ) -> Event {
-        let mut socket = self.socket.map(TcpSocket::to_event);
-        let owner = self.whose.owner(describe);
+        let mut socket = self.socket.as_ref().map(TcpSocket::to_event);
+        let owner = self.whose.owner(Confidence::Seeded, describe);
         if let Some(socket) = &mut socket {
             socket.fd = self.whose.fd.filter(|_| owner.process.is_some());
         }
@@ -502,6 +355,7 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     use super::*;
+    use crate::host::holders::Holder;
     use crate::host::sockets::Info;
 
     fn socket(local: &str, peer: Option<&str>, state: State, inode: u64) -> TcpSocket {
@@ -593,12 +447,10 @@ mod tests {
         rows.collect()
     }
 
-    fn held(by: &[(u64, u32, i32)]) -> HashMap<u64, Vec<Holder>> {
-        let mut holders: HashMap<u64, Vec<Holder>> = HashMap::new();
-        for &(inode, pid, fd) in by {
-            holders.entry(inode).or_default().push(Holder { pid, fd });
-        }
-        holders
+    fn held(by: &[(u64, u32, i32)]) -> Holders {
+        let held = by.iter();
+        let held = held.map(|&(inode, pid, fd)| (inode, Holder { pid, fd }));
+        Holders::new(held.collect())
     }
 
     #[test]

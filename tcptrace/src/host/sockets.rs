@@ -4,12 +4,12 @@
 mod diag;
 mod table;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::LazyLock;
 
 use anyhow::Result;
 
-use super::netns;
+use super::netns::{self, Refusal};
 use crate::event::{self, Coverage, Flow, SocketId, State};
 
 /// Every state a TCP socket can be in.
@@ -142,6 +142,36 @@ pub struct Dump {
     pub interrupted: bool,
     /// Answers that could not be read.
     pub unreadable: u64,
+}
+
+/// Where a listener may be that a connection to this address belongs to, the nearest first.
+pub(super) fn listening_at(local: SocketAddr) -> impl Iterator<Item = SocketAddr> {
+    let any = [IpAddr::from([0; 4]), IpAddr::from([0_u8; 16])];
+    let any = any.map(|ip| SocketAddr::new(ip, local.port()));
+    [local].into_iter().chain(any)
+}
+
+/// What a look into a namespace did not show, in words.
+pub(super) fn unseen(looked: Result<Result<Dump>, Refusal>, netns: u32) -> Vec<String> {
+    let dump = match looked {
+        Ok(Ok(dump)) => dump,
+        Ok(Err(error)) => return vec![format!("network namespace {netns}: {error:#}")],
+        Err(refusal) => return vec![format!("not looked into: {refusal}")],
+    };
+    let mut notes = Vec::new();
+    if dump.interrupted {
+        notes.push(format!(
+            "network namespace {netns} changed while it was read: sockets may be missing or counted \
+             twice"
+        ));
+    }
+    if dump.unreadable > 0 {
+        notes.push(format!(
+            "network namespace {netns}: {} sockets could not be read",
+            dump.unreadable
+        ));
+    }
+    notes
 }
 
 /// Hands every TCP socket in one of `states` to `each`, IPv4 first; holds a few of them at a time. The

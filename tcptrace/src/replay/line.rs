@@ -503,6 +503,11 @@ impl<'a> Attributes<'a> {
                 errno: self.error_type()?,
                 count: self.need(name::SUPPRESSED_COUNT, Self::int)?,
             }),
+            look if look.starts_with("tcptrace.sockets.") => {
+                return Err(Wrong(
+                    "it is of `tcptrace sockets`: one look is no trace to replay".to_owned(),
+                ));
+            }
             other => return Err(Wrong(format!("{other:?} is no event this version knows"))),
         })
     }

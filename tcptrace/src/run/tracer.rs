@@ -168,7 +168,7 @@ pub(super) fn check(args: &Trace) -> Result<(Selection, u32), Failure> {
         error,
     };
     let selection = selection(args).map_err(usage)?;
-    if args.children && args.pid.is_empty() && args.cmd.is_empty() {
+    if args.children && args.filter.pid.is_empty() && args.cmd.is_empty() {
         let error = anyhow!("--children follows the children of --pid PID: name one");
         return Err(usage(error));
     }
@@ -254,7 +254,9 @@ fn publish(
 /// What cannot go unseen of the sockets traced. A filter that is about one end alone leaves out the RST
 /// of the other.
 fn sees_of(args: &Trace, report: &Report) -> Sees {
-    let both_ends = args.local_port.is_empty() && args.peer_port.is_empty() && args.peer.is_empty();
+    let filter = &args.filter;
+    let both_ends =
+        filter.local_port.is_empty() && filter.peer_port.is_empty() && filter.peer.is_empty();
     Sees {
         resets: both_ends && report.shows_resets() == Some(true),
         final_acks: report.shows_final_acks(),
@@ -800,7 +802,7 @@ pub(super) fn format(output: Output, color: bool, header: bool) -> Format {
 }
 
 /// What all records of this run have in common.
-fn context() -> Result<sink::Context> {
+pub(super) fn context() -> Result<sink::Context> {
     Ok(sink::Context {
         run: u32::from_ne_bytes(random()?),
         key: random()?,

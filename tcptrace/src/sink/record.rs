@@ -10,9 +10,9 @@ use sha1::{Digest as _, Sha1};
 use super::Context;
 use crate::diagnose;
 use crate::event::{
-    Address, Cause, End, Event, EventId, Exit, Fact, Finding, Flow, Held, Holding, Kind, Nearby,
-    OverflowPath, Owner, Pool, Process, ResetSent, Severity, Side, Socket, SocketId, State,
-    Summary, Timestamp,
+    Address, Cause, End, Event, EventId, Exit, Fact, Finding, Flow, Held, Holding, Kind, LimitedBy,
+    Nearby, OverflowPath, Owner, Pool, Process, ResetSent, Severity, Side, Socket, SocketId,
+    Sockets, State, States, Summary, TimeWaits, Timestamp,
 };
 
 /// A value of the record.
@@ -64,6 +64,7 @@ pub fn severity(event: &Event) -> Severity {
         | Kind::Coverage(_)
         | Kind::EventsSuppressed(_)
         | Kind::Summary(_) => Severity::Info,
+        Kind::Sockets(found) => found.severity(),
     }
 }
 
@@ -220,6 +221,7 @@ names! {
     ACCEPTOR_SYSCALL = "tcptrace.acceptor.syscall"
     ACCEPTOR_CHECKED = "tcptrace.acceptor.checked_ms"
     QUEUE_SOMAXCONN = "tcptrace.accept_queue.somaxconn"
+    QUEUE_LIMITED_BY = "tcptrace.accept_queue.limited_by"
     NEARBY = "tcptrace.nearby"
     PORTS_FIRST = "tcptrace.ports.first"
     PORTS_LAST = "tcptrace.ports.last"
@@ -263,6 +265,30 @@ names! {
     KERNEL_OVERFLOWS = "tcptrace.kernel.listen_overflows"
     UNSEEN_RESETS = "tcptrace.unseen.resets"
     UNSEEN_OVERFLOWS = "tcptrace.unseen.overflows"
+    SOCKETS_TOTAL = "tcptrace.sockets.total"
+    SOCKETS_ESTABLISHED = "tcptrace.sockets.established"
+    SOCKETS_SYN_SENT = "tcptrace.sockets.syn_sent"
+    SOCKETS_SYN_RECEIVED = "tcptrace.sockets.syn_received"
+    SOCKETS_FIN_WAIT_1 = "tcptrace.sockets.fin_wait_1"
+    SOCKETS_FIN_WAIT_2 = "tcptrace.sockets.fin_wait_2"
+    SOCKETS_TIME_WAIT = "tcptrace.sockets.time_wait"
+    SOCKETS_CLOSED = "tcptrace.sockets.closed"
+    SOCKETS_CLOSE_WAIT = "tcptrace.sockets.close_wait"
+    SOCKETS_LAST_ACK = "tcptrace.sockets.last_ack"
+    SOCKETS_LISTEN = "tcptrace.sockets.listen"
+    SOCKETS_CLOSING = "tcptrace.sockets.closing"
+    SOCKETS_NETNS_NAME = "tcptrace.sockets.netns_name"
+    SOCKETS_UNOWNED = "tcptrace.sockets.unowned"
+    CLOSE_WAIT_EOF_UNREAD = "tcptrace.close_wait.eof_unread"
+    CLOSE_WAIT_UNREAD = "tcptrace.close_wait.unread"
+    TIME_WAIT_COUNT = "tcptrace.time_wait.count"
+    TIME_WAIT_CLOSER = "tcptrace.time_wait.closed_first"
+    TIME_WAIT_ADDRESSES = "tcptrace.time_wait.addresses"
+    TIME_WAIT_MOST = "tcptrace.time_wait.most"
+    COUNTER_OVERFLOWS = "tcptrace.counter.overflows"
+    COUNTER_LISTEN_DROPS = "tcptrace.counter.listen_drops"
+    COUNTER_SYN_DROPS = "tcptrace.counter.syn_drops"
+    COUNTER_SYN_COOKIES = "tcptrace.counter.syn_cookies"
 }
 
 /// The version of the record's shape; additions do not change it.
@@ -610,7 +636,100 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
                 self.str(name::SUPPRESSED_EVENT, suppressed.name)
             }
             Kind::Summary(summary) => self.summary(summary),
+            Kind::Sockets(found) => self.sockets(found),
         }
+    }
+
+    fn sockets(&mut self, found: &Sockets) -> Result<(), E> {
+        match found {
+            Sockets::Namespace(namespace) => {
+                self.int(name::NETNS, namespace.inode)?;
+                self.maybe_str(name::SOCKETS_NETNS_NAME, namespace.name.as_deref())?;
+                self.states(&namespace.states)?;
+                self.maybe(name::COUNTER_OVERFLOWS, namespace.overflows)?;
+                self.maybe(name::COUNTER_LISTEN_DROPS, namespace.listen_drops)?;
+                self.maybe(name::COUNTER_SYN_DROPS, namespace.syn_drops)?;
+                self.maybe(name::COUNTER_SYN_COOKIES, namespace.syn_cookies)
+            }
+            Sockets::Process(process) => {
+                self.states(&process.states)?;
+                self.int(name::FD_OPEN, process.open)?;
+                self.maybe(name::FD_LIMIT, process.limit)
+            }
+            Sockets::Unowned(why, states) => {
+                self.str(name::SOCKETS_UNOWNED, why.as_str())?;
+                self.states(states)
+            }
+            Sockets::Listener(listener) => {
+                self.int(name::QUEUE_LEN, listener.len)?;
+                self.maybe(name::QUEUE_MAX, listener.max)?;
+                self.maybe(name::QUEUE_DROPS, listener.drops)?;
+                let limited_by = listener.limited_by().map(LimitedBy::as_str);
+                self.maybe_str(name::QUEUE_LIMITED_BY, limited_by)?;
+                self.maybe(name::QUEUE_SOMAXCONN, listener.somaxconn)?;
+                self.int(name::SYN_QUEUE_LEN, listener.half_done)
+            }
+            Sockets::CloseWait(waits) => {
+                self.maybe(name::CLOSE_WAIT_AGE, waits.age_ms)?;
+                self.flag(name::CLOSE_WAIT_AT_LEAST, waits.age_ms.is_some())?;
+                self.int(name::CLOSE_WAIT_COUNT, waits.count)?;
+                self.int(name::CLOSE_WAIT_EOF_UNREAD, waits.eof_unread)?;
+                self.int(name::CLOSE_WAIT_UNREAD, waits.unread)
+            }
+            Sockets::TimeWait(waits) => self.time_waits(waits),
+            Sockets::Socket { close_wait_ms } => {
+                self.maybe(name::CLOSE_WAIT_AGE, *close_wait_ms)?;
+                self.flag(name::CLOSE_WAIT_AT_LEAST, close_wait_ms.is_some())
+            }
+        }
+    }
+
+    /// A state without sockets has no key.
+    fn states(&mut self, states: &States) -> Result<(), E> {
+        self.int(name::SOCKETS_TOTAL, states.total())?;
+        for (name, state) in [
+            (name::SOCKETS_ESTABLISHED, State::Established),
+            (name::SOCKETS_SYN_SENT, State::SynSent),
+            (name::SOCKETS_SYN_RECEIVED, State::SynReceived),
+            (name::SOCKETS_FIN_WAIT_1, State::FinWait1),
+            (name::SOCKETS_FIN_WAIT_2, State::FinWait2),
+            (name::SOCKETS_TIME_WAIT, State::TimeWait),
+            (name::SOCKETS_CLOSED, State::Closed),
+            (name::SOCKETS_CLOSE_WAIT, State::CloseWait),
+            (name::SOCKETS_LAST_ACK, State::LastAck),
+            (name::SOCKETS_LISTEN, State::Listen),
+            (name::SOCKETS_CLOSING, State::Closing),
+        ] {
+            let count = states.of(state);
+            self.maybe(name, (count > 0).then_some(count))?;
+        }
+        Ok(())
+    }
+
+    /// The serving end with its port, and of the other end the address that most have.
+    fn time_waits(&mut self, waits: &TimeWaits) -> Result<(), E> {
+        let (service, most) = (Address(waits.service.ip()), Address(waits.most));
+        let port = waits.service.port();
+        self.str(name::NETWORK_TRANSPORT, "tcp")?;
+        if waits.side == Some(Side::Client) {
+            self.text(name::LOCAL_ADDRESS, &most)?;
+            self.text(name::PEER_ADDRESS, &service)?;
+            self.int(name::PEER_PORT, port)?;
+        } else {
+            self.text(name::LOCAL_ADDRESS, &service)?;
+            self.int(name::LOCAL_PORT, port)?;
+            self.text(name::PEER_ADDRESS, &most)?;
+        }
+        self.int(name::NETNS, waits.netns)?;
+        self.int(name::TIME_WAIT_COUNT, waits.count)?;
+        self.maybe_str(name::TIME_WAIT_CLOSER, waits.side.map(Side::as_str))?;
+        self.int(name::TIME_WAIT_ADDRESSES, waits.addresses)?;
+        self.int(name::TIME_WAIT_MOST, waits.most_count)?;
+        if let Some(ports) = &waits.ports {
+            self.int(name::PORTS_FIRST, *ports.start())?;
+            self.int(name::PORTS_LAST, *ports.end())?;
+        }
+        Ok(())
     }
 
     fn reset(&mut self, reset: &ResetSent) -> Result<(), E> {
@@ -848,7 +967,8 @@ mod tests {
 
     #[test]
     fn no_attribute_is_given_twice_and_all_are_named() {
-        for event in samples::all().into_iter().chain(samples::verdicts()) {
+        let all = [samples::all(), samples::verdicts(), samples::sockets()];
+        for event in all.into_iter().flatten() {
             let mut seen = HashSet::new();
             let done = attributes(&samples::context(), &event, &mut |name, _| {
                 assert!(name::ALL.contains(&name), "{name} is in no list");

@@ -1,5 +1,7 @@
 //! One event of every kind, as the tests of the outputs use them.
 
+mod sockets;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -15,6 +17,8 @@ use crate::event::{
     SocketId, State, StateChange, Summary, SummaryRow, Suppressed, SynQueue, Syscall, Timeout,
     Timestamp, Workload,
 };
+
+pub(crate) use sockets::sockets;
 
 pub(crate) fn context() -> Context {
     Context {

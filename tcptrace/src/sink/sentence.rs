@@ -1,6 +1,8 @@
 //! What happened, in words a person reads first; the kernel's words come after them. What matters
 //! most comes first, because a line of columns may end early.
 
+pub(super) mod sockets;
+
 use std::fmt::{self, Display as _};
 
 use nix::sys::signal::Signal;
@@ -40,6 +42,7 @@ pub(super) fn label(event: &Event) -> &'static str {
         Kind::ExportDropped(_) => "not exported",
         Kind::EventsSuppressed(_) => "suppressed",
         Kind::Summary(_) => "summary",
+        Kind::Sockets(found) => sockets::label(found),
     }
 }
 
@@ -138,6 +141,7 @@ impl fmt::Display for Detail<'_> {
                 Millis(summary.duration_ms),
                 summary.lost
             ),
+            Kind::Sockets(found) => sockets::detail(f, event, found),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Text for a person: one line an event, the banner at the start and the summary at the end.
 
 mod block;
+mod tables;
 
 pub use block::who;
 
@@ -16,7 +17,7 @@ use jiff::tz::TimeZone;
 
 use super::sentence::{Detail, Verdict, doubt, kernel_word, label, seen};
 use crate::event::{
-    Confidence, Count, Coverage, Event, Kind, Millis, Owner, Reconciled, Severity, Summary,
+    Confidence, Count, Coverage, Event, Kind, Millis, Owner, Process, Reconciled, Severity, Summary,
 };
 
 /// Lines are this wide where no terminal says otherwise.
@@ -25,6 +26,9 @@ const WIDTH: usize = 120;
 /// The free text gets at least this much: a flow of two long IPv6 addresses fills a line by itself,
 /// and a terminal that has to wrap it has room on the next.
 const DETAIL_MIN: usize = 24;
+
+/// A narrower terminal has to wrap by itself.
+const NARROWEST: usize = 60;
 
 const TIME: usize = 12;
 const PROCESS: usize = 16;
@@ -146,9 +150,11 @@ fn style(kind: &Kind) -> Style {
         | Kind::ConnectionTimeout(_)
         | Kind::FdInvalid(_) => AnsiColor::Yellow,
         Kind::CloseWaitEntered(_) | Kind::CloseWaitStuck(_) => AnsiColor::Cyan,
-        Kind::StateChanged(_) | Kind::Retransmit(_) | Kind::Coverage(_) | Kind::Summary(_) => {
-            return Style::new();
-        }
+        Kind::StateChanged(_)
+        | Kind::Retransmit(_)
+        | Kind::Coverage(_)
+        | Kind::Summary(_)
+        | Kind::Sockets(_) => return Style::new(),
     };
     color.on_default()
 }
@@ -407,17 +413,20 @@ impl<'a> Line<'a> {
                 Confidence::Exact => "",
                 _ => "~",
             };
-            let id = format_args!("[{}]", process.pid);
-            self.text(usize::MAX, doubt);
-            self.text(
-                (start + PROCESS).saturating_sub(self.used + columns(&id)),
-                process.comm,
-            );
-            self.text(usize::MAX, id);
+            self.named(process, doubt);
         } else {
             self.text(usize::MAX, if of_socket { "?" } else { "-" });
         }
         self.pad(start + PROCESS);
+    }
+
+    /// A process behind the mark of a doubt; its name is cut to the column.
+    fn named(&mut self, process: &Process, doubt: &str) {
+        let end = self.used + PROCESS;
+        let id = format_args!("[{}]", process.pid);
+        self.text(usize::MAX, doubt);
+        self.text(end.saturating_sub(self.used + columns(&id)), process.comm);
+        self.text(usize::MAX, id);
     }
 
     /// Never cut.

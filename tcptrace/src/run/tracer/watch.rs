@@ -135,8 +135,8 @@ impl Watch {
             close_wait_after: args.close_wait_after.max(STUCK),
             queues,
             filters,
-            cgroups: args.cgroup.clone(),
-            by_pid: !args.pid.is_empty(),
+            cgroups: args.filter.cgroup.clone(),
+            by_pid: !args.filter.pid.is_empty(),
             gone: false,
             chores: Instant::now(),
             service: None,
@@ -189,7 +189,7 @@ impl Watch {
         let gone = self.filters.values.without(&change.filters.values);
         self.kernel.unset_filters(&gone)?;
         self.filters = change.filters.clone();
-        self.cgroups.clone_from(&change.trace.cgroup);
+        self.cgroups.clone_from(&change.trace.filter.cgroup);
         self.close_wait_after = change.trace.close_wait_after.max(STUCK);
         session.select(change.selection.clone());
         session.limit_rate(change.trace.rate_limit);
@@ -456,7 +456,7 @@ impl Upkeep for Watch {
 
 /// The namespaces named by a filter always, others only where there is no such filter.
 fn queues(args: &Trace, filters: &Filters, accept_queues: bool) -> Result<ListenQueues> {
-    let named = args.netns.iter().map(|name| netns::named(name));
+    let named = args.filter.netns.iter().map(|name| netns::named(name));
     let mut named = named.collect::<Result<Vec<_>>>()?;
     if named.is_empty() {
         let pids = filters.values.pids.iter();

@@ -5,14 +5,12 @@ use std::fmt;
 
 use bytes::{BufMut as _, BytesMut};
 
-use super::{Columns, Printable};
+use super::{Columns, NARROWEST, Printable};
 use crate::event::{Count, Event, Finding, Millis, Owner};
 use crate::sink::sentence::doubt;
 
 /// Where the text begins; the word that says what it is stands before it.
 const INDENT: usize = 14;
-/// A narrower terminal has to wrap by itself.
-const NARROWEST: usize = 60;
 
 impl Columns {
     /// Adds what the finding's own line has no room for.
