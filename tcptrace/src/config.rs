@@ -350,9 +350,8 @@ impl Filters {
             Some(flow) => self.include_flow(flow),
             None => by_socket == [0; 7],
         };
-        let by_owner = [config.pid, config.comm, config.uid, config.cgroup] != [0; 4];
         socket
-            && (!by_owner
+            && (!self.by_owner()
                 || pid
                     .and_then(|pid| process::describe(pid, Cgroups::open().ok().as_ref()))
                     .is_some_and(|owner| {
@@ -364,7 +363,22 @@ impl Filters {
                     }))
     }
 
-    fn include_flow(&self, flow: &Flow) -> bool {
+    /// Some of them are about whose a socket is.
+    #[must_use]
+    pub fn by_owner(&self) -> bool {
+        let config = self.config;
+        [config.pid, config.comm, config.uid, config.cgroup] != [0; 4]
+    }
+
+    /// A socket in this network namespace may be asked for.
+    #[must_use]
+    pub fn may_be_in(&self, netns: u32) -> bool {
+        self.config.netns == 0 || self.values.netns.contains(&netns)
+    }
+
+    /// Decides as far as the flow alone tells.
+    #[must_use]
+    pub fn include_flow(&self, flow: &Flow) -> bool {
         let Self { config, values } = self;
         let port = |wanted, port| values.ports.contains(&(wanted, port));
         let network = |wanted, address: IpAddr| {
@@ -376,7 +390,7 @@ impl Filters {
         let (local, peer) = (flow.local, flow.peer);
         let family = if flow.is_ipv4() { 4 } else { 6 };
         (config.family == 0 || config.family == family)
-            && (config.netns == 0 || values.netns.contains(&flow.netns))
+            && self.may_be_in(flow.netns)
             && (config.local_port == 0 || port(role::LOCAL, local.port()))
             && (config.peer_port == 0 || peer.is_some_and(|peer| port(role::PEER, peer.port())))
             && (config.port == 0

@@ -18,3 +18,4 @@ pub mod selftest;
 pub mod session;
 pub mod sink;
 pub mod source;
+pub mod top;

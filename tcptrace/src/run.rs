@@ -3,6 +3,7 @@
 mod command;
 mod replay;
 mod sees;
+mod top;
 mod tracer;
 
 use std::ffi::OsString;
@@ -87,7 +88,8 @@ pub fn run(args: Vec<OsString>) -> Result<u8, Failure> {
             tracer::check(&cli.trace)?;
             print("the configuration is right")
         }
-        None => tracer::trace(&cli.trace, file.map(|file| (args, file))),
+        None => tracer::trace(&cli.trace, file.map(|file| (args, file)), None),
+        Some(Command::Top(args)) => top::top(*args),
         Some(Command::Doctor {
             output,
             verbose,

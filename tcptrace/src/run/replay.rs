@@ -46,18 +46,7 @@ pub(super) fn replay(args: &Replay) -> Result<u8, Failure> {
         format,
         Box::new(Direct::new(io::stdout(), "standard output")),
     );
-    let analysis = Analysis::new(Limits::default(), sees::UNTOLD);
-    let stream = Stream::new(selection, outputs, analysis, args.count);
-    let recordings = Recordings::open(&args.files, args.follow)?;
-    let mut run = Run {
-        args,
-        recordings,
-        stream,
-        runs: Vec::new(),
-        period: None,
-        clock: Timestamp(0),
-        progress: None,
-    };
+    let mut run = Run::new(args, selection, outputs)?;
     let outcome = run.run();
     run.clear_progress();
     match outcome {
@@ -72,6 +61,31 @@ pub(super) fn replay(args: &Replay) -> Result<u8, Failure> {
     }
 }
 
+/// How fast what was recorded is taken.
+pub(super) trait Pace {
+    /// Waits until it is this time in the recording; `None`: the recording is over. False: nobody wants
+    /// more.
+    fn wait(&mut self, until: Option<Timestamp>) -> bool;
+}
+
+/// Plays recordings at a pace, until nobody wants more. What they leave to be said is not said, as it would
+/// be drawn over, but given back.
+///
+/// # Errors
+/// One cannot be read, or the output failed.
+pub(super) fn play(
+    args: &Replay,
+    selection: Selection,
+    outputs: Outputs,
+    pace: &mut dyn Pace,
+) -> Result<Vec<String>, Failure> {
+    let mut run = Run::new(args, selection, outputs)?;
+    run.pace = Some(pace);
+    run.run()?;
+    while run.pace.as_mut().is_some_and(|pace| pace.wait(None)) {}
+    Ok(run.unsaid)
+}
+
 struct Run<'a> {
     args: &'a Replay,
     recordings: Recordings,
@@ -83,6 +97,12 @@ struct Run<'a> {
     clock: Timestamp,
     /// When it was last said how far it is; `None`: never.
     progress: Option<Instant>,
+    /// `None`: as fast as it can be taken.
+    pace: Option<&'a mut dyn Pace>,
+    /// Nobody wants more.
+    over: bool,
+    /// What was to be said at a pace.
+    unsaid: Vec<String>,
 }
 
 /// What is known of a run that was recorded.
@@ -93,11 +113,27 @@ struct OfRun {
     tells_time: bool,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    fn new(args: &'a Replay, selection: Selection, outputs: Outputs) -> Result<Self, Failure> {
+        let analysis = Analysis::new(Limits::default(), sees::UNTOLD);
+        Ok(Self {
+            args,
+            recordings: Recordings::open(&args.files, args.follow)?,
+            stream: Stream::new(selection, outputs, analysis, args.count),
+            runs: Vec::new(),
+            period: None,
+            clock: Timestamp(0),
+            progress: None,
+            pace: None,
+            over: false,
+            unsaid: Vec::new(),
+        })
+    }
+
     fn run(&mut self) -> Result<(), Failure> {
         let mut signals = self.args.follow.then(Stop::new).transpose()?;
         let mut round = 0;
-        while !self.stream.is_full() {
+        while !self.stream.is_full() && !self.over {
             let step = self.recordings.step()?;
             for context in self.recordings.new_runs() {
                 self.stream.add_run(context);
@@ -151,6 +187,16 @@ impl Run<'_> {
     }
 
     fn due(&mut self, due: Due) -> Result<(), Failure> {
+        if let Some(pace) = &mut self.pace {
+            let time = match &due {
+                Due::Event(event) => event.time,
+                Due::Time { until, .. } => *until,
+            };
+            self.over = self.over || !pace.wait(Some(time));
+            if self.over {
+                return Ok(());
+            }
+        }
         match due {
             Due::Event(event) => self.take(&event),
             Due::Time { run, until } => {
@@ -203,6 +249,10 @@ impl Run<'_> {
     fn say(&mut self) {
         let said: Vec<_> = self.recordings.said().collect();
         if said.is_empty() {
+            return;
+        }
+        if self.pace.is_some() {
+            self.unsaid.extend(said);
             return;
         }
         self.clear_progress();

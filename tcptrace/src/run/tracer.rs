@@ -2,6 +2,7 @@
 
 mod reload;
 mod service;
+mod top;
 mod watch;
 
 use std::ffi::OsString;
@@ -22,6 +23,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::command::{self, Held};
+use super::top::{OnScreen, Signals};
 use super::{Failure, Host, sees, status};
 use crate::cli::{Output, Trace};
 use crate::config::{self, Filters, Selection};
@@ -44,6 +46,7 @@ use crate::sink::text::{self, Columns};
 use crate::sink::{self, Delivery, Exports, Format, Opener, Outputs, Rotation, Tls};
 use crate::source::Source;
 use crate::source::ring::Ring;
+use crate::top::{Screen, Shared};
 use reload::Reload;
 use service::Service;
 use watch::Watch;
@@ -74,16 +77,19 @@ enum Stop {
 
 /// `tcptrace [FILTER] [OUTPUT]`.
 ///
-/// `reloaded` is the command line and the file it took options from.
+/// `reloaded` is the command line and the file it took options from. On a screen there is nothing on
+/// standard output but that.
 pub(super) fn trace(
     args: &Trace,
     reloaded: Option<(Vec<OsString>, config::file::File)>,
+    on_screen: Option<OnScreen>,
 ) -> Result<u8, Failure> {
     let (selection, ring_bytes) = check(args)?;
     // Before anything is loaded: what is wrong with the request does not need the kernel.
     let opener = args.output_file.as_ref().map(|_| Opener::start());
     let opener = opener.transpose().context("no thread to open files")?;
-    let (outputs, deliveries) = outputs(args, opener.as_ref())?;
+    let view = on_screen.as_ref().map(|it| it.shared.clone());
+    let (outputs, deliveries) = outputs(args, opener.as_ref(), view)?;
     let listener = args.metrics.map(server::bind).transpose()?;
     let mut filters = Filters::of(args, &selection)?;
     let host = Host::look();
@@ -140,6 +146,7 @@ pub(super) fn trace(
         answer(args, listener, &mut session)?;
     }
     let service = Service::from_env()?;
+    let screen = on_screen.map(show).transpose()?;
     raise_priority();
     give_up_privileges(args, &report.facts, opener)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -155,7 +162,22 @@ pub(super) fn trace(
         command,
         service,
         reload: reloaded.map(|(args, file)| Reload { args, file }),
+        screen,
     }))
+}
+
+/// Takes the terminal over, on a thread that can do nothing else.
+fn show(on_screen: OnScreen) -> Result<(Screen, Shared)> {
+    let OnScreen {
+        shared,
+        title,
+        theme,
+    } = on_screen;
+    let screen = Screen::start(shared.clone(), title, theme, || {
+        privileges::keep_only(&CapsHashSet::new())?;
+        confine(Part::Screen)
+    })?;
+    Ok((screen, shared))
 }
 
 /// What can be said of the options without a look at the host.
@@ -311,6 +333,7 @@ struct Live<'a> {
     command: Option<Held>,
     service: Service,
     reload: Option<Reload>,
+    screen: Option<(Screen, Shared)>,
 }
 
 async fn live(live: Live<'_>) -> Result<u8, Failure> {
@@ -324,6 +347,7 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
         command,
         service,
         reload,
+        screen,
     } = live;
     let begun = Instant::now();
     let mut source = Ring::new(kernel.take_ring()?)?;
@@ -349,6 +373,9 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
         polls_accept_queues,
     )?;
     watch.serve(service, reload);
+    let mut screen = screen
+        .map(|(screen, shared)| watch.feed(shared).and(Ok((screen, Signals::new()?))))
+        .transpose()?;
     let comparable = filters_open.then(Counters::read).transpose()?;
     session.reconcile_from_now(netns::current()?);
     if !args.quiet {
@@ -356,20 +383,25 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     }
     let found = look_around(args, &around)?;
     let released = command.map(Held::release).transpose()?;
-    let end = async {
-        tokio::select! {
-            stop = stop => Ok(stop),
-            ended = ended(released, args) => ended.map(Stop::Command),
+    let outcome = {
+        let end = async {
+            tokio::select! {
+                stop = stop => Ok(stop),
+                () = left(screen.as_mut()) => Ok(Stop::Asked),
+                ended = ended(released, args) => ended.map(Stop::Command),
+            }
+        };
+        match announce(args, &mut session, coverage) {
+            Ok(()) => {
+                watch.begin(&session);
+                drive(&mut source, &mut session, &mut watch, found, hangup, end).await
+            }
+            Err(error) => Err(error.into()),
         }
-    };
-    let outcome = match announce(args, &mut session, coverage) {
-        Ok(()) => {
-            watch.begin(&session);
-            drive(&mut source, &mut session, &mut watch, found, hangup, end).await
-        }
-        Err(error) => Err(error.into()),
     };
     watch.end(&session);
+    // At once: to deliver what waits may take seconds.
+    let closed = screen.map_or(Ok(()), |(screen, _)| screen.close());
     let stop = match outcome {
         Ok(stop) => stop,
         Err(failure) if failure.error.downcast_ref() == Some(&sink::Error::Closed) => Stop::Closed,
@@ -403,6 +435,7 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     if let Some(failure) = outcome.err().filter(is_failure) {
         return Err(failure);
     }
+    closed?;
     if !args.quiet {
         say_summary(&watch.summary, session.looks_skipped())?;
     }
@@ -564,6 +597,7 @@ fn stop(args: &Trace) -> Result<impl Future<Output = Stop> + use<>> {
         // The run may be over already.
         let _ = tell.send(());
         any().await;
+        crate::top::restore();
         std::process::exit(status::INTERRUPTED.into());
     });
     Ok(async move {
@@ -573,6 +607,14 @@ fn stop(args: &Trace) -> Result<impl Future<Output = Stop> + use<>> {
         }
         Stop::Asked
     })
+}
+
+/// Waits until the screen is left; without one for ever.
+async fn left(screen: Option<&mut (Screen, Signals)>) {
+    match screen {
+        Some((screen, signals)) => signals.end(screen).await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn sleep(duration: Option<Duration>) {
@@ -701,6 +743,7 @@ fn is_seen(planned: &Planned, attempts: &[Attempt]) -> bool {
 fn outputs(
     args: &Trace,
     opener: Option<&Opener>,
+    view: Option<Shared>,
 ) -> Result<(Outputs, (Delivery, Exports)), Failure> {
     let mut outputs = Outputs::new(sink::Context {
         run: u32::from_ne_bytes(random()?),
@@ -719,7 +762,10 @@ fn outputs(
         privileges::keep_only(&CapsHashSet::new())?;
         confine(Part::Reader)
     })?;
-    outputs.add(format, Box::new(sink));
+    match view {
+        Some(view) => outputs.add(Format::Unwritten, Box::new(view)),
+        None => outputs.add(format, Box::new(sink)),
+    }
     if let (Some(path), Some(opener)) = (&args.output_file, opener) {
         let rotation = args.rotate_size.map(|size| Rotation {
             size,

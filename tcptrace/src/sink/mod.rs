@@ -148,6 +148,8 @@ pub enum Format {
     Syslog,
     /// Entries in journald's own protocol.
     Journal,
+    /// Not at all: the sink goes by the event.
+    Unwritten,
 }
 
 /// All outputs of a run.
@@ -258,6 +260,7 @@ impl Outputs {
                 Format::JsonPretty => writers.json.pretty(event, place, &mut self.buffer)?,
                 Format::Syslog => writers.syslog.message(event, &mut self.buffer),
                 Format::Journal => writers.journal.entry(event, &mut self.buffer),
+                Format::Unwritten => {}
             }
             group.begun = true;
             let record = self.buffer.split().freeze();

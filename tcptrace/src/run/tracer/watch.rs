@@ -11,6 +11,7 @@ use tcptrace_common::event::{hook, stat};
 use super::Upkeep;
 use super::reload::Reload;
 use super::service::Service;
+use super::top::Feed;
 use crate::cli::Trace;
 use crate::config::{self, Filters};
 use crate::event::{Event, Kind, Loss, Owner, State, Summary};
@@ -20,6 +21,7 @@ use crate::kernel::load::{FilterValues, Kernel, KernelLog};
 use crate::session::{Session, monotonic};
 use crate::sink::text::printable;
 use crate::sink::{Delivery, Error, Exports};
+use crate::top::Shared;
 
 /// The kernel half, and what is known of it so far.
 pub(super) struct Watch {
@@ -50,6 +52,8 @@ pub(super) struct Watch {
     service: Option<Service>,
     /// `None` without a file of configuration.
     reload: Option<Reload>,
+    /// `None` without a screen.
+    feed: Option<Feed>,
 }
 
 /// A connection is stuck in CLOSE_WAIT after this long even when every entry is shown.
@@ -141,6 +145,7 @@ impl Watch {
             chores: Instant::now(),
             service: None,
             reload: None,
+            feed: None,
         })
     }
 
@@ -148,6 +153,12 @@ impl Watch {
     pub(super) fn serve(&mut self, service: Service, reload: Option<Reload>) {
         self.service = Some(service);
         self.reload = reload;
+    }
+
+    /// Tells the screen of what is looked at.
+    pub(super) fn feed(&mut self, shared: Shared) -> Result<()> {
+        self.feed = Some(Feed::new(shared, &self.filters)?);
+        Ok(())
     }
 
     /// Events are traced.
@@ -314,6 +325,9 @@ impl Watch {
     fn tell_stuck(&mut self, session: &mut Session) -> Result<()> {
         let now = monotonic();
         let entries = self.kernel.close_waits()?;
+        if let Some(feed) = &mut self.feed {
+            feed.tend(&self.kernel, session, &self.filters, &entries)?;
+        }
         let mut due = Vec::new();
         let mut still = HashMap::with_capacity(entries.len());
         for (address, entry) in entries {
