@@ -5,6 +5,7 @@
 //! ([`screen`]): a terminal that takes its time holds up no event.
 
 mod draw;
+mod keys;
 mod model;
 mod screen;
 mod terminal;

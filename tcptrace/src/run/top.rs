@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
-use jiff::tz::TimeZone;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
@@ -39,15 +38,14 @@ pub(super) fn top(mut args: Top) -> Result<u8, Failure> {
     let replayed = !args.replay.is_empty();
     let on_screen = OnScreen {
         shared: Shared::default(),
-        title: Title {
-            subject: if replayed {
+        title: Title::new(
+            if replayed {
                 of_recordings(&args)
             } else {
                 of_host()
             },
-            zone: TimeZone::system(),
             replayed,
-        },
+        ),
         theme: Theme::of(is_colored(args.trace.color)),
     };
     if replayed {
@@ -66,7 +64,7 @@ fn usage(error: anyhow::Error) -> Failure {
 
 fn of_host() -> String {
     let name = nix::unistd::gethostname().unwrap_or_default();
-    format!("tcptrace top  {}", name.to_string_lossy())
+    format!("tcptrace {}", name.to_string_lossy())
 }
 
 fn of_recordings(args: &Top) -> String {
@@ -81,7 +79,7 @@ fn of_recordings(args: &Top) -> String {
     } else {
         String::new()
     };
-    format!("replay{pace} {}", names.join(" "))
+    format!("{}{pace}", names.join(" "))
 }
 
 fn replay(args: Top, on_screen: OnScreen) -> Result<u8, Failure> {

@@ -33,6 +33,16 @@ pub struct Title {
 }
 
 impl Title {
+    /// In local time.
+    #[must_use]
+    pub fn new(subject: String, replayed: bool) -> Self {
+        Self {
+            subject,
+            zone: TimeZone::system(),
+            replayed,
+        }
+    }
+
     fn time(&self, time: Timestamp) -> impl fmt::Display + use<> {
         // Every number of nanoseconds in 64 bits is a time jiff knows.
         let time = jiff::Timestamp::from_nanosecond(i128::from(time.0)).unwrap_or_default();
@@ -97,13 +107,12 @@ impl Scene<'_> {
         let paused = if ui.paused { "PAUSED  " } else { "" };
         let lost = if view.lost > 0 { " LOST" } else { " lost" };
         let text = format!(
-            "{paused}{}  {}  up {up}  {} {}/s  {}{lost}  sees {seen} of {}",
+            "{paused}{}  {}  up {up}  {}, {}/s  {}{lost}  {seen}/{all} signals",
             self.title.subject,
             self.title.time(view.now),
             Count(view.taken, "event"),
             table::rate(view.events.rate()),
             view.lost,
-            Count(all as u64, "signal"),
         );
         let tone = if view.lost > 0 {
             Tone::Bad
@@ -126,9 +135,7 @@ impl Scene<'_> {
                 "" => "/ filter".to_owned(),
                 filter => format!("filter: {filter} (Esc clears)"),
             };
-            format!(
-                "Tab pane  {scroll} row  Enter detail  {filter}  s order: {order}  p pause  ? help  q quit"
-            )
+            format!("Tab pane  Enter detail  {filter}  s order: {order}  p pause  ? help  q quit")
         };
         let text = fitted(&text, area.width.into(), self.theme);
         buffer.set_string(area.x, area.y, text, self.theme.style(Tone::Faint));

@@ -297,6 +297,8 @@ pub struct View {
     pub forgotten: u64,
     /// Whether anything has changed since it was drawn.
     pub changed: bool,
+    /// When the kernel half was last asked who accepts; 0: never.
+    asked: Timestamp,
     /// When the present second began.
     second: Timestamp,
     /// Of a recording; who looks on is told by the kernel half.
@@ -486,8 +488,9 @@ impl View {
     }
 
     /// Takes what the kernel half knows of listeners: for each address the sum over those that share it.
-    pub fn accepting(&mut self, all: &[Accepting]) {
+    pub fn accepting(&mut self, all: &[Accepting], now: Timestamp) {
         self.changed = true;
+        self.asked = now;
         let mut sums: Map<Place, Accepting> = Map::default();
         for one in all {
             let place = Place {
@@ -595,6 +598,17 @@ impl View {
             listener.losses.roll(0);
             listener.accepts.roll(0);
         }
+    }
+
+    /// How long ago that was, ns, when the kernel half was last asked: since then nobody knows.
+    #[must_use]
+    pub fn accepted_ago(&self, at: Timestamp) -> u64 {
+        let asked = if self.asked == Timestamp(0) {
+            self.now
+        } else {
+            self.asked
+        };
+        asked.0.saturating_sub(at.0)
     }
 
     /// Processes whose descriptors are worth a look, those with the latest events first.

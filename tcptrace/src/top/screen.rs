@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 use nix::sys::signal::{Signal, raise};
-use ratatui::crossterm::event::{Event, KeyEventKind};
 use tokio::sync::Notify;
 
 use super::draw::{Title, draw};
+use super::keys::Keys;
 use super::model::View;
 use super::theme::Theme;
 use super::ui::{Action, Ui};
@@ -19,6 +19,8 @@ use super::{Shared, terminal};
 
 /// What has changed is drawn at most this often; what a key changes, at once.
 const PERIOD: Duration = Duration::from_millis(250);
+/// What belongs to one key comes within this time, also over a slow line.
+const PIECES: Duration = Duration::from_millis(50);
 /// A terminal that takes nothing is left to itself after this long.
 const PATIENCE: Duration = Duration::from_millis(600);
 
@@ -131,7 +133,7 @@ impl Drop for Screen {
 
 fn show(shared: &Shared, title: &Title, theme: Theme, signs: &Signs) -> Result<()> {
     let mut terminal = terminal::take()?;
-    let mut ui = Ui::default();
+    let (mut ui, mut keys) = (Ui::default(), Keys::default());
     // What is shown while it stands still.
     let mut still: Option<View> = None;
     let mut drawn: Option<Instant> = None;
@@ -174,14 +176,16 @@ fn show(shared: &Shared, title: &Title, theme: Theme, signs: &Signs) -> Result<(
         });
         // Nothing to draw: whatever comes, comes in time.
         let left = if left.is_zero() { PERIOD } else { left };
-        let Some(events) = terminal::keys(left)? else {
+        let left = if keys.waits() { left.min(PIECES) } else { left };
+        let Some(bytes) = terminal::read(left)? else {
             break;
         };
-        for event in events {
-            let Event::Key(key) = event else { continue };
-            if key.kind == KeyEventKind::Release {
-                continue;
-            }
+        let pressed = if bytes.is_empty() {
+            Vec::from_iter(keys.give_up())
+        } else {
+            keys.take(&bytes)
+        };
+        for key in pressed {
             let action = match &still {
                 Some(view) => ui.key(key, view),
                 None => ui.key(key, &shared.lock()),
@@ -199,7 +203,6 @@ fn show(shared: &Shared, title: &Title, theme: Theme, signs: &Signs) -> Result<(
             drawn = None;
         }
     }
-    terminal::flush(&mut terminal);
     Ok(())
 }
 

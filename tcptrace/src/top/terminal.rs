@@ -1,7 +1,7 @@
 //! The terminal: taken over for the screen, and given back as it was however the program ends, short of
 //! SIGKILL, which nobody can answer.
 
-use std::io::{self, BufWriter, IsTerminal as _, Stdout, Write as _};
+use std::io::{self, BufWriter, IsTerminal as _, Stdout};
 use std::os::fd::AsFd as _;
 use std::panic;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,14 +10,15 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use ratatui::backend::CrosstermBackend;
+use ratatui::crossterm::Command;
 use ratatui::crossterm::cursor::{Hide, Show};
 use ratatui::crossterm::execute;
 use ratatui::crossterm::terminal::{
     EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
 };
-use ratatui::crossterm::{Command, event};
 
 /// What draws on it: a whole screen goes out in one write.
 pub(super) type Backend = CrosstermBackend<BufWriter<Stdout>>;
@@ -96,31 +97,24 @@ pub fn restore() {
     let _ = disable_raw_mode();
 }
 
-/// What came from the keys within this time; `None`: the terminal is gone.
-pub(super) fn keys(patience: Duration) -> Result<Option<Vec<event::Event>>> {
+/// What the keys wrote within this time, empty when it was nothing; `None`: the terminal is gone.
+pub(super) fn read(patience: Duration) -> Result<Option<Vec<u8>>> {
     let input = io::stdin();
     let mut ready = [PollFd::new(input.as_fd(), PollFlags::POLLIN)];
     let patience = PollTimeout::try_from(patience).unwrap_or(PollTimeout::ZERO);
     match poll(&mut ready, patience) {
-        Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-        Err(error) => return Err(error).context("the keys cannot be read"),
+        Ok(0) | Err(Errno::EINTR) => return Ok(Some(Vec::new())),
+        Ok(_) => {}
+        Err(error) => return Err(error).context("the keys cannot be waited for"),
     }
-    let came = ready[0].revents().unwrap_or(PollFlags::empty());
-    // crossterm would read the end of a terminal for ever.
-    if came.intersects(PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL) {
-        return Ok(None);
-    }
-    let mut events = Vec::new();
-    if came.contains(PollFlags::POLLIN) {
-        while event::poll(Duration::ZERO)? {
-            events.push(event::read()?);
+    let mut bytes = vec![0; 256];
+    match nix::unistd::read(input.as_fd(), &mut bytes) {
+        Ok(0) | Err(Errno::EIO) => Ok(None),
+        Ok(len) => {
+            bytes.truncate(len);
+            Ok(Some(bytes))
         }
+        Err(Errno::EINTR | Errno::EAGAIN) => Ok(Some(Vec::new())),
+        Err(error) => Err(error).context("the keys cannot be read"),
     }
-    Ok(Some(events))
-}
-
-/// Writes what is left in the buffer of standard output: it is dropped without.
-pub(super) fn flush(terminal: &mut ratatui::Terminal<Backend>) {
-    // A terminal that is gone takes nothing.
-    let _ = terminal.backend_mut().flush();
 }

@@ -79,7 +79,7 @@ impl Feed {
         let listeners = self.listeners(kernel, session, filters)?;
         let mut view = self.shared.lock();
         view.close_waits(self.waiting.values().copied());
-        view.accepting(&listeners);
+        view.accepting(&listeners, now);
         view.tick(now);
         Ok(())
     }

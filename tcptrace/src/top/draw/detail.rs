@@ -238,11 +238,8 @@ impl Page<'_> {
             None => self.row("accepted", "not counted", Tone::Faint),
         }
         if let Some(at) = listener.last_accept {
-            self.row(
-                "last accept",
-                format_args!("{} ago", self.age(at)),
-                Tone::Plain,
-            );
+            let ago = Millis(self.scene.view.accepted_ago(at) / 1_000_000);
+            self.row("last accept", format_args!("{ago} ago"), Tone::Plain);
         }
         self.heading("The last minute");
         let most = listener.max.map(|max| max.saturating_add(1));
@@ -262,8 +259,7 @@ impl Page<'_> {
         let Some(finding) = found.finding() else {
             return;
         };
-        self.lines
-            .push((printable(&finding.title).to_string(), Tone::Heading));
+        self.row("what", &finding.title, Tone::Heading);
         let severity = finding.severity.as_str();
         let certainty = finding.certainty.as_str();
         let cause = finding.cause.as_str();

@@ -10,11 +10,14 @@ const WIDE: u16 = 110;
 
 /// Widths of address, bar and history.
 fn widths(width: u16) -> (u16, u16, u16) {
-    match width {
-        ..WIDE => (17, 5, 8),
-        WIDE..160 => (24, 12, 20),
-        _ => (48, 20, 60),
-    }
+    /// Numbers, spaces and an owner.
+    const OTHERS: u16 = 64;
+    let (address, bar) = match width {
+        ..WIDE => return (16, 5, 8),
+        WIDE..160 => (24, 12),
+        _ => (44, 20),
+    };
+    (address, bar, (width - address - bar - OTHERS).min(60))
 }
 
 /// `129/128`
@@ -26,7 +29,7 @@ pub(super) fn columns(width: u16) -> Vec<Column> {
         left("LISTENER", address),
         left("QUEUE", bar + 1 + NUMBERS),
         left("HISTORY", history),
-        right("LOST", 10),
+        right("LOST", 11),
         right("ACC/s", 5),
         right("LAST", 7),
         left("OWNER", 0),
@@ -55,7 +58,7 @@ pub(super) fn row(scene: Scene<'_>, place: Place, width: u16) -> Option<Vec<Cell
         Some((pid, comm)) if width < WIDE => {
             // The number finds it; of the name as much as there is room for.
             let number = format!("[{}]", pid.pid);
-            let used = 1 + 17 + 1 + 15 + 1 + 8 + 1 + 10 + 1 + 5 + 1 + 7 + 1;
+            let used = 1 + 16 + 1 + 15 + 1 + 8 + 1 + 11 + 1 + 5 + 1 + 7 + 1;
             let room = usize::from(width).saturating_sub(used + number.len());
             let comm = comm.to_string();
             let comm = table::fitted(&comm, room, scene.theme);
@@ -83,7 +86,7 @@ pub(super) fn row(scene: Scene<'_>, place: Place, width: u16) -> Option<Vec<Cell
         },
         match listener.last_accept {
             Some(at) => {
-                let ago = scene.view.now.0.saturating_sub(at.0) / 1_000_000;
+                let ago = scene.view.accepted_ago(at) / 1_000_000;
                 let waits = ago >= 1_000 && listener.len.is_some_and(|len| len > 0);
                 let tone = if waits && !listener.gone {
                     Tone::Bad

@@ -10,10 +10,11 @@ use crate::top::theme::Tone;
 const WIDE: u16 = 110;
 
 fn history(width: u16) -> u16 {
+    /// The other columns, and errors of some sorts.
+    const OTHERS: u16 = 103;
     match width {
         ..WIDE => 0,
-        WIDE..160 => 20,
-        _ => 60,
+        _ => (width - OTHERS).min(60),
     }
 }
 

@@ -165,10 +165,10 @@ fn accepts_are_what_the_counter_grew_by_over_all_that_share_the_address() {
         backlog: Some(511),
         owner: Some((80, Comm::from("httpd"))),
     };
-    view.accepting(&[accepting(u32::MAX - 1), accepting(10)]);
-    view.accepting(&[accepting(4), accepting(15)]);
+    view.accepting(&[accepting(u32::MAX - 1), accepting(10)], NOW);
+    view.accepting(&[accepting(4), accepting(15)], NOW);
     // One of the two has closed: what its count was cannot be told from what the other one's is.
-    view.accepting(&[accepting(16)]);
+    view.accepting(&[accepting(16)], NOW);
     view.tick(later(1));
     let listener = view.listeners.values().next().expect("it listens");
     // Six at the first, five at the second.
