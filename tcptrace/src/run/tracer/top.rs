@@ -33,8 +33,8 @@ const DECISIONS: usize = 4096;
 #[derive(Debug)]
 pub(super) struct Feed {
     shared: Shared,
-    /// Connections in CLOSE_WAIT, by their entry.
-    waiting: HashMap<u64, Waiting>,
+    /// Connections in CLOSE_WAIT, by their socket and its entry: those that are older have no entry.
+    waiting: HashMap<(u64, u64), Waiting>,
     /// Whether the filters include this listener of this process.
     included: HashMap<(Flow, Option<u32>), bool>,
     last: Option<Instant>,
@@ -94,7 +94,7 @@ impl Feed {
         let mut looked_again = 0;
         let mut still = HashMap::with_capacity(close_waits.len());
         for &(address, ref entry) in close_waits {
-            let known = self.waiting.remove(&entry.id);
+            let known = self.waiting.remove(&(address, entry.id));
             let waiting = match known {
                 Some(known) if known.owner.0.pid != 0 || looked_again >= UNKNOWN => known,
                 known => {
@@ -114,7 +114,7 @@ impl Feed {
                     }
                 }
             };
-            still.insert(entry.id, waiting);
+            still.insert((address, entry.id), waiting);
         }
         self.waiting = still;
         Ok(())

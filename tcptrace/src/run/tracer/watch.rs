@@ -37,8 +37,8 @@ pub(super) struct Watch {
     missed: HashMap<String, u64>,
     malformed: u64,
     unseen: u64,
-    /// Connections in CLOSE_WAIT, by their entry.
-    waiting: HashMap<u64, Waiting>,
+    /// Connections in CLOSE_WAIT, by their socket and its entry: those that are older have no entry.
+    waiting: HashMap<(u64, u64), Waiting>,
     close_wait_after: Duration,
     /// `None` when nobody asked.
     queues: Option<ListenQueues>,
@@ -331,15 +331,16 @@ impl Watch {
         let mut due = Vec::new();
         let mut still = HashMap::with_capacity(entries.len());
         for (address, entry) in entries {
+            let id = (address, entry.id);
             let age = Duration::from_nanos(now.saturating_sub(entry.since));
-            let known = self.waiting.remove(&entry.id);
+            let known = self.waiting.remove(&id);
             let mut next = known.map_or(self.close_wait_after, |known| known.next);
             // What was there at the start was told of then.
             if entry.older == 0 && age >= next && due.len() < ROUND {
                 next = age.max(next) * AGAIN;
                 due.push((address, entry));
             }
-            still.insert(entry.id, Waiting { age, next });
+            still.insert(id, Waiting { age, next });
         }
         // Those that are not waiting any more are forgotten.
         let left = std::mem::replace(&mut self.waiting, still);
