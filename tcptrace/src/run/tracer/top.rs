@@ -37,6 +37,8 @@ pub(super) struct Feed {
     waiting: HashMap<(u64, u64), Waiting>,
     /// Whether the filters include this listener of this process.
     included: HashMap<(Flow, Option<u32>), bool>,
+    /// When it was last looked at connections in CLOSE_WAIT, and at listeners.
+    remembered: Option<Instant>,
     last: Option<Instant>,
     /// Dropped, it ends the looks.
     _looks: Sender<()>,
@@ -56,29 +58,36 @@ impl Feed {
             shared,
             waiting: HashMap::new(),
             included: HashMap::new(),
+            remembered: None,
             last: None,
             _looks: looks,
         })
     }
 
-    /// Time has passed; these are in CLOSE_WAIT now.
+    /// Time has passed; these are in CLOSE_WAIT now, where it was looked.
     pub(super) fn tend(
         &mut self,
         kernel: &Kernel,
         session: &Session,
         filters: &Filters,
-        close_waits: &[(u64, wire::CloseWait)],
+        close_waits: Option<&[(u64, wire::CloseWait)]>,
     ) -> Result<()> {
+        if let Some(close_waits) = close_waits
+            && self.remembered.is_none_or(|last| last.elapsed() >= PERIOD)
+        {
+            self.remembered = Some(Instant::now());
+            self.remember(kernel, session, close_waits)?;
+            let waiting = self.waiting.values().copied();
+            self.shared.lock().close_waits(waiting);
+        }
         let now = Timestamp(clock(ClockId::CLOCK_REALTIME));
         if self.last.is_some_and(|last| last.elapsed() < PERIOD) {
             self.shared.lock().tick(now);
             return Ok(());
         }
         self.last = Some(Instant::now());
-        self.remember(kernel, session, close_waits)?;
         let listeners = self.listeners(kernel, session, filters)?;
         let mut view = self.shared.lock();
-        view.close_waits(self.waiting.values().copied());
         view.accepting(&listeners, now);
         view.tick(now);
         Ok(())

@@ -39,6 +39,8 @@ pub(super) struct Watch {
     unseen: u64,
     /// Connections in CLOSE_WAIT, by their socket and its entry: those that are older have no entry.
     waiting: HashMap<(u64, u64), Waiting>,
+    /// When they are looked at next; `None`: at once.
+    close_waits_due: Option<Instant>,
     close_wait_after: Duration,
     /// `None` when nobody asked.
     queues: Option<ListenQueues>,
@@ -60,6 +62,8 @@ pub(super) struct Watch {
 const STUCK: Duration = Duration::from_secs(1);
 /// It is told of again when it is this many times as old.
 const AGAIN: u32 = 10;
+/// To look at all of them takes no more than this part of the time: thousands take milliseconds.
+const SELDOM: u32 = 100;
 /// Connections told of in one round; the others follow in the next.
 const ROUND: usize = 1000;
 /// What costs more than reading a counter is done this often.
@@ -136,6 +140,7 @@ impl Watch {
             malformed: 0,
             unseen: 0,
             waiting: HashMap::new(),
+            close_waits_due: None,
             close_wait_after: args.close_wait_after.max(STUCK),
             queues,
             filters,
@@ -323,11 +328,17 @@ impl Watch {
     }
 
     fn tell_stuck(&mut self, session: &mut Session) -> Result<()> {
-        let now = monotonic();
-        let entries = self.kernel.close_waits()?;
+        let is_due = self.close_waits_due.is_none_or(|due| Instant::now() >= due);
+        let begun = Instant::now();
+        let entries = is_due.then(|| self.kernel.close_waits()).transpose()?;
         if let Some(feed) = &mut self.feed {
-            feed.tend(&self.kernel, session, &self.filters, &entries)?;
+            feed.tend(&self.kernel, session, &self.filters, entries.as_deref())?;
         }
+        let Some(entries) = entries else {
+            return Ok(());
+        };
+        self.close_waits_due = Some(begun + begun.elapsed() * SELDOM);
+        let now = monotonic();
         let mut due = Vec::new();
         let mut still = HashMap::with_capacity(entries.len());
         for (address, entry) in entries {
