@@ -373,9 +373,7 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
         polls_accept_queues,
     )?;
     watch.serve(service, reload);
-    let mut screen = screen
-        .map(|(screen, shared)| watch.feed(shared).and(Ok((screen, Signals::new()?))))
-        .transpose()?;
+    let mut screen = screen.map(|it| fed(it, &mut watch)).transpose()?;
     let comparable = filters_open.then(Counters::read).transpose()?;
     session.reconcile_from_now(netns::current()?);
     if !args.quiet {
@@ -444,6 +442,12 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
         _ if args.strict && watch.summary.lost + watch.not_delivered() > 0 => status::LOST,
         _ => 0,
     })
+}
+
+/// A screen that is told of what is looked at, and the signals it answers.
+fn fed((screen, shared): (Screen, Shared), watch: &mut Watch) -> Result<(Screen, Signals)> {
+    watch.feed(shared)?;
+    Ok((screen, Signals::new()?))
 }
 
 /// The counts of the run, for a person.

@@ -177,7 +177,7 @@ impl Page<'_> {
         self.lines.push((name, Tone::Heading));
         match listener.owner {
             Some((pid, comm)) => {
-                self.row("owner", format_args!("{comm}[{}]", pid.pid), Tone::Plain)
+                self.row("owner", format_args!("{comm}[{}]", pid.pid), Tone::Plain);
             }
             None => self.row("owner", "not known", Tone::Faint),
         }

@@ -1,5 +1,7 @@
 //! Whole screens of fixed views.
 
+use std::fmt::Write as _;
+
 use insta::assert_snapshot;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
@@ -149,9 +151,10 @@ fn shown(view: &View, width: u16, height: u16, keys: &[KeyCode], theme: Theme) -
         while empty > 0 && lines.next_if(|line| line.is_empty()).is_some() {
             empty += 1;
         }
-        match empty {
-            0 | 1 => shown += line,
-            empty => shown += &format!("({empty} empty lines)"),
+        if empty > 1 {
+            let _ = write!(shown, "({empty} empty lines)");
+        } else {
+            shown += line;
         }
         shown.push('\n');
     }
