@@ -1,7 +1,6 @@
 //! The command line.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use ipnet::IpNet;
 use crate::config::Selection;
 use crate::event::{Errno, Timestamp};
 use crate::kernel::plan::Way;
-use crate::metrics::server;
+use crate::metrics;
 use crate::sink::Destination;
 
 /// Which process, which flow and why, for every TCP socket error on this host.
@@ -259,6 +258,8 @@ pub enum Output {
     Json,
     /// The same, spread over lines.
     Jsonpretty,
+    /// JSON as OTLP's files have it, a request with one record a line.
+    OtlpJson,
 }
 
 /// When to use colour.
@@ -353,28 +354,31 @@ pub struct Trace {
     /// Files to keep that were moved aside.
     #[arg(long, value_name = "COUNT", default_value_t = 5, requires = "rotate_size", help_heading = OUTPUT)]
     pub rotate_keep: u32,
-    /// Send each record to a log pipeline as well: `journald`, `syslog=tcp://HOST:PORT`,
-    /// `syslog=tls://HOST:PORT`, `syslog=udp://HOST:PORT`, `syslog=unix:/PATH`, or as JSON Lines
-    /// `tcp://HOST:PORT`, `tls://HOST:PORT`, `unix:/PATH`.
+    /// Send each record to a log pipeline as well: `otlp=grpc://HOST:PORT`, `otlp=http://HOST:PORT`,
+    /// `journald`, `syslog=tcp://HOST:PORT`, `syslog=udp://HOST:PORT`, `syslog=unix:/PATH`, or as JSON Lines
+    /// `tcp://HOST:PORT`, `unix:/PATH`; over TLS `grpcs`, `https` and `tls`.
     ///
     /// May be given more than once. What cannot be delivered waits, up to 65536 records or 16 MiB for
-    /// each, and at the end for up to 5 seconds; what is lost is counted and told.
+    /// each, and at the end for up to 5 seconds; what is lost is counted and told. Headers of OTLP, such as
+    /// credentials, come from `OTEL_EXPORTER_OTLP_HEADERS` in the environment.
     #[arg(long, value_name = "DEST", help_heading = OUTPUT)]
     pub export: Vec<Destination>,
-    /// Trust servers of `tls://` that have a certificate from those in this file, and no others; PEM.
+    /// Trust servers over TLS that have a certificate from those in this file, and no others; PEM.
     #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
     pub tls_ca: Option<PathBuf>,
-    /// Show this certificate to servers of `tls://`; PEM.
+    /// Show this certificate to servers over TLS; PEM.
     #[arg(long, value_name = "FILE", requires_all = ["tls_key", "tls_ca"], help_heading = OUTPUT)]
     pub tls_cert: Option<PathBuf>,
     /// The key of that certificate; PEM.
     #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = OUTPUT)]
     pub tls_key: Option<PathBuf>,
-    /// Answer Prometheus on this port, at /metrics; /healthz and /readyz say how tcptrace is.
+    /// Answer Prometheus on this port, at /metrics; /healthz and /readyz say how tcptrace is. Or send the
+    /// same counts to a receiver of OTLP each minute and at the end: `otlp=grpc://HOST:PORT`,
+    /// `otlp=http://HOST:PORT`.
     ///
-    /// A port alone is on loopback. Whoever reaches the port may read it.
-    #[arg(long, value_name = "ADDR", value_parser = server::address, help_heading = OUTPUT)]
-    pub metrics: Option<SocketAddr>,
+    /// A port alone is on loopback. Whoever reaches the port may read it. May be given more than once.
+    #[arg(long, value_name = "ADDR", value_parser = metrics::to, help_heading = OUTPUT)]
+    pub metrics: Vec<metrics::To>,
     /// Print at most this many events a second of one kind and cause from one process; how many were
     /// not is told each second. Findings, and the events they rest on, are always printed.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..), help_heading = OUTPUT)]

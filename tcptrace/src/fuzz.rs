@@ -21,15 +21,17 @@ use crate::kernel::{layout, plan, symbols};
 use crate::metrics::server;
 use crate::replay::{Due, Recordings, Step};
 use crate::session::Stream;
+use crate::sink::otlp::Batch;
+use crate::sink::otlp_client::answer::{Answer, LONGEST_REST, LONGEST_WORDS, Verdict};
 use crate::sink::text::{Columns, is_unprintable};
-use crate::sink::{Context, Error, Format, Outputs, Place, Sink};
+use crate::sink::{Context, Error, Format, Outputs, Place, Protocol, Sink};
 use crate::{explain, host};
 
 /// A reader, by the name of its fuzzer and of the directory of its corpus.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All readers.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     ("records", records),
     ("recordings", recordings),
     ("btf", btf),
@@ -40,6 +42,7 @@ pub const TARGETS: [Target; 10] = [
     ("arguments", arguments),
     ("configuration", configuration),
     ("accept", accept),
+    ("answers", answers),
 ];
 
 /// So few that they are reached.
@@ -56,6 +59,8 @@ fn add_formats(outputs: &mut Outputs) {
     outputs.add(Format::Json, Box::new(Json));
     outputs.add(Format::Syslog, Box::new(Syslog));
     outputs.add(Format::Journal, Box::new(Journal));
+    outputs.add(Format::Otlp, Box::new(Requests::default()));
+    outputs.add(Format::OtlpJson, Box::new(OtlpJson));
 }
 
 /// Records of the kernel half: decoded, judged and printed in every format. Whatever they hold, no line
@@ -243,6 +248,38 @@ pub fn accept(bytes: &[u8]) {
     std::hint::black_box(server::wanted(&text));
 }
 
+/// The answer of a receiver of OTLP, in either protocol: a status, headers, and after an empty line the body.
+///
+/// # Panics
+/// When it has tcptrace rest for long, or say much.
+pub fn answers(bytes: &[u8]) {
+    let end = bytes.windows(2).position(|it| it == b"\n\n");
+    let (head, body) = bytes.split_at(end.map_or(bytes.len(), |it| it + 2));
+    let head = String::from_utf8_lossy(head);
+    let mut lines = head.lines();
+    let status = lines.next().and_then(|it| it.parse().ok());
+    let headers = lines.filter_map(|line| {
+        let (name, value) = line.split_once(": ")?;
+        Some((name.parse().ok()?, value.parse().ok()?))
+    });
+    let answer = Answer {
+        status: status.unwrap_or_default(),
+        headers: headers.collect(),
+        body: body.to_vec(),
+    };
+    for protocol in [Protocol::Grpc, Protocol::Http] {
+        let why = match answer.verdict(protocol, jiff::Timestamp::UNIX_EPOCH) {
+            Verdict::Taken(_, why) | Verdict::Refused(why) => why,
+            Verdict::Later(why, rest) => {
+                assert!(rest <= LONGEST_REST, "{rest:?}");
+                why
+            }
+        };
+        let status = 100;
+        assert!(why.chars().count() <= LONGEST_WORDS + status, "{why}");
+    }
+}
+
 /// What the log collectors we know take: `docs/operations.md`.
 const LONGEST: usize = 8_000;
 
@@ -342,6 +379,42 @@ impl Sink for Journal {
         let once = acted_on.len();
         acted_on.dedup();
         assert_eq!(once, acted_on.len(), "{record:?}");
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// Takes records of OTLP, into requests of one each.
+#[derive(Default)]
+struct Requests(Batch);
+
+impl Sink for Requests {
+    fn write(&mut self, _: &Event, record: &Bytes) -> Result<(), Error> {
+        self.0.push(record);
+        std::hint::black_box(self.0.request());
+        self.0 = Batch::default();
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// Takes requests in JSON.
+struct OtlpJson;
+
+impl Sink for OtlpJson {
+    fn write(&mut self, _: &Event, record: &Bytes) -> Result<(), Error> {
+        let text = std::str::from_utf8(record).expect("text");
+        let line = text.strip_suffix('\n').expect("a whole line");
+        assert!(!line.contains(is_unprintable), "{line:?}");
+        let value: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        let record = &value["resourceLogs"][0]["scopeLogs"][0]["logRecords"][0];
+        assert!(record["attributes"].is_array(), "{line}");
         Ok(())
     }
 

@@ -1,12 +1,15 @@
-//! What a run counts for Prometheus. Labels are names of this program, of errors and of calls, and exports
+//! What a run counts, for Prometheus and for receivers of OTLP. Labels are names of this program, of errors and of calls, and exports
 //! as the command line names them: never an address, a port or a process of what is traced, so that their
 //! number is bounded whatever the host does.
 
 mod classic;
+mod otlp;
 mod own;
+pub mod push;
 pub mod server;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -20,7 +23,27 @@ use prometheus_client::registry::Registry;
 
 use crate::diagnose;
 use crate::event::{Cause, Errno, Event, Kind, Suppressed, Syscall};
-use crate::sink::{Account, record};
+use crate::sink::{Account, Endpoint, record};
+
+/// Where counts go.
+#[derive(Clone, Debug)]
+pub enum To {
+    /// To whoever asks at this address.
+    Scrapers(SocketAddr),
+    /// To a receiver of OTLP.
+    Receiver(Endpoint),
+}
+
+/// Reads a value of `--metrics`: `otlp=http://collector`, or an address as [`server::address`] does.
+///
+/// # Errors
+/// It is neither.
+pub fn to(text: &str) -> Result<To, String> {
+    match text.strip_prefix("otlp=") {
+        Some(endpoint) => Ok(To::Receiver(endpoint.parse()?)),
+        None => Ok(To::Scrapers(server::address(text)?)),
+    }
+}
 
 /// Names and values of labels, all of this program's making.
 type Labels<const N: usize> = [(&'static str, &'static str); N];

@@ -21,6 +21,7 @@ pub mod certificates;
 pub mod findings;
 pub mod hosts;
 pub mod log_servers;
+pub mod own_connections;
 pub mod program;
 pub mod servers;
 pub mod sockets;

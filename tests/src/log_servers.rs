@@ -23,6 +23,12 @@ const OPERATIONS: &str = include_str!("../../docs/operations.md");
 /// Where syslog-ng was unpacked: its package and rsyslog's cannot be installed together.
 const SYSLOG_NG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/programs/syslog-ng");
 
+/// Where rotel was installed from `PyPI`.
+const ROTEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/rotel");
+
+/// What rotel prints before an event's id.
+const ROTEL_ID: &str = "-> tcptrace.event.id: Str(";
+
 /// A server that writes what it gets to a file.
 #[derive(Debug)]
 pub struct LogServer {
@@ -35,6 +41,10 @@ pub struct LogServer {
 impl LogServer {
     /// The port that rsyslog and syslog-ng listen at.
     pub const PORT: u16 = 6514;
+    /// Where rotel takes OTLP over gRPC.
+    pub const OTLP_GRPC: &str = "127.0.0.1:4317";
+    /// Where rotel takes OTLP over HTTP.
+    pub const OTLP_HTTP: &str = "127.0.0.1:4318";
 
     /// rsyslog, at a TCP port, a UDP port and a Unix socket.
     ///
@@ -87,8 +97,68 @@ impl LogServer {
     /// When it cannot be started.
     pub fn socat(listen: &str) -> Result<Self> {
         let directory = tempfile::tempdir()?;
-        let command = socat(listen, &directory);
+        let command = socat(&[], listen, &directory);
         Self::start(command, directory, ("\"tcptrace.event.id\":\"", "\""))
+    }
+
+    /// socat, which ends a connection over which nothing has come for half a second.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn socat_that_leaves(listen: &str) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let command = socat(&["-T", "0.5"], listen, &directory);
+        Self::start(command, directory, ("\"tcptrace.event.id\":\"", "\""))
+    }
+
+    /// rotel, a receiver of OTLP at [`OTLP_GRPC`](Self::OTLP_GRPC) and [`OTLP_HTTP`](Self::OTLP_HTTP). Its
+    /// lines are those with the id of an event, or all it prints of each when it is wanted `in_full`.
+    ///
+    /// # Errors
+    /// When it cannot be started or does not serve.
+    pub fn rotel(in_full: bool) -> Result<Self> {
+        Self::start_rotel(tempfile::tempdir()?, in_full)
+    }
+
+    /// Starts rotel in the place of one that was killed, with the same file.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn restart_rotel(self) -> Result<Self> {
+        Self::start_rotel(self.directory, false)
+    }
+
+    fn start_rotel(directory: TempDir, in_full: bool) -> Result<Self> {
+        // The filter ends with what it reads from, which is the process that is killed.
+        let script = if in_full {
+            r#"exec "$@" > "$LOG""#
+        } else {
+            r#"exec "$@" > >(exec grep --line-buffered --fixed-strings -e "$ID" >> "$LOG")"#
+        };
+        let agent = fs::read_dir(format!("{ROTEL}/lib"))
+            .context("`cargo xtask setup` installs rotel")?
+            .next()
+            .context("a Python without a version")??
+            .path()
+            .join("site-packages/rotel/rotel-agent");
+        let mut command = Command::new("bash");
+        command
+            .args(["-c", script, "bash"])
+            .arg(agent)
+            .args(["start", "--exporter", "blackhole", "--disable-batching"])
+            .args(["--debug-log", "logs", "--debug-log-verbosity", "detailed"])
+            .args(["--otlp-grpc-endpoint", Self::OTLP_GRPC])
+            .args(["--otlp-http-endpoint", Self::OTLP_HTTP])
+            .arg("--pid-file")
+            .arg(directory.path().join("pid"))
+            .env("ID", ROTEL_ID)
+            .env("LOG", directory.path().join("log"));
+        let server = Self::start(command, directory, (ROTEL_ID, ")"))?;
+        for address in [Self::OTLP_GRPC, Self::OTLP_HTTP] {
+            let (_, port) = address.split_once(':').context("a port")?;
+            wait_for_port(port.parse()?)?;
+        }
+        Ok(server)
     }
 
     /// Starts socat in the place of one that was killed, with the same file.
@@ -96,7 +166,7 @@ impl LogServer {
     /// # Errors
     /// When it cannot be started.
     pub fn restart_socat(self, listen: &str) -> Result<Self> {
-        let command = socat(listen, &self.directory);
+        let command = socat(&[], listen, &self.directory);
         Self::start(command, self.directory, self.around_id)
     }
 
@@ -188,12 +258,12 @@ impl LogServer {
     }
 }
 
-fn socat(listen: &str, directory: &TempDir) -> Command {
+fn socat(options: &[&str], listen: &str, directory: &TempDir) -> Command {
     let mut file = std::ffi::OsString::from("OPEN:");
     file.push(directory.path().join("log"));
     file.push(",creat,append");
     let mut command = Command::new("socat");
-    command.arg("-u").arg(listen).arg(file);
+    command.args(options).arg("-u").arg(listen).arg(file);
     command
 }
 

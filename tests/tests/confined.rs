@@ -175,7 +175,8 @@ fn every_thread_of_a_tracer_is_confined() {
         let tracer = trace(
             netns,
             &[
-                &["--output-file", path, "--export", "journald", "--"][..],
+                &["--output-file", path, "--export", "journald"][..],
+                &["--metrics", "otlp=http://127.0.0.1:9", "--"],
                 &command,
             ]
             .concat(),
@@ -196,7 +197,15 @@ fn every_thread_of_a_tracer_is_confined() {
             }
             Ok(all)
         })?;
-        for thread in ["files", "netns", "command", "export", "stdout", "tcptrace"] {
+        for thread in [
+            "files",
+            "netns",
+            "command",
+            "export",
+            "metrics-push",
+            "stdout",
+            "tcptrace",
+        ] {
             ensure!(names.iter().any(|it| it == thread), "{thread}: {names:?}");
         }
         tracer.stop()?;

@@ -12,6 +12,7 @@ use serde_json::Value;
 use tcptrace_tests::accounts::{Account, account};
 use tcptrace_tests::certificates::Certificates;
 use tcptrace_tests::log_servers::{Journald, LogServer, ensure_same, wait_for_port};
+use tcptrace_tests::own_connections::trace_those_that_are_ended;
 use tcptrace_tests::*;
 
 /// How long the exports may take at the end, and the tracer for everything else.
@@ -371,9 +372,12 @@ fn what_is_meant_for_wrong_ports_and_names_is_counted() {
 }
 
 /// socat, to which a client must show a certificate of this authority.
-fn tls_server(certificates: &Certificates) -> Result<LogServer> {
+fn tls_server(
+    certificates: &Certificates,
+    socat: fn(&str) -> Result<LogServer>,
+) -> Result<LogServer> {
     let option = |name: &str, file: &str| format!(",{name}={}", certificates.file(file).display());
-    let server = LogServer::socat(&format!(
+    let server = socat(&format!(
         "OPENSSL-LISTEN:6514,bind=127.0.0.1,reuseaddr,fork,verify=1{}{}{}",
         option("cert", "server.pem"),
         option("key", "server.key"),
@@ -393,12 +397,35 @@ fn tls_client(certificates: &Certificates) -> Vec<String> {
     ]
 }
 
+/// What is told of the end of one connection is the next thing to be sent, and goes over the next.
+#[test]
+fn a_connection_that_the_server_has_ended_is_ended_and_not_used_again() {
+    const LISTEN: &str = "TCP-LISTEN:5140,bind=127.0.0.1,reuseaddr,fork";
+    in_netns(|netns| {
+        let export = "tcp://127.0.0.1:5140";
+        let server = LogServer::socat_that_leaves(LISTEN)?;
+        wait_for_port(5140)?;
+        let trace = trace_those_that_are_ended(netns, &["--export", export], 5140)?;
+        ensure_all(&trace, export, &server.ids(trace.stdout.len())?)
+    });
+    in_netns(|netns| {
+        let export = "tls://127.0.0.1:6514";
+        let certificates = Certificates::make()?;
+        let server = tls_server(&certificates, LogServer::socat_that_leaves)?;
+        let client = tls_client(&certificates);
+        let mut arguments = vec!["--export", export];
+        arguments.extend(client.iter().map(String::as_str));
+        let trace = trace_those_that_are_ended(netns, &arguments, 6514)?;
+        ensure_all(&trace, export, &server.ids(trace.stdout.len())?)
+    });
+}
+
 #[test]
 fn a_server_that_shows_who_it_is_gets_every_record() {
     const EXPORT: &str = "tls://127.0.0.1:6514";
     in_netns(|netns| {
         let certificates = Certificates::make()?;
-        let server = tls_server(&certificates)?;
+        let server = tls_server(&certificates, LogServer::socat)?;
         let client = tls_client(&certificates);
         let mut arguments = vec!["--export", EXPORT];
         arguments.extend(client.iter().map(String::as_str));
@@ -414,7 +441,7 @@ fn a_server_that_shows_who_it_is_gets_every_record() {
 fn a_server_with_another_certificate_and_one_that_wants_another_get_nothing() {
     in_netns(|netns| {
         let (certificates, others) = (Certificates::make()?, Certificates::make()?);
-        let server = tls_server(&certificates)?;
+        let server = tls_server(&certificates, LogServer::socat)?;
         let own = tls_client(&certificates);
         let mistrusts = [&tls_client(&others)[..1], &own[1..]].concat();
         let strange = [&own[..1], &tls_client(&others)[1..]].concat();

@@ -168,6 +168,18 @@ fn through_socat_over_a_unix_socket() {
     through("socat", socat, export, Told::Arrival);
 }
 
+#[test]
+fn through_rotel_over_grpc() {
+    let export = |_: &LogServer| format!("otlp=grpc://{}", LogServer::OTLP_GRPC);
+    through("rotel", || LogServer::rotel(false), export, Told::Arrival);
+}
+
+#[test]
+fn through_rotel_over_http() {
+    let export = |_: &LogServer| format!("otlp=http://{}", LogServer::OTLP_HTTP);
+    through("rotel", || LogServer::rotel(false), export, Told::Arrival);
+}
+
 /// journald keeps as much as it has room for, so what it took is not counted again.
 #[test]
 fn through_journald() {

@@ -11,7 +11,7 @@ use std::thread::sleep;
 use std::time::Duration;
 use std::{env, fs};
 
-use anyhow::{Error, Result, anyhow, bail};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
 
 use crate::apt::Apt;
 use crate::process::{answer, as_root, cargo, find, run as run_command, workspace};
@@ -56,15 +56,27 @@ const SERVICES: [(&str, &str); 4] = [
 /// A program whose package cannot be installed beside that of rsyslog, and what it needs to run.
 const SYSLOG_NG: &str = "syslog-ng-core";
 const SYSLOG_NG_NEEDS: [&str; 3] = ["libivykis0", "libnet1", "libpcre3"];
-/// The database that `docs/fleet.md` asks, and where its test looks for it.
-const DUCKDB: &str = "duckdb==2.0.0";
-const DUCKDB_HOME: &str = "target/duckdb";
+/// A database of metrics that takes OTLP, which Debian 12's own does not yet.
+const VICTORIA_METRICS: &str = "victoria-metrics";
+/// What comes from `PyPI`, and where the tests look for it: the database that `docs/fleet.md` asks, and a
+/// receiver of OTLP.
+const OF_PYPI: [(&str, &str); 2] = [
+    ("duckdb==2.0.0", "target/duckdb"),
+    ("rotel==0.0.1a15", "target/rotel"),
+];
+/// What that receiver is linked with.
+const ROTEL_NEEDS: &str = "libpython3.11";
 const BPF_LINKER: &str = "0.13.0";
 /// The emulator for other kernels. Before this major version it corrupts some of them.
 const EMULATOR: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
 const EMULATOR_SINCE: u32 = 8;
 
 pub(crate) fn run() -> Result<()> {
+    // One at a time in a tree: apt-get does not wait for whoever holds its lists.
+    let target = workspace().join("target");
+    fs::create_dir_all(&target)?;
+    let turn = fs::File::create(target.join("setup.lock"))?;
+    turn.lock().context("cannot wait for another setup")?;
     let mut missing: Vec<&str> = TEST_PROGRAMS
         .iter()
         .filter(|(program, _)| find(program).is_none())
@@ -85,21 +97,27 @@ pub(crate) fn run() -> Result<()> {
             missing.push(EMULATOR.1);
         }
     }
-    let duckdb = workspace().join(DUCKDB_HOME);
-    if !duckdb.is_dir() && find("apt-get").is_some() {
+    let of_pypi = OF_PYPI.map(|(package, home)| (package, workspace().join(home)));
+    let lacks_some = of_pypi.iter().any(|(_, home)| !home.is_dir());
+    if lacks_some && find("apt-get").is_some() {
         // Debian's Python comes without.
-        missing.extend(uninstalled(&["python3-venv"]));
+        missing.extend(uninstalled(&["python3-venv", ROTEL_NEEDS]));
     }
-    let has_syslog_ng = syslog_ng().join("usr/sbin/syslog-ng").exists();
+    let has_syslog_ng = programs("syslog-ng/usr/sbin/syslog-ng").exists();
+    let has_victoria_metrics = programs("victoria-metrics/usr/bin/victoria-metrics").exists();
     if !has_syslog_ng {
         missing.extend(uninstalled(&SYSLOG_NG_NEEDS));
     }
     install_packages(&missing)?;
     if !has_syslog_ng {
-        unpack_syslog_ng()?;
+        unpack(SYSLOG_NG, &[])?;
     }
-    if !duckdb.is_dir() {
-        install_duckdb(&duckdb)?;
+    if !has_victoria_metrics {
+        let trixie = Apt::update(&programs("lists"), &["trixie"])?;
+        unpack(VICTORIA_METRICS, &trixie.options())?;
+    }
+    for (package, home) in of_pypi.iter().filter(|(_, home)| !home.is_dir()) {
+        install_from_pypi(package, home)?;
     }
     if has_rustup() {
         add_lints()?;
@@ -193,18 +211,19 @@ pub(crate) fn install_packages(packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Where the live tests find syslog-ng.
-fn syslog_ng() -> PathBuf {
-    workspace().join("target/programs/syslog-ng")
+/// Where the live tests find programs that are unpacked, not installed.
+fn programs(path: &str) -> PathBuf {
+    workspace().join("target/programs").join(path)
 }
 
-fn unpack_syslog_ng() -> Result<()> {
+/// Unpacks a package into the directory of its name, without `-core`.
+fn unpack(package: &str, options: &[String]) -> Result<()> {
     say(&format!(
-        "apt-get download {SYSLOG_NG}, to unpack it beside the tests"
+        "apt-get download {package}, to unpack it beside the tests"
     ));
-    let directory = workspace().join("target/programs");
-    let _ = fs::remove_dir_all(directory.join("packages"));
-    fs::create_dir_all(directory.join("packages"))?;
+    let packages = programs("packages");
+    let _ = fs::remove_dir_all(&packages);
+    fs::create_dir_all(&packages)?;
     run_command(
         Command::new("apt-get")
             .args([
@@ -212,17 +231,17 @@ fn unpack_syslog_ng() -> Result<()> {
                 "--quiet",
                 "-oAPT::Sandbox::User=root",
                 "-oAcquire::Retries=3",
-                "download",
-                SYSLOG_NG,
             ])
-            .current_dir(directory.join("packages")),
+            .args(options)
+            .args(["download", package])
+            .current_dir(&packages),
     )?;
-    for package in fs::read_dir(directory.join("packages"))? {
+    for file in fs::read_dir(&packages)? {
         run_command(
             Command::new("dpkg-deb")
                 .arg("--extract")
-                .arg(package?.path())
-                .arg(syslog_ng()),
+                .arg(file?.path())
+                .arg(programs(package.trim_end_matches("-core"))),
         )?;
     }
     Ok(())
@@ -255,14 +274,14 @@ fn install_emulator_for_debian() -> Result<()> {
     )
 }
 
-fn install_duckdb(home: &Path) -> Result<()> {
-    say(&format!("pip install {DUCKDB}"));
+fn install_from_pypi(package: &str, home: &Path) -> Result<()> {
+    say(&format!("pip install {package}"));
     let partial = home.with_extension("partial");
     run_command(Command::new("python3").args(["-m", "venv"]).arg(&partial))?;
     run_command(
         Command::new(partial.join("bin/python"))
             .args(["-m", "pip", "install", "--quiet", "--only-binary=:all:"])
-            .arg(DUCKDB),
+            .arg(package),
     )?;
     fs::rename(partial, home)?;
     Ok(())

@@ -394,6 +394,7 @@ pub struct Dropped {
     /// How many since the last such record.
     pub count: u64,
     /// Why: `queue_full` (more waited than may), `too_large` (its destination takes no record of that size),
+    /// `refused` (its destination said that it will not have it),
     /// `undelivered` (still waiting at the end).
     pub reason: &'static str,
     /// What failed last, if anything did.

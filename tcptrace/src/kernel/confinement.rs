@@ -32,7 +32,7 @@ pub enum Part {
     Door,
     /// Opens the output file and moves it aside.
     Files,
-    /// Delivers records over sockets.
+    /// Delivers records or counts over sockets.
     Export,
     /// Answers on the port of `--metrics`.
     Metrics,
@@ -46,7 +46,7 @@ impl Part {
         (Self::Reader, "every thread"),
         (Self::Door, "the thread that enters namespaces"),
         (Self::Files, "the thread that opens --output-file"),
-        (Self::Export, "the threads of --export"),
+        (Self::Export, "the threads of --export and --metrics otlp"),
         (Self::Metrics, "the thread that answers on --metrics"),
         (Self::Screen, "the thread that draws for top"),
     ];
@@ -330,6 +330,7 @@ const USES: &[Use] = &[
             (libc::SYS_sendto, ANY),
             (libc::SYS_sendmsg, ANY),
             (libc::SYS_sendmmsg, ANY),
+            (libc::SYS_shutdown, ANY),
             (libc::SYS_memfd_create, ANY),
             (libc::SYS_ioctl, &[Is(1, TIOCOUTQ)]),
             (libc::SYS_ioctl, &[Is(1, FIONREAD)]),

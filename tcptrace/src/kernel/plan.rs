@@ -13,9 +13,9 @@ use super::symbols::SymbolError;
 use crate::event::Signal;
 pub(super) use signals::ACCEPT_QUEUE;
 pub use signals::FINAL_ACK;
-pub(crate) use signals::functions;
 pub use signals::{ACCEPT_OVERFLOW, Polled, Program, Rung, Way};
 use signals::{Asked, NEVER_SEEN, POLLED, SIGNALS};
+pub(crate) use signals::{CAST, functions};
 
 /// The names of all signals that hooks show.
 #[cfg(test)]
@@ -293,6 +293,7 @@ pub(super) mod tests {
             btf: Ok(()),
             raw_tracepoints: tracepoints.map(str::to_owned).into(),
             functions: functions().into_iter().map(|name| (name, 2)).collect(),
+            jit: true,
             kprobes: false,
             rcv_state_process: Ok(0x10..0x20),
             capabilities: vec![

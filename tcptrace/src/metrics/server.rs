@@ -40,8 +40,9 @@ pub fn address(text: &str) -> Result<SocketAddr, String> {
     if let Ok(port) = port.parse() {
         return Ok((IpAddr::from(Ipv4Addr::LOCALHOST), port).into());
     }
-    text.parse()
-        .map_err(|_| "not a port such as 9847, nor an address such as 10.0.0.1:9847".to_owned())
+    text.parse().map_err(|_| {
+        "not a port such as 9847, an address such as 10.0.0.1:9847, nor otlp=http://HOST".to_owned()
+    })
 }
 
 /// Takes the port, while there may be a privilege for it.

@@ -29,7 +29,7 @@ use crate::cli::{Output, Trace};
 use crate::config::{self, Filters, Selection};
 use crate::decode::Decoder;
 use crate::diagnose::{Analysis, Limits, Sees};
-use crate::event::{Event, EventId, Flow, Kind, Reconciled, Summary, Timestamp};
+use crate::event::{Coverage, Event, EventId, Flow, Kind, Reconciled, Summary, Timestamp};
 use crate::host::attribution::{self, Verifier};
 use crate::host::cgroup::Cgroups;
 use crate::host::{counters::Counters, door, netns, snapshot, sockets};
@@ -37,13 +37,16 @@ use crate::kernel::confinement::{self, Part, confine};
 use crate::kernel::doctor::{Attempt, Report};
 use crate::kernel::facts::Facts;
 use crate::kernel::layout::Resolved;
-use crate::kernel::load::{Kernel, Setup};
+use crate::kernel::load::{Kernel, Loader, Setup};
 use crate::kernel::plan::{ACCEPT_OVERFLOW, Plan, Planned, Wanted, plan};
 use crate::kernel::privileges::{self, HOST_PIDS, grant_command, required_missing};
-use crate::metrics::{Metrics, server};
+use crate::metrics::push::{self, Push};
+use crate::metrics::{self, Metrics, server};
 use crate::session::{Session, clock, monotonic};
 use crate::sink::text::{self, Columns};
-use crate::sink::{self, Delivery, Exports, Format, Opener, Outputs, Rotation, Tls};
+use crate::sink::{
+    self, Access, Delivery, Endpoint, Exports, Format, Headers, Opener, Outputs, Rotation, Tls,
+};
 use crate::source::Source;
 use crate::source::ring::Ring;
 use crate::top::{Screen, Shared};
@@ -88,11 +91,12 @@ pub(super) fn trace(
     // Before anything is loaded: what is wrong with the request does not need the kernel.
     let opener = args.output_file.as_ref().map(|_| Opener::start());
     let opener = opener.transpose().context("no thread to open files")?;
+    let (context, access) = (context()?, access(args)?);
     let view = on_screen.as_ref().map(|it| it.shared.clone());
-    let (outputs, deliveries) = outputs(args, opener.as_ref(), view)?;
-    let listener = args.metrics.map(server::bind).transpose()?;
+    let (outputs, deliveries) = outputs(args, opener.as_ref(), (&context, &access), view)?;
+    let listeners = listeners(args)?;
     let mut filters = Filters::of(args, &selection)?;
-    let host = Host::look();
+    let host = Host::look(&args.without);
     check_privileges(&host)?;
 
     let wanted = Wanted {
@@ -108,7 +112,7 @@ pub(super) fn trace(
         ring_bytes,
         max_sockets: args.max_sockets,
     };
-    let mut kernel = Kernel::load(&setup)?;
+    let mut kernel = Kernel::load(host.loader, &setup)?;
     let command = if args.cmd.is_empty() {
         None
     } else {
@@ -142,9 +146,7 @@ pub(super) fn trace(
     let analysis = Analysis::new(Limits::default(), sees_of(args, &report));
     let mut session = Session::new(decoder, selection, outputs, verifier, analysis, args.count);
     session.limit_rate(args.rate_limit);
-    if let Some(listener) = listener {
-        answer(args, listener, &mut session)?;
-    }
+    let pushes = publish(args, listeners, (&context, &access), &mut session)?;
     let service = Service::from_env()?;
     let screen = on_screen.map(show).transpose()?;
     raise_priority();
@@ -159,6 +161,7 @@ pub(super) fn trace(
         kernel,
         session,
         deliveries,
+        pushes,
         command,
         service,
         reload: reloaded.map(|(args, file)| Reload { args, file }),
@@ -196,10 +199,15 @@ pub(super) fn check(args: &Trace) -> Result<(Selection, u32), Failure> {
         let error = anyhow!("--export {export} is given twice: each destination has one account");
         return Err(usage(error));
     }
+    let exports = args.export.iter().filter(|it| it.is_tls());
+    let receivers = receivers(args).filter(|it| it.is_tls());
+    let mut sealed = exports
+        .map(|it| format!("--export {it}"))
+        .chain(receivers.map(|it| format!("--metrics otlp={it}")));
     if args.tls_ca.is_none()
-        && let Some(export) = args.export.iter().find(|it| it.is_tls())
+        && let Some(option) = sealed.next()
     {
-        let error = anyhow!("--export {export}: say whom to trust with --tls-ca FILE");
+        let error = anyhow!("{option}: say whom to trust with --tls-ca FILE");
         return Err(usage(error));
     }
     Ok((selection, ring_bytes(args.ring_buffer)?))
@@ -209,22 +217,60 @@ fn selection(args: &Trace) -> Result<Selection> {
     Selection::parse(&args.event, &args.errno, args.close_wait_after.is_zero())
 }
 
-/// Starts to answer who scrapes.
-fn answer(args: &Trace, listener: TcpListener, session: &mut Session) -> Result<()> {
-    // The port may have been left to the kernel.
-    let address = listener.local_addr()?;
+/// Receivers of OTLP that counts are sent to.
+fn receivers(args: &Trace) -> impl Iterator<Item = &Endpoint> {
+    args.metrics.iter().filter_map(|to| match to {
+        metrics::To::Receiver(endpoint) => Some(endpoint),
+        metrics::To::Scrapers(_) => None,
+    })
+}
+
+/// The ports on which counts are asked for.
+fn listeners(args: &Trace) -> Result<Vec<TcpListener>> {
+    let ports = args.metrics.iter().filter_map(|to| match to {
+        metrics::To::Scrapers(address) => Some(server::bind(*address)),
+        metrics::To::Receiver(_) => None,
+    });
+    ports.collect()
+}
+
+/// Starts to answer who scrapes, and to send counts to who receives them.
+fn publish(
+    args: &Trace,
+    listeners: Vec<TcpListener>,
+    (context, access): (&sink::Context, &Access),
+    session: &mut Session,
+) -> Result<Vec<Push>> {
+    if args.metrics.is_empty() {
+        return Ok(Vec::new());
+    }
+    let quiet = args.quiet;
+    let say = move |what: &str| {
+        if !quiet {
+            // Nobody may be left to read it.
+            let _ = writeln!(io::stderr(), "tcptrace: {}", text::printable(what));
+        }
+    };
     let metrics = Arc::new(Metrics::new());
     metrics.beat(monotonic());
-    server::start(listener, Arc::clone(&metrics))?;
-    session.count_in(metrics);
-    if !args.quiet {
-        // Nobody may be left to read it.
-        let _ = writeln!(
-            io::stderr(),
-            "tcptrace: metrics at http://{address}/metrics"
-        );
+    for listener in listeners {
+        // The port may have been left to the kernel.
+        let address = listener.local_addr()?;
+        server::start(listener, Arc::clone(&metrics))?;
+        say(&format!("metrics at http://{address}/metrics"));
     }
-    Ok(())
+    let pushes = receivers(args).map(|endpoint| {
+        let source = push::Source {
+            endpoint: endpoint.clone(),
+            access: access.clone(),
+            metrics: Arc::clone(&metrics),
+            resource: sink::resource(context),
+        };
+        Push::start(source, say)
+    });
+    let pushes = pushes.collect::<Result<_>>()?;
+    session.count_in(metrics);
+    Ok(pushes)
 }
 
 /// What cannot go unseen of the sockets traced. A filter that is about one end alone leaves out the RST
@@ -308,8 +354,8 @@ fn leak(reasons: Vec<(u32, String)>) -> Vec<(u32, &'static str)> {
 }
 
 /// What `doctor` knows of a plan: everything is attached for a moment.
-pub(super) fn try_out(resolved: &Resolved, plan: &Plan) -> Result<Vec<Attempt>> {
-    let mut kernel = Kernel::load(&Setup {
+pub(super) fn try_out(loader: Loader, resolved: &Resolved, plan: &Plan) -> Result<Vec<Attempt>> {
+    let setup = Setup {
         layout: resolved.layout,
         stand_ins: resolved.skips_nested,
         config: Config {
@@ -318,7 +364,8 @@ pub(super) fn try_out(resolved: &Resolved, plan: &Plan) -> Result<Vec<Attempt>> 
         },
         ring_bytes: 1 << 16,
         max_sockets: 1024,
-    })?;
+    };
+    let mut kernel = Kernel::load(loader, &setup)?;
     Ok(kernel.attach(plan))
 }
 
@@ -330,6 +377,7 @@ struct Live<'a> {
     kernel: Kernel,
     session: Session,
     deliveries: (Delivery, Exports),
+    pushes: Vec<Push>,
     command: Option<Held>,
     service: Service,
     reload: Option<Reload>,
@@ -344,6 +392,7 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
         mut kernel,
         mut session,
         deliveries,
+        pushes,
         command,
         service,
         reload,
@@ -354,10 +403,7 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     let stop = stop(args)?;
     // Who reads that it traces may ask for a new file at once.
     let hangup = signal(SignalKind::hangup())?;
-    let mut coverage = report.coverage();
-    sees::mark(&mut coverage, sees_of(args, &report));
-    // What is polled is not planned by kind.
-    coverage.retain(|it| it.signal != "syn_queue.overflow" || session.wants(&it.signal));
+    let coverage = coverage_of(args, &report, &session);
     let shown = Shown {
         resets: report.shows_resets(),
         overflows: report.shows_overflows(),
@@ -427,6 +473,9 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     });
     // Also when another output failed: what was produced for one is sent or counted.
     let told = watch.close_deliveries(&mut session).await;
+    for push in pushes {
+        push.finish().await;
+    }
     // A summary that nobody reads is no failure, wherever the pipe closed.
     let is_failure = |failure: &Failure| failure.error.downcast_ref() != Some(&sink::Error::Closed);
     let outcome = account.and(told.map_err(Failure::from));
@@ -442,6 +491,15 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
         _ if args.strict && watch.summary.lost + watch.not_delivered() > 0 => status::LOST,
         _ => 0,
     })
+}
+
+/// How each signal that is wanted is seen.
+fn coverage_of(args: &Trace, report: &Report, session: &Session) -> Vec<Coverage> {
+    let mut coverage = report.coverage();
+    sees::mark(&mut coverage, sees_of(args, report));
+    // What is polled is not planned by kind.
+    coverage.retain(|it| it.signal != "syn_queue.overflow" || session.wants(&it.signal));
+    coverage
 }
 
 /// A screen that is told of what is looked at, and the signals it answers.
@@ -468,7 +526,7 @@ fn say_summary(summary: &Summary, skipped: u64) -> io::Result<()> {
 fn announce(
     args: &Trace,
     session: &mut Session,
-    coverage: Vec<crate::event::Coverage>,
+    coverage: Vec<Coverage>,
 ) -> Result<(), sink::Error> {
     session.advance()?;
     for coverage in coverage {
@@ -747,20 +805,10 @@ fn is_seen(planned: &Planned, attempts: &[Attempt]) -> bool {
 fn outputs(
     args: &Trace,
     opener: Option<&Opener>,
+    (context, access): (&sink::Context, &Access),
     view: Option<Shared>,
 ) -> Result<(Outputs, (Delivery, Exports)), Failure> {
-    let mut outputs = Outputs::new(sink::Context {
-        run: u32::from_ne_bytes(random()?),
-        key: random()?,
-        host_name: nix::unistd::gethostname()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default(),
-        host_id: line("/etc/machine-id"),
-        boot_id: line("/proc/sys/kernel/random/boot_id"),
-        // Set from `spec.nodeName`: the name of the host is often another.
-        node_name: std::env::var("NODE_NAME").ok(),
-        replayed: None,
-    });
+    let mut outputs = Outputs::new(context.clone());
     let format = format(args.output, super::is_colored(args.color), !args.no_header);
     let (stdout, sink) = Delivery::stdout(|| {
         privileges::keep_only(&CapsHashSet::new())?;
@@ -781,12 +829,9 @@ fn outputs(
         );
     }
     let mut exports = Exports::default();
-    let identity = args.tls_cert.as_deref().zip(args.tls_key.as_deref());
-    let tls = args.tls_ca.as_deref().map(|ca| Tls::read(ca, identity));
-    let tls = tls.transpose()?;
     for destination in &args.export {
         let (format, export) =
-            exports.start(destination, tls.clone(), |while_it_may_load_code| {
+            exports.start(destination, access.clone(), |while_it_may_load_code| {
                 privileges::keep_only(&CapsHashSet::new())?;
                 while_it_may_load_code();
                 confine(Part::Export)
@@ -805,7 +850,34 @@ pub(super) fn format(output: Output, color: bool, header: bool) -> Format {
         }
         Output::Json => Format::Json,
         Output::Jsonpretty => Format::JsonPretty,
+        Output::OtlpJson => Format::OtlpJson,
     }
+}
+
+/// What all records of this run have in common.
+fn context() -> Result<sink::Context> {
+    Ok(sink::Context {
+        run: u32::from_ne_bytes(random()?),
+        key: random()?,
+        host_name: nix::unistd::gethostname()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default(),
+        host_id: line("/etc/machine-id"),
+        boot_id: line("/proc/sys/kernel/random/boot_id"),
+        // Set from `spec.nodeName`: the name of the host is often another.
+        node_name: std::env::var("NODE_NAME").ok(),
+        replayed: None,
+    })
+}
+
+/// Whom destinations are trusted to be, and what they are told.
+fn access(args: &Trace) -> Result<Access> {
+    let identity = args.tls_cert.as_deref().zip(args.tls_key.as_deref());
+    let tls = args.tls_ca.as_deref().map(|ca| Tls::read(ca, identity));
+    Ok(Access {
+        tls: tls.transpose()?,
+        headers: Headers::from_env()?,
+    })
 }
 
 /// The one line of a file; `None` without it.

@@ -291,3 +291,84 @@ impl Evidence {
         self.events[self.places.remove(&id)?].take()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use bytes::Bytes;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::diagnose::Limits;
+    use crate::sink::{Format, Sink, samples};
+
+    #[derive(Clone, Default)]
+    struct Memory(Rc<RefCell<Vec<Bytes>>>);
+
+    impl Sink for Memory {
+        fn write(&mut self, _: &Event, record: &Bytes) -> Result<(), Error> {
+            self.0.borrow_mut().push(record.clone());
+            Ok(())
+        }
+
+        fn flush(&mut self) -> Result<(), Error> {
+            Ok(())
+        }
+    }
+
+    /// Of each record the event's id and how it is marked for a replay.
+    fn marks(memory: &Memory) -> Vec<Value> {
+        let records = memory.0.borrow();
+        let marks = records.iter().map(|record| {
+            let record: Value = serde_json::from_slice(record).expect("it is JSON");
+            let told = &record["attributes"];
+            json!([
+                told["tcptrace.event.id"],
+                told["tcptrace.judged_until_ms"],
+                told["tcptrace.event.kept"],
+            ])
+        });
+        marks.collect()
+    }
+
+    #[test]
+    fn records_in_json_say_when_and_in_which_order_they_were_judged() {
+        let (lines, pretty) = (Memory::default(), Memory::default());
+        let mut outputs = Outputs::new(samples::context());
+        outputs.add(Format::Json, Box::new(lines.clone()));
+        outputs.add(Format::JsonPretty, Box::new(pretty.clone()));
+        let chosen = ["socket.error".to_owned(), "finding".to_owned()];
+        let selection = Selection::parse(&chosen, &[], false).expect("a selection");
+        let analysis = Analysis::new(Limits::default(), Sees::ALL);
+        let mut stream = Stream::new(selection, outputs, analysis, None);
+
+        let mut cause = samples::reset_sent();
+        let mut failed = samples::write_failed();
+        (cause.id, failed.id) = (EventId(1), EventId(3));
+        failed.caused_by = Some(cause.id);
+        let mut first = samples::write_failed();
+        (first.id, first.caused_by) = (EventId(2), None);
+        let begun = first.time.0 - first.time.0 % NS_PER_MS;
+        // Not a millisecond of it may be missing or too much.
+        let later = Timestamp(begun + 20 * NS_PER_MS + 999_999);
+
+        for taken in [
+            stream.advance(Timestamp(begun + 1)),
+            stream.take(&cause),
+            stream.take(&first),
+            stream.advance(later),
+            stream.take(&failed),
+        ] {
+            taken.expect("it is kept in memory");
+        }
+        let expected = [
+            json!(["5eed0001-2", begun / NS_PER_MS, null]),
+            json!(["5eed0001-1", null, true]),
+            json!(["5eed0001-3", begun / NS_PER_MS + 20, null]),
+        ];
+        assert_eq!(marks(&lines), expected);
+        assert_eq!(marks(&pretty), expected);
+    }
+}

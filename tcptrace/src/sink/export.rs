@@ -6,6 +6,7 @@
 mod backoff;
 mod destination;
 mod link;
+pub(crate) mod otlp;
 mod queue;
 mod stdout;
 mod tls;
@@ -23,6 +24,7 @@ use anyhow::{Context as _, Result};
 use bytes::Bytes;
 
 pub use destination::Destination;
+pub use otlp::{Endpoint, Headers, Protocol};
 use queue::Queue;
 pub use queue::{Account, Lost};
 pub use stdout::Stdout;
@@ -36,6 +38,22 @@ const FLUSH: Duration = Duration::from_secs(5);
 
 /// How often a loss that goes on is told of.
 const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// Whom destinations are trusted to be, and what they are told of this host.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// Needed where one is reached over TLS.
+    pub tls: Option<Tls>,
+    /// Of each request over OTLP.
+    pub headers: Headers,
+}
+
+impl Access {
+    fn tls(&self) -> io::Result<&Tls> {
+        let tls = self.tls.as_ref();
+        tls.ok_or_else(|| io::Error::other("no --tls-ca tells whom to trust"))
+    }
+}
 
 /// Where the loop puts records for one destination.
 pub struct Export {
@@ -203,7 +221,7 @@ impl fmt::Display for News {
 }
 
 impl Exports {
-    /// Starts the thread of an export; one over [`Tls`] needs it. Before anything else the thread does
+    /// Starts the thread of an export. Before anything else the thread does
     /// `prepare`, which gives up what delivering does not take. It is given something to do while code
     /// may still be loaded: asking the resolver once has the C library load what that needs.
     ///
@@ -212,14 +230,14 @@ impl Exports {
     pub fn start(
         &mut self,
         destination: &Destination,
-        tls: Option<Tls>,
+        access: Access,
         prepare: impl FnOnce(&dyn Fn()) -> Result<()> + Send + 'static,
     ) -> io::Result<(Format, Export)> {
         let name = destination.to_string();
         let (to, called) = (destination.clone(), name.clone());
         let deliver = move |queue: &Queue| {
             prepare(&|| to.ask_resolver()).with_context(|| format!("--export {called}"))?;
-            worker::run(queue, |patience| to.connect(tls.as_ref(), patience));
+            worker::run(queue, |patience| to.connect(&access, patience));
             Ok(())
         };
         let delivery = Delivery::start(name.clone(), "export", Queue::default(), deliver)?;
@@ -318,7 +336,7 @@ mod tests {
         let destination = name.parse().expect("a destination");
         let mut exports = Exports::default();
         let (format, mut export) = exports
-            .start(&destination, None, |_| Ok(()))
+            .start(&destination, Access::default(), |_| Ok(()))
             .expect("there are threads");
         assert_eq!(format, Format::Json);
         let mut write = |event: &Event| {
@@ -362,7 +380,9 @@ mod tests {
         let mut exports = Exports::default();
         let destination = "unix:/nowhere/socket".parse().expect("a destination");
         exports
-            .start(&destination, None, |_| Err(anyhow!("no seccomp today")))
+            .start(&destination, Access::default(), |_| {
+                Err(anyhow!("no seccomp today"))
+            })
             .expect("there are threads");
         let error = until(|| exports.check().err());
         let said = format!("{error:#}");
@@ -374,7 +394,7 @@ mod tests {
         let mut exports = Exports::default();
         let destination = "unix:/nowhere/socket".parse().expect("a destination");
         let (_, mut export) = exports
-            .start(&destination, None, |_| Ok(()))
+            .start(&destination, Access::default(), |_| Ok(()))
             .expect("there are threads");
         let mut lose = || {
             let larger_than_the_queue = Bytes::from(vec![b'x'; 20 << 20]);

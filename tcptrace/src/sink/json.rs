@@ -177,18 +177,18 @@ impl Records {
 }
 
 /// Names are constants of letters, dots and underscores.
-fn key(to: &mut Vec<u8>, before: u8, name: &str) {
+pub(super) fn key(to: &mut Vec<u8>, before: u8, name: &str) {
     to.push(before);
     to.push(b'"');
     to.extend_from_slice(name.as_bytes());
     to.extend_from_slice(b"\":");
 }
 
-fn integer(to: &mut Vec<u8>, value: i64) {
+pub(super) fn integer(to: &mut Vec<u8>, value: i64) {
     to.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
-fn string(to: &mut Vec<u8>, text: &str) {
+pub(super) fn string(to: &mut Vec<u8>, text: &str) {
     to.push(b'"');
     escaped(to, text);
     to.push(b'"');
@@ -196,14 +196,14 @@ fn string(to: &mut Vec<u8>, text: &str) {
 
 /// Text, cut where the line must be lean. It comes in many small pieces and is gathered in `scratch`
 /// to be escaped as one.
-fn text(to: &mut Vec<u8>, scratch: &mut String, text: &dyn fmt::Display, lean: bool) {
+pub(super) fn text(to: &mut Vec<u8>, scratch: &mut String, text: &dyn fmt::Display, lean: bool) {
     scratch.clear();
     // A String takes all.
     let _ = write!(scratch, "{text}");
     string(to, if lean { cut(scratch) } else { scratch });
 }
 
-fn list<T>(to: &mut Vec<u8>, values: &[T], mut each: impl FnMut(&mut Vec<u8>, &T)) {
+pub(super) fn list<T>(to: &mut Vec<u8>, values: &[T], mut each: impl FnMut(&mut Vec<u8>, &T)) {
     to.push(b'[');
     for (nth, value) in values.iter().enumerate() {
         if nth > 0 {

@@ -6,6 +6,7 @@ mod export;
 mod file;
 mod journal;
 mod json;
+pub(crate) mod otlp;
 pub mod record;
 #[cfg(test)]
 pub(crate) mod samples;
@@ -20,7 +21,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 use bytes::{Bytes, BytesMut};
 
 pub use direct::Direct;
-pub use export::{Account, Delivery, Destination, Export, Exports, Lost, News, Stdout, Tls};
+pub(crate) use export::otlp as otlp_client;
+pub use export::{
+    Access, Account, Delivery, Destination, Endpoint, Export, Exports, Headers, Lost, News,
+    Protocol, Stdout, Tls,
+};
 pub use file::{File, Opener, Rotation, directory_of};
 pub use sentence::Body;
 
@@ -148,6 +153,10 @@ pub enum Format {
     Syslog,
     /// Entries in journald's own protocol.
     Journal,
+    /// OTLP's log records, each after the resource it is of.
+    Otlp,
+    /// The JSON of OTLP's files.
+    OtlpJson,
     /// Not at all: the sink goes by the event.
     Unwritten,
 }
@@ -166,6 +175,8 @@ struct Writers {
     json: json::Records,
     syslog: syslog::Messages,
     journal: journal::Entries,
+    otlp: otlp::Records,
+    otlp_json: otlp::Lines,
 }
 
 impl Writers {
@@ -173,7 +184,9 @@ impl Writers {
         Self {
             json: json::Records::new(context.clone()),
             syslog: syslog::Messages::new(context.clone()),
-            journal: journal::Entries::new(context),
+            journal: journal::Entries::new(context.clone()),
+            otlp: otlp::Records::new(context.clone()),
+            otlp_json: otlp::Lines::new(context),
         }
     }
 }
@@ -260,6 +273,8 @@ impl Outputs {
                 Format::JsonPretty => writers.json.pretty(event, place, &mut self.buffer)?,
                 Format::Syslog => writers.syslog.message(event, &mut self.buffer),
                 Format::Journal => writers.journal.entry(event, &mut self.buffer),
+                Format::Otlp => writers.otlp.record(event, &mut self.buffer),
+                Format::OtlpJson => writers.otlp_json.line(event, &mut self.buffer),
                 Format::Unwritten => {}
             }
             group.begun = true;
@@ -313,6 +328,12 @@ impl Outputs {
             .flat_map(|group| &mut group.sinks)
             .try_for_each(|sink| act(sink.as_mut()))
     }
+}
+
+/// What says of a run's counts where they are from: the fields of OTLP's resource.
+#[must_use]
+pub fn resource(context: &Context) -> Vec<u8> {
+    otlp::resource(context)
 }
 
 /// The JSON Schema of the record.

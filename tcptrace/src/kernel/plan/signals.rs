@@ -24,15 +24,20 @@ pub enum Way {
     Iterator,
 }
 
+/// How programs read the kernel's memory, where it can be done without a helper: see
+/// [`tcptrace_common::layout::Layout::cast`].
+pub(crate) const CAST: &str = "cast";
+
 impl Way {
-    /// Every name `--without` knows.
-    pub const NAMES: [&'static str; 6] = [
+    /// Every name `--without` knows: of these ways, and [`CAST`].
+    pub const NAMES: [&'static str; 7] = [
         "raw_tracepoint",
         "fentry",
         "fexit",
         "kprobe",
         "tracepoint",
         "iterator",
+        CAST,
     ];
 
     /// Its name for `--without`.

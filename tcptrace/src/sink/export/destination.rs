@@ -8,8 +8,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::Access;
 use super::link::{Datagrams, Framing, Link, Stream, TooLarge};
-use super::tls::{Session, Tls};
+use super::otlp::{Endpoint, Requests};
+use super::tls::Session;
 use crate::sink::Format;
 
 /// Where journald listens.
@@ -29,6 +31,8 @@ pub enum Destination {
     Syslog(Way),
     /// Whoever reads JSON Lines from a stream.
     Lines(Way),
+    /// A receiver of OTLP.
+    Otlp(Endpoint),
 }
 
 /// A kind of socket and its address.
@@ -58,6 +62,9 @@ impl FromStr for Destination {
         if text == "journald" {
             return Ok(Self::Journald);
         }
+        if let Some(endpoint) = text.strip_prefix("otlp=") {
+            return Ok(Self::Otlp(endpoint.parse()?));
+        }
         let (is_syslog, way) = match text.strip_prefix("syslog=") {
             Some(way) => (true, way),
             None => (false, text),
@@ -72,9 +79,10 @@ impl FromStr for Destination {
             Way::Unix(socket_path(path)?)
         } else {
             return Err(
-                "there is no such export; there are journald, syslog=tcp://HOST:PORT, \
-                 syslog=tls://HOST:PORT, syslog=udp://HOST:PORT, syslog=unix:/PATH, and for JSON Lines \
-                 tcp://HOST:PORT, tls://HOST:PORT and unix:/PATH"
+                "there is no such export; there are otlp=grpc://HOST, otlp=grpcs://HOST, otlp=http://HOST, \
+                 otlp=https://HOST, journald, syslog=tcp://HOST:PORT, syslog=tls://HOST:PORT, \
+                 syslog=udp://HOST:PORT, syslog=unix:/PATH, and for JSON Lines tcp://HOST:PORT, \
+                 tls://HOST:PORT and unix:/PATH"
                     .to_owned(),
             );
         };
@@ -138,6 +146,7 @@ impl fmt::Display for Destination {
             Self::Journald => f.write_str("journald"),
             Self::Syslog(way) => write!(f, "syslog={way}"),
             Self::Lines(way) => way.fmt(f),
+            Self::Otlp(endpoint) => write!(f, "otlp={endpoint}"),
         }
     }
 }
@@ -164,13 +173,28 @@ impl fmt::Display for Host {
 }
 
 impl Host {
+    /// As parsed from text, which may leave out the port where there is a usual one.
+    pub(super) fn with_port(text: &str, usual: u16) -> Result<Self, String> {
+        let after_brackets = text.rsplit_once(']').map_or(text, |(_, rest)| rest);
+        if after_brackets.contains(':') {
+            text.parse()
+        } else {
+            format!("{text}:{usual}").parse()
+        }
+    }
+
+    /// Without the port.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Asks the host's resolver.
-    fn addresses(&self) -> io::Result<impl Iterator<Item = SocketAddr> + use<>> {
+    pub(super) fn addresses(&self) -> io::Result<impl Iterator<Item = SocketAddr> + use<>> {
         (self.name.as_str(), self.port).to_socket_addrs()
     }
 
     /// The first address for which `open` works, or else why the last one did not.
-    fn open<T>(&self, open: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
+    pub(super) fn open<T>(&self, open: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
         let mut failed = io::Error::other("its name has no address");
         for address in self.addresses()? {
             match open(address) {
@@ -190,34 +214,37 @@ impl Destination {
             Self::Journald => Format::Journal,
             Self::Syslog(_) => Format::Syslog,
             Self::Lines(_) => Format::Json,
+            Self::Otlp(_) => Format::Otlp,
         }
     }
 
     /// Asks for the addresses of its host, and has no use for the answer.
     pub(super) fn ask_resolver(&self) {
-        if let Self::Syslog(way) | Self::Lines(way) = self
-            && let Way::Tcp(host) | Way::Tls(host) | Way::Udp(host) = way
-        {
-            // Connecting asks again, and says what is wrong.
-            let _ = host.addresses();
-        }
+        let host = match self {
+            Self::Syslog(Way::Tcp(host) | Way::Tls(host) | Way::Udp(host))
+            | Self::Lines(Way::Tcp(host) | Way::Tls(host) | Way::Udp(host)) => host,
+            Self::Otlp(endpoint) => return endpoint.ask_resolver(),
+            Self::Journald | Self::Syslog(Way::Unix(_)) | Self::Lines(Way::Unix(_)) => return,
+        };
+        // Connecting asks again, and says what is wrong.
+        let _ = host.addresses();
     }
 
     /// It is reached over TLS.
     #[must_use]
     pub fn is_tls(&self) -> bool {
-        matches!(self, Self::Syslog(Way::Tls(_)) | Self::Lines(Way::Tls(_)))
+        match self {
+            Self::Syslog(way) | Self::Lines(way) => matches!(way, Way::Tls(_)),
+            Self::Otlp(endpoint) => endpoint.is_tls(),
+            Self::Journald => false,
+        }
     }
 
     /// Opens a socket to it, which takes `patience` at most for each of its addresses.
-    pub(super) fn connect(
-        &self,
-        tls: Option<&Tls>,
-        patience: Duration,
-    ) -> io::Result<Box<dyn Link>> {
+    pub(super) fn connect(&self, access: &Access, patience: Duration) -> io::Result<Box<dyn Link>> {
         let tcp = |host: &Host| host.open(|it| TcpStream::connect_timeout(&it, patience));
         let sealed = |host: &Host, framing| {
-            let tls = tls.ok_or_else(|| io::Error::other("no --tls-ca tells whom to trust"))?;
+            let tls = access.tls()?;
             let socket = tcp(host)?;
             let session = Session::open(tls, &host.name, &socket, patience)?;
             Stream::tls(socket, framing, session)
@@ -228,6 +255,7 @@ impl Destination {
                 socket.connect(JOURNAL)?;
                 Box::new(Datagrams::new(socket, TooLarge::InAFile)?)
             }
+            Self::Otlp(endpoint) => Box::new(Requests::connect(endpoint, access, patience)?),
             Self::Lines(Way::Tcp(host)) => Box::new(Stream::tcp(tcp(host)?, Framing::Lines)?),
             Self::Syslog(Way::Tcp(host)) => Box::new(Stream::tcp(tcp(host)?, Framing::Octets)?),
             Self::Lines(Way::Tls(host)) => Box::new(sealed(host, Framing::Lines)?),
@@ -272,6 +300,8 @@ mod tests {
             "syslog=unix:/dev/log",
             "tcp://[2001:db8::1]:5140",
             "unix:/run/vector.sock",
+            "otlp=grpcs://collector.example:4317",
+            "otlp=http://[2001:db8::1]:4318/base",
         ] {
             let parsed = text.parse::<Destination>();
             assert_eq!(parsed.map(|it| it.to_string()), Ok(text.to_owned()));
@@ -287,9 +317,9 @@ mod tests {
     fn what_is_wrong_is_named_with_the_remedy() {
         let long = format!("unix:/{}", "x".repeat(LONGEST_PATH));
         for (text, expected) in [
-            ("", "there are journald, syslog="),
-            ("udp://192.0.2.1:514", "there are journald, syslog="),
-            ("syslog", "there are journald, syslog="),
+            ("", "there are otlp=grpc://HOST"),
+            ("udp://192.0.2.1:514", "journald, syslog="),
+            ("syslog", "journald, syslog="),
             ("tcp://logs.example", "write HOST:PORT"),
             ("tcp://2001:db8::1", "[ADDRESS]:PORT for IPv6"),
             (

@@ -12,7 +12,9 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::socket::{ControlMessage, MsgFlags, getsockopt, send, sendmsg, setsockopt, sockopt};
+use nix::sys::socket::{
+    ControlMessage, MsgFlags, getsockopt, recv, send, sendmsg, setsockopt, sockopt,
+};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use super::tls::{Session, closed};
@@ -25,19 +27,38 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// <https://man7.org/linux/man-pages/man7/tcp.7.html>
 const SILENCE: Duration = Duration::from_secs(30);
 
+/// How often a connection with nothing to do is looked at: what the other end has ended and this one has
+/// not is a CLOSE_WAIT of this program's own.
+pub(super) const LOOK: Duration = Duration::from_millis(250);
+
+/// The other end has ended its half. nix has no name for it.
+pub(super) const ENDED: PollFlags = PollFlags::from_bits_retain(libc::POLLRDHUP);
+
 /// What became of the records a link was given, in their order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Done {
     /// The destination has them, as far as the protocol can tell.
     pub(super) sent: usize,
     /// It takes no record of that size.
     pub(super) too_large: usize,
+    /// It has said that it will not have them.
+    pub(super) refused: usize,
+    /// And why not.
+    pub(super) why: Option<String>,
 }
 
 impl Done {
+    /// The destination has so many.
+    pub(super) fn sent(sent: usize) -> Self {
+        Self {
+            sent,
+            ..Self::default()
+        }
+    }
+
     /// All of them.
-    pub(super) fn count(self) -> usize {
-        self.sent + self.too_large
+    pub(super) fn count(&self) -> usize {
+        self.sent + self.too_large + self.refused
     }
 }
 
@@ -52,6 +73,21 @@ pub(super) trait Link {
     /// Goes on handing over, for a moment at most. Says what became of records since it was asked last,
     /// and whether it can go on; also when it cannot, that is to be counted.
     fn advance(&mut self) -> (Done, io::Result<()>);
+
+    /// After how long with nothing to hand over it is asked whether it is still of use; `None` for never.
+    fn idle(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Whether it is still of use: what the other end has ended may not be written to any more.
+    fn is_alive(&mut self) -> bool {
+        true
+    }
+
+    /// How long the destination has asked to be left alone, when the link has failed.
+    fn rest(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// How the end of a record is found in a stream.
@@ -185,7 +221,7 @@ impl<S: AsFd + Write> Link for Stream<S> {
             let heard = written.and_then(|()| self.tls.as_mut().map_or(Ok(()), Session::hear));
             let result = heard.and_then(|()| intact(self.socket.as_fd()));
             return match self.arrived() {
-                Ok(sent) => (Done { sent, too_large: 0 }, result),
+                Ok(sent) => (Done::sent(sent), result),
                 Err(error) => (Done::default(), result.and(Err(error))),
             };
         }
@@ -196,12 +232,28 @@ impl<S: AsFd + Write> Link for Stream<S> {
             .and(outcome)
             .and_then(|sent| intact(self.socket.as_fd()).map(|()| sent));
         match outcome {
-            Ok(sent) => (Done { sent, too_large: 0 }, Ok(())),
+            Ok(sent) => (Done::sent(sent), Ok(())),
             Err(error) => {
                 self.ends = ends;
                 (Done::default(), Err(error))
             }
         }
+    }
+
+    fn idle(&self) -> Option<Duration> {
+        Some(LOOK)
+    }
+
+    /// Who has ended only its own half still reads what is underway, and then the next connection.
+    fn is_alive(&mut self) -> bool {
+        if !self.ends.is_empty() {
+            return true;
+        }
+        let heard = match &mut self.tls {
+            None => hear(self.socket.as_fd(), |_| Ok(())),
+            Some(session) => session.hear(),
+        };
+        heard.is_ok()
     }
 }
 
@@ -316,6 +368,24 @@ fn underway(socket: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(u64::try_from(bytes).unwrap_or_default())
 }
 
+/// Has all taken that the other end has said by now: what is left unread makes the end of a connection a
+/// reset. Fails once it has ended its half.
+pub(super) fn hear(
+    socket: BorrowedFd<'_>,
+    mut take: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut buffer = [0; 4096];
+    loop {
+        match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+            Ok(0) => return Err(closed()),
+            Ok(length) => take(&buffer[..length])?,
+            Err(Errno::EAGAIN) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 /// Fails when the connection is broken, although nothing was written since. A peer that has only ended
 /// its own half still reads.
 fn intact(socket: BorrowedFd<'_>) -> io::Result<()> {
@@ -401,6 +471,26 @@ mod tests {
     }
 
     #[test]
+    fn who_has_ended_a_connection_is_noticed_once_nothing_is_underway() {
+        let (mut link, mut server) = tcp(Framing::Lines);
+        assert!(link.is_alive());
+        server.write_all(b"hello").expect("a client is there");
+        server
+            .shutdown(std::net::Shutdown::Write)
+            .expect("a connection");
+        let mut look = [PollFd::new(link.socket.as_fd(), ENDED)];
+        let ended = poll(&mut look, PollTimeout::from(20_000_u16)).expect("a socket");
+        assert_eq!(ended, 1);
+        take_all(&mut link);
+        assert!(link.is_alive(), "the server still reads");
+        advance_to(&mut link, 3);
+        assert!(!link.is_alive());
+        drop(link);
+        // Had nobody read the hello, there would be a reset here.
+        assert_eq!(read_all(&mut server), "one\nsecond\n3\n");
+    }
+
+    #[test]
     fn between_unix_sockets_what_was_read_is_sent_and_what_was_not_is_not() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("socket");
@@ -463,6 +553,7 @@ mod tests {
         let expected = Done {
             sent: 1,
             too_large: 1,
+            ..Done::default()
         };
         assert_eq!(done, expected);
         let mut buffer = [0; 16];

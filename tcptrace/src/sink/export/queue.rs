@@ -28,6 +28,8 @@ pub struct Lost {
     pub queue_full: u64,
     /// The destination takes no record of that size.
     pub too_large: u64,
+    /// The destination said that it will not have them.
+    pub refused: u64,
     /// They still waited at the end.
     pub undelivered: u64,
 }
@@ -36,7 +38,7 @@ impl Lost {
     /// All of them.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.queue_full + self.too_large + self.undelivered
+        self.queue_full + self.too_large + self.refused + self.undelivered
     }
 
     /// What came on top of an earlier count.
@@ -44,16 +46,18 @@ impl Lost {
         Self {
             queue_full: self.queue_full - earlier.queue_full,
             too_large: self.too_large - earlier.too_large,
+            refused: self.refused - earlier.refused,
             undelivered: self.undelivered - earlier.undelivered,
         }
     }
 
     /// Each reason with its count.
     #[must_use]
-    pub fn all(self) -> [(&'static str, u64); 3] {
+    pub fn all(self) -> [(&'static str, u64); 4] {
         [
             ("queue_full", self.queue_full),
             ("too_large", self.too_large),
+            ("refused", self.refused),
             ("undelivered", self.undelivered),
         ]
     }
@@ -141,6 +145,8 @@ impl Default for Queue {
 pub(super) enum Work {
     /// These come next; none where there is only something to finish.
     Records(Vec<Bytes>),
+    /// There was nothing for as long as was waited.
+    Idle,
     /// There will be nothing any more.
     Over,
 }
@@ -245,7 +251,8 @@ impl Queue {
     }
 
     /// What the link is to do next: take records if it `wants` any, or see what became of those it has.
-    pub(super) fn next(&self, wants: bool) -> Work {
+    /// With nothing to do it waits, no longer than it is told.
+    pub(super) fn next(&self, wants: bool, patience: Option<Duration>) -> Work {
         let mut state = self.lock();
         if wants {
             let unfinished = state.handed > 0;
@@ -253,13 +260,17 @@ impl Queue {
                 let nothing = state.parcels.len() == state.handed;
                 nothing && !state.ended && (state.handed > 0 || !state.closing)
             };
-            state = if unfinished {
-                let waited = self.changed.wait_timeout_while(state, ARRIVAL, idle);
+            let patience = if unfinished { Some(ARRIVAL) } else { patience };
+            state = if let Some(patience) = patience {
+                let waited = self.changed.wait_timeout_while(state, patience, idle);
                 waited.unwrap_or_else(PoisonError::into_inner).0
             } else {
                 let waited = self.changed.wait_while(state, idle);
                 waited.unwrap_or_else(PoisonError::into_inner)
             };
+            if !unfinished && idle(&mut state) {
+                return Work::Idle;
+            }
         }
         if state.ended || (state.closing && state.parcels.is_empty()) {
             return Work::Over;
@@ -294,9 +305,14 @@ impl Queue {
         state.bytes -= bytes;
         state.handed -= done.count();
         state.account.waiting -= records;
-        state.account.sent += records - done.too_large as u64;
+        state.account.sent += records - (done.too_large + done.refused) as u64;
         state.account.lost.too_large += done.too_large as u64;
-        state.account.failing = None;
+        state.account.lost.refused += done.refused as u64;
+        if done.why.is_some() {
+            state.account.error.clone_from(&done.why);
+        }
+        // Who refuses all is as good as gone.
+        state.account.failing = done.why.filter(|_| done.sent == 0);
     }
 
     /// The link, or opening one, failed.
@@ -328,10 +344,6 @@ mod tests {
         Bytes::from(vec![b'x'; size])
     }
 
-    fn sent(sent: usize) -> Done {
-        Done { sent, too_large: 0 }
-    }
-
     #[test]
     fn what_is_more_than_may_wait_is_counted() {
         let queue = Queue::default();
@@ -356,16 +368,16 @@ mod tests {
             queue.push(record(size), 1);
         }
         let all = |sizes: &[usize]| Work::Records(sizes.iter().map(|&it| record(it)).collect());
-        assert_eq!(queue.next(true), all(&[1, 2, 3]));
-        queue.settle(sent(1));
+        assert_eq!(queue.next(true, None), all(&[1, 2, 3]));
+        queue.settle(Done::sent(1));
         queue.begin();
-        assert_eq!(queue.next(true), all(&[2, 3]));
+        assert_eq!(queue.next(true, None), all(&[2, 3]));
         queue.settle(Done {
-            sent: 1,
             too_large: 1,
+            ..Done::sent(1)
         });
         queue.close();
-        assert_eq!(queue.next(true), Work::Over);
+        assert_eq!(queue.next(true, None), Work::Over);
         let account = queue.account();
         assert_eq!((account.sent, account.lost.too_large), (2, 1));
     }
@@ -377,9 +389,23 @@ mod tests {
             queue.push(record(GATHER / 2), 1);
         }
         let two = vec![record(GATHER / 2); 2];
-        assert_eq!(queue.next(true), Work::Records(two));
-        assert_eq!(queue.next(false), Work::Records(Vec::new()));
-        assert_eq!(queue.next(true), Work::Records(vec![record(GATHER / 2); 1]));
+        assert_eq!(queue.next(true, None), Work::Records(two));
+        assert_eq!(queue.next(false, None), Work::Records(Vec::new()));
+        assert_eq!(
+            queue.next(true, None),
+            Work::Records(vec![record(GATHER / 2); 1])
+        );
+    }
+
+    #[test]
+    fn nothing_is_waited_for_no_longer_than_told() {
+        let queue = Queue::default();
+        let patience = Some(Duration::from_millis(1));
+        assert_eq!(queue.next(true, patience), Work::Idle);
+        queue.push(record(1), 1);
+        assert_eq!(queue.next(true, patience), Work::Records(vec![record(1)]));
+        // Now there is something to finish.
+        assert_eq!(queue.next(true, patience), Work::Records(vec![]));
     }
 
     #[test]
@@ -389,7 +415,7 @@ mod tests {
             queue.push(record(size), 1);
         }
         for size in [2 * GATHER, 1] {
-            assert_eq!(queue.next(true), Work::Records(vec![record(size)]));
+            assert_eq!(queue.next(true, None), Work::Records(vec![record(size)]));
         }
     }
 
@@ -400,14 +426,14 @@ mod tests {
             queue.push(record(1), 1);
         }
         assert!(queue.wait());
-        let _ = queue.next(true);
-        queue.settle(sent(1));
+        let _ = queue.next(true, None);
+        queue.settle(Done::sent(1));
         queue.end();
-        queue.settle(sent(3));
+        queue.settle(Done::sent(3));
         queue.push(record(1), 1);
         let account = queue.account();
         assert_eq!((account.produced, account.sent), (4, 1));
         assert_eq!((account.lost.undelivered, account.lost.total()), (3, 3));
-        assert_eq!(queue.next(true), Work::Over);
+        assert_eq!(queue.next(true, None), Work::Over);
     }
 }

@@ -58,7 +58,7 @@ impl Sink for Stdout {
 
 /// Writes until the queue is over. A reader that has gone misses nothing.
 pub(super) fn write_out(queue: &Queue, mut to: impl Write) -> Result<(), Error> {
-    while let Work::Records(gathered) = queue.next(true) {
+    while let Work::Records(gathered) = queue.next(true, None) {
         for records in &gathered {
             if let Err(error) = to.write_all(records).and_then(|()| to.flush()) {
                 if error.kind() == io::ErrorKind::BrokenPipe {
@@ -67,10 +67,7 @@ pub(super) fn write_out(queue: &Queue, mut to: impl Write) -> Result<(), Error> 
                 }
                 return Err(Error::failed("write to", &"standard output", &error));
             }
-            queue.settle(Done {
-                sent: 1,
-                too_large: 0,
-            });
+            queue.settle(Done::sent(1));
         }
     }
     Ok(())

@@ -3,17 +3,18 @@
 use std::fmt;
 use std::io::{self, Write as _};
 use std::net::TcpStream;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv};
+use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, ProtocolVersion, RootCertStore};
+
+use super::link::hear;
 
 /// How long a server may take to say that it does not want this client, once it has agreed on a
 /// connection.
@@ -22,6 +23,15 @@ const VERDICT: Duration = Duration::from_secs(1);
 /// What every connection trusts and shows. It is read once: whoever delivers can open no file.
 #[derive(Clone)]
 pub struct Tls(Arc<ClientConfig>);
+
+impl Tls {
+    /// For a connection over which this is spoken, as ALPN names it.
+    pub(super) fn for_protocol(&self, name: &[u8]) -> ClientConfig {
+        let mut config = ClientConfig::clone(&self.0);
+        config.alpn_protocols = vec![name.to_vec()];
+        config
+    }
+}
 
 /// Says nothing of the key.
 impl fmt::Debug for Tls {
@@ -52,7 +62,7 @@ impl Tls {
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots);
-        let config = match identity {
+        let mut config = match identity {
             None => config.with_no_client_auth(),
             Some((certificate, key)) => {
                 let chain = certificates(certificate).with_context(|| of("cert", certificate))?;
@@ -62,6 +72,9 @@ impl Tls {
                     .with_context(|| of("key", key))?
             }
         };
+        // A server that asks for certificates may be unable to resume, and call that an internal error.
+        // <https://docs.openssl.org/3.0/man3/SSL_CTX_set_session_id_context/>
+        config.resumption = Resumption::disabled();
         Ok(Self(Arc::new(config)))
     }
 }
@@ -147,7 +160,7 @@ impl Session {
         while tells_late && self.connection.tls13_tickets_received() == 0 {
             match self.connection.read_tls(&mut self.socket) {
                 Ok(0) => return Err(closed()),
-                Ok(_) => self.process()?,
+                Ok(_) => process(&mut self.connection)?,
                 // There are servers that have no tickets.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
@@ -167,51 +180,46 @@ impl Session {
 
     /// Takes what the server has said meanwhile: mostly nothing, or that it goes.
     pub(super) fn hear(&mut self) -> io::Result<()> {
-        let mut buffer = [0; 4096];
-        loop {
-            match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-                Ok(0) => return Err(closed()),
-                Ok(length) => {
-                    let mut heard = &buffer[..length];
-                    while !heard.is_empty() {
-                        self.connection.read_tls(&mut heard)?;
-                        self.process()?;
-                    }
-                }
-                Err(Errno::EAGAIN) => return Ok(()),
-                Err(Errno::EINTR) => {}
-                Err(error) => return Err(error.into()),
+        let connection = &mut self.connection;
+        hear(self.socket.as_fd(), |mut heard| {
+            while !heard.is_empty() {
+                connection.read_tls(&mut heard)?;
+                process(connection)?;
             }
-        }
+            Ok(())
+        })?;
+        // That it goes may have been heard before.
+        process(connection)
     }
+}
 
-    fn process(&mut self) -> io::Result<()> {
-        let state = self
-            .connection
-            .process_new_packets()
-            .map_err(io::Error::other)?;
-        // Nobody is expected to talk here, but what is not taken would fill the memory.
-        let mut unread = state.plaintext_bytes_to_read();
-        let mut buffer = [0; 1024];
-        while unread > 0 {
-            unread -= io::Read::read(&mut self.connection.reader(), &mut buffer)?.min(unread);
-        }
-        if state.peer_has_closed() {
-            return Err(closed());
-        }
-        Ok(())
+fn process(connection: &mut ClientConnection) -> io::Result<()> {
+    let state = connection.process_new_packets().map_err(io::Error::other)?;
+    // Nobody is expected to talk here, but what is not taken would fill the memory.
+    let mut unread = state.plaintext_bytes_to_read();
+    let mut buffer = [0; 1024];
+    while unread > 0 {
+        unread -= io::Read::read(&mut connection.reader(), &mut buffer)?.min(unread);
     }
+    if state.peer_has_closed() {
+        return Err(closed());
+    }
+    Ok(())
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
+        // Who has gone would answer with a reset.
+        if self.hear().is_err() {
+            return;
+        }
         self.connection.send_close_notify();
         let mut goodbye = Vec::new();
         while self.connection.wants_write() {
             // Memory takes all.
             let _ = self.connection.write_tls(&mut goodbye);
         }
-        // Who has gone does not hear it.
+        // Who goes meanwhile does not hear it.
         let _ = self.socket.write_all(&goodbye);
     }
 }

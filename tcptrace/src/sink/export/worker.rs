@@ -15,29 +15,52 @@ const CONNECT: Duration = Duration::from_secs(5);
 pub(super) fn run(queue: &Queue, mut connect: impl FnMut(Duration) -> io::Result<Box<dyn Link>>) {
     let mut backoff = Backoff::default();
     while queue.wait() {
+        let mut rest = Duration::ZERO;
         match connect(CONNECT) {
             Ok(mut link) => match deliver(queue, link.as_mut(), &mut backoff) {
-                Ok(()) => return,
-                Err(error) => queue.failed(format!("cannot send: {error}")),
+                Ok(End::Over) => return,
+                Ok(End::Left) => continue,
+                Err(error) => {
+                    rest = link.rest();
+                    queue.failed(format!("cannot send: {error}"));
+                }
             },
             Err(error) => queue.failed(format!("cannot connect: {error}")),
         }
-        queue.pause(backoff.next());
+        queue.pause(backoff.next().max(rest));
     }
 }
 
+/// Why a link that holds is let go.
+enum End {
+    /// There will be no more records.
+    Over,
+    /// The other end has ended it, or it has had nothing to do for long.
+    Left,
+}
+
 /// Delivers through one link, until everything is delivered or the link breaks.
-fn deliver(queue: &Queue, link: &mut dyn Link, backoff: &mut Backoff) -> io::Result<()> {
+fn deliver(queue: &Queue, link: &mut dyn Link, backoff: &mut Backoff) -> io::Result<End> {
     queue.begin();
+    let mut has_served = false;
     loop {
-        let Work::Records(records) = queue.next(link.wants_more()) else {
-            return Ok(());
+        let work = queue.next(link.wants_more(), link.idle());
+        if work == Work::Over {
+            return Ok(End::Over);
+        }
+        // One that never was of use is left to fail, which is told and followed by a pause.
+        if has_served && !link.is_alive() {
+            return Ok(End::Left);
+        }
+        let Work::Records(records) = work else {
+            continue;
         };
         for record in &records {
             link.take(record)?;
         }
         let (done, result) = link.advance();
-        if done.sent > 0 {
+        if done.count() > 0 {
+            has_served = true;
             backoff.reset();
         }
         queue.settle(done);
@@ -64,6 +87,9 @@ mod tests {
         Break(usize),
         Send(usize),
         Reject(usize),
+        RefuseSome(usize),
+        /// Sends, and then the other end ends it.
+        Leave(usize),
     }
 
     /// A destination with a fate: what it took, and what it will do.
@@ -82,6 +108,7 @@ mod tests {
                 _ => Ok(Box::new(Fated {
                     fate: self.clone(),
                     has: VecDeque::new(),
+                    is_left: false,
                 })),
             }
         }
@@ -90,6 +117,7 @@ mod tests {
     struct Fated {
         fate: Fate,
         has: VecDeque<Bytes>,
+        is_left: bool,
     }
 
     impl Link for Fated {
@@ -98,6 +126,7 @@ mod tests {
         }
 
         fn take(&mut self, record: &Bytes) -> io::Result<()> {
+            assert!(!self.is_left, "nobody is there any more");
             self.has.push_back(record.clone());
             Ok(())
         }
@@ -109,17 +138,29 @@ mod tests {
             let mut result = Ok(());
             match step {
                 Step::Send(most) => done.sent = count(most),
+                Step::Leave(most) => {
+                    done.sent = count(most);
+                    self.is_left = done.sent > 0;
+                }
                 Step::Reject(most) => done.too_large = count(most),
+                Step::RefuseSome(most) => {
+                    done.refused = count(most);
+                    done.why = Some("no".to_owned());
+                }
                 Step::Break(most) => {
                     done.sent = count(most);
                     result = Err(io::ErrorKind::ConnectionReset.into());
                 }
                 Step::Refuse => result = Err(io::ErrorKind::BrokenPipe.into()),
             }
-            let dealt_with: Vec<_> = self.has.drain(..done.sent + done.too_large).collect();
+            let dealt_with: Vec<_> = self.has.drain(..done.count()).collect();
             let mut fate = self.fate.0.lock().expect("no test panics with it");
             fate.0.extend(dealt_with.into_iter().take(done.sent));
             (done, result)
+        }
+
+        fn is_alive(&mut self) -> bool {
+            !self.is_left
         }
     }
 
@@ -128,7 +169,9 @@ mod tests {
             Just(Step::Refuse),
             (0..5_usize).prop_map(Step::Break),
             (0..5_usize).prop_map(Step::Send),
+            (0..5_usize).prop_map(Step::Leave),
             (0..3_usize).prop_map(Step::Reject),
+            (0..3_usize).prop_map(Step::RefuseSome),
         ]
     }
 
@@ -163,6 +206,49 @@ mod tests {
             let in_order = taken.iter().all(|it| rest.any(|record| record == it));
             prop_assert!(in_order, "{:?}", taken);
         }
+    }
+
+    /// Asks for rest once, and takes everything then.
+    struct Tired(Duration);
+
+    impl Link for Tired {
+        fn wants_more(&self) -> bool {
+            true
+        }
+
+        fn take(&mut self, _: &Bytes) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn advance(&mut self) -> (Done, io::Result<()>) {
+            if self.0.is_zero() {
+                return (Done::sent(1), Ok(()));
+            }
+            (Done::default(), Err(io::ErrorKind::ResourceBusy.into()))
+        }
+
+        fn rest(&self) -> Duration {
+            self.0
+        }
+    }
+
+    #[test]
+    fn a_destination_that_asks_for_rest_gets_it() {
+        let rest = Duration::from_millis(300);
+        let queue = Queue::default();
+        queue.push(Bytes::from_static(b"x"), 1);
+        let mut rests = [rest, Duration::ZERO].into_iter();
+        let mut begun = Vec::new();
+        run(&queue, |_| {
+            begun.push(std::time::Instant::now());
+            if begun.len() == 2 {
+                // Before, the end would have been a reason to try at once.
+                queue.close();
+            }
+            Ok(Box::new(Tired(rests.next().unwrap_or_default())))
+        });
+        assert!(begun[1] - begun[0] >= rest, "{begun:?}");
+        assert_eq!(queue.account().sent, 1);
     }
 
     #[test]
