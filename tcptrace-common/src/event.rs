@@ -178,7 +178,8 @@ wire! {
         pub shut: u64,
         /// See [`Event::fin`].
         pub fin: u64,
-        /// `write_seq` when the FIN came.
+        /// `write_seq` when the FIN came; of a listener, the connections it has handed over. Of two handed
+        /// over at a time one may not be counted.
         pub fin_seq: u32,
         /// See [`Event::fin_waited`].
         pub fin_waited: u32,

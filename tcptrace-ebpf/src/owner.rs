@@ -201,6 +201,7 @@ fn handed_over(known: &mut Sock) {
     }
     if let Some(listener) = of(Socket(known.parent)) {
         listener.accepted = known.accepted;
+        listener.fin_seq = listener.fin_seq.wrapping_add(1);
     }
 }
 

@@ -59,6 +59,8 @@ pub enum Command {
     /// It needs no eBPF. Without privileges it does not see who holds the sockets of others, nor other
     /// network namespaces, and says so on standard error.
     Sockets(Sockets),
+    /// Show processes, listeners and findings on a screen that is kept up to date.
+    Top(Box<Top>),
     /// Provoke real failures in a private network namespace and say which were seen and named.
     Selftest(Selftest),
     /// Run recordings (what `-o json` and `--output-file` write) through the analysis once more.
@@ -82,6 +84,86 @@ pub enum Command {
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
+}
+
+/// What to show on the screen. It takes the filters of a trace, and `--output-file`, `--export` and
+/// `--metrics` beside the screen.
+#[derive(Debug, Args)]
+#[command(mut_args(|arg| if Top::HAS_NOT.contains(&arg.get_id().as_str()) { arg.hide(true) } else { arg }))]
+pub struct Top {
+    /// Show these recordings (what `-o json` and `--output-file` write) at the pace they were made;
+    /// `p` stops the clock.
+    #[arg(long, value_name = "FILE", num_args = 1.., help_heading = REPLAY, conflicts_with_all = Top::LIVE)]
+    pub replay: Vec<PathBuf>,
+    /// Show them so many times as fast.
+    #[arg(long, value_name = "TIMES", default_value = "1", value_parser = speed, requires = "replay", help_heading = REPLAY)]
+    pub speed: f64,
+    /// How to trace.
+    #[command(flatten)]
+    pub trace: Trace,
+}
+
+impl Top {
+    /// Options of a trace that say nothing to a screen.
+    const HAS_NOT: [&str; 10] = [
+        "output",
+        "rate_limit",
+        "no_header",
+        "quiet",
+        "verbose",
+        "count",
+        "strict",
+        "config",
+        "check_config",
+        "cmd",
+    ];
+    /// Options that say nothing to a recording.
+    const LIVE: [&str; 25] = [
+        "pid",
+        "children",
+        "comm",
+        "uid",
+        "port",
+        "local_port",
+        "peer_port",
+        "addr",
+        "peer",
+        "netns",
+        "cgroup",
+        "ipv4",
+        "ipv6",
+        "close_wait_after",
+        "last_user",
+        "output_file",
+        "rotate_size",
+        "export",
+        "tls_ca",
+        "metrics",
+        "duration",
+        "ring_buffer",
+        "max_sockets",
+        "without",
+        "rotate_keep",
+    ];
+
+    /// Which of the options that say nothing to a screen were given.
+    #[must_use]
+    pub fn misplaced(&self) -> Option<&'static str> {
+        let trace = &self.trace;
+        let given = [
+            (trace.output != Output::Columns, "--output"),
+            (trace.no_header, "--no-header"),
+            (trace.quiet, "--quiet"),
+            (trace.verbose, "--verbose"),
+            (trace.count.is_some(), "--count"),
+            (trace.strict, "--strict"),
+            (trace.rate_limit.is_some(), "--rate-limit"),
+            (trace.config.is_some(), "--config"),
+            (!trace.cmd.is_empty(), "-- CMD"),
+        ];
+        let first = given.into_iter().find(|(given, _)| *given);
+        first.map(|(_, option)| option)
+    }
 }
 
 /// What to explain.
@@ -431,6 +513,7 @@ const LOOK: &str = "What to look for";
 const OUTPUT: &str = "Where to";
 const END: &str = "Until when";
 const CONFIG: &str = "Configuration";
+const REPLAY: &str = "A recording instead of this host";
 const KERNEL: &str = "In the kernel";
 
 fn port() -> clap::builder::RangedI64ValueParser<u16> {
@@ -466,6 +549,13 @@ fn user(text: &str) -> Result<u32, String> {
 fn errno(text: &str) -> Result<Errno, String> {
     Errno::from_name(text)
         .ok_or_else(|| "not the name of an error such as EPIPE or ECONNRESET".to_owned())
+}
+
+/// `0.5` or `60`.
+fn speed(text: &str) -> Result<f64, String> {
+    let speed = text.parse().ok();
+    let speed = speed.filter(|speed| (0.01..=1_000_000.0).contains(speed));
+    speed.ok_or_else(|| "not a number from 0.01 to 1000000".to_owned())
 }
 
 /// `90s`, `5m`, `1h 30m`, or a number of seconds.

@@ -396,6 +396,12 @@ impl Filters {
             && (config.cgroup == 0 || values.cgroups.contains(&cgroup))
     }
 
+    /// A socket in this network namespace may be asked for.
+    #[must_use]
+    pub fn may_be_in(&self, netns: u32) -> bool {
+        self.config.netns == 0 || self.values.netns.contains(&netns)
+    }
+
     /// Sockets of this flow are asked for.
     #[must_use]
     pub fn include_flow(&self, flow: &Flow) -> bool {
@@ -410,7 +416,7 @@ impl Filters {
         let (local, peer) = (flow.local, flow.peer);
         let family = if flow.is_ipv4() { 4 } else { 6 };
         (config.family == 0 || config.family == family)
-            && (config.netns == 0 || values.netns.contains(&flow.netns))
+            && self.may_be_in(flow.netns)
             && (config.local_port == 0 || port(role::LOCAL, local.port()))
             && (config.peer_port == 0 || peer.is_some_and(|peer| port(role::PEER, peer.port())))
             && (config.port == 0

@@ -39,6 +39,21 @@ pub struct Decoded {
     pub shared: bool,
 }
 
+/// A listener as the kernel half remembers it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listener {
+    /// Where it listens.
+    pub flow: Flow,
+    /// Whose it is.
+    pub owner: Owner,
+    /// Connections it has handed over, by a counter that wraps; of two at a time one may be missing.
+    pub accepted: u32,
+    /// When it last handed one over.
+    pub last_accept: Option<Timestamp>,
+    /// The backlog the program asked for, where that was seen.
+    pub backlog: Option<u32>,
+}
+
 /// Why bytes are no record.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Malformed {
@@ -86,6 +101,30 @@ impl Decoder {
                 kind,
             },
         })
+    }
+
+    /// A listener by its key, with what is remembered of it.
+    #[must_use]
+    pub fn listener(&self, key: &wire::ListenerKey, known: Option<&wire::Sock>) -> Listener {
+        let ipv6_socket = i32::from(key.family) == libc::AF_INET6;
+        let remembered = wire::Event {
+            owner: known.map_or(Zeroable::zeroed(), |known| known.owner),
+            confidence: known.map_or(confidence::UNKNOWN, |known| known.confidence),
+            ..Zeroable::zeroed()
+        };
+        let accepted = known.map_or(0, |known| known.accepted);
+        Listener {
+            flow: Flow {
+                local: SocketAddr::new(address(key.addr, ipv6_socket), key.port),
+                peer: None,
+                ipv6_socket,
+                netns: key.netns,
+            },
+            owner: owner(&remembered),
+            accepted: known.map_or(0, |known| known.fin_seq),
+            last_accept: (accepted != 0).then(|| self.wall(accepted)),
+            backlog: known.map(|known| known.backlog).filter(|&it| it != 0),
+        }
     }
 
     /// A socket that is in CLOSE_WAIT at `now` on the monotonic clock, with what is remembered of

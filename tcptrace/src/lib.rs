@@ -19,3 +19,4 @@ pub mod selftest;
 pub mod session;
 pub mod sink;
 pub mod source;
+pub mod top;

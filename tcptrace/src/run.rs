@@ -5,6 +5,7 @@ mod replay;
 mod report;
 mod sees;
 mod sockets;
+mod top;
 mod tracer;
 
 use std::ffi::OsString;
@@ -96,7 +97,8 @@ pub fn run(args: Vec<OsString>) -> Result<u8, Failure> {
             tracer::check(&cli.trace)?;
             print("the configuration is right")
         }
-        None => tracer::trace(&cli.trace, file.map(|file| (args, file))),
+        None => tracer::trace(&cli.trace, file.map(|file| (args, file)), None),
+        Some(Command::Top(args)) => top::top(*args),
         Some(Command::Doctor {
             output,
             verbose,

@@ -27,6 +27,7 @@ pub mod program;
 pub mod servers;
 pub mod sock_diag;
 pub mod sockets;
+pub mod terminal;
 
 /// IPv4, IPv6, and IPv4 between IPv6 sockets; any port.
 pub const LOOPBACKS: [&str; 3] = ["127.0.0.1:0", "[::1]:0", "[::ffff:127.0.0.1]:0"];

@@ -36,16 +36,19 @@ pub enum Part {
     Export,
     /// Answers on the port of `--metrics`.
     Metrics,
+    /// Draws the screen of `top` and reads its keys.
+    Screen,
 }
 
 impl Part {
     /// Each, and in words which thread it is.
-    pub const ALL: [(Self, &'static str); 5] = [
+    pub const ALL: [(Self, &'static str); 6] = [
         (Self::Reader, "every thread"),
         (Self::Door, "the thread that enters namespaces"),
         (Self::Files, "the thread that opens --output-file"),
         (Self::Export, "the threads of --export and --metrics otlp"),
         (Self::Metrics, "the thread that answers on --metrics"),
+        (Self::Screen, "the thread that draws for top"),
     ];
 }
 
@@ -79,6 +82,7 @@ const ALL: &[Part] = &[
     Part::Files,
     Part::Export,
     Part::Metrics,
+    Part::Screen,
 ];
 const ANY: &[When] = &[];
 
@@ -88,6 +92,9 @@ const CHANGING: i32 = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC;
 /// Whether it is a terminal, and how wide.
 /// <https://github.com/torvalds/linux/blob/v6.18/include/uapi/asm-generic/ioctls.h>
 const TCGETS: i32 = 0x5401;
+const TCSETS: i32 = 0x5402;
+const TCGETS2: i32 = 0x802c_542a_u32.cast_signed();
+const TCSETS2: i32 = 0x402c_542b;
 const TIOCGWINSZ: i32 = 0x5413;
 /// How much of what was sent is underway, and how much can be read.
 const TIOCOUTQ: i32 = 0x5411;
@@ -285,6 +292,16 @@ const USES: &[Use] = &[
             (libc::SYS_accept4, ANY),
             (libc::SYS_sendto, ANY),
             (libc::SYS_shutdown, ANY),
+        ],
+    },
+    Use {
+        // Raw, and as it was. The main thread does the latter where the one that draws does not.
+        purpose: "set the modes of the terminal",
+        parts: &[Part::Screen, Part::Reader],
+        calls: &[
+            (libc::SYS_ioctl, &[Is(1, TCSETS)]),
+            (libc::SYS_ioctl, &[Is(1, TCGETS2)]),
+            (libc::SYS_ioctl, &[Is(1, TCSETS2)]),
         ],
     },
     Use {

@@ -604,18 +604,27 @@ impl Kernel {
         Ok(())
     }
 
-    fn any_nearly_full(&self) -> Result<bool> {
+    /// Listeners now, with the addresses of their sockets.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn listeners(&self) -> Result<Vec<(wire::ListenerKey, u64)>> {
         let map = self
             .ebpf
             .map("LISTENERS")
             .context("the object has no map LISTENERS")?;
         let listeners: HashMap<_, [u8; size_of::<wire::ListenerKey>()], u64> =
             HashMap::try_from(map)?;
-        let sockets: Vec<u64> = listeners
-            .iter()
-            .filter_map(|it| it.ok().map(|it| it.1))
-            .collect();
-        for socket in sockets.into_iter().filter(|&socket| socket != 0) {
+        // A slot whose listener has closed is empty.
+        let there = listeners.iter().filter_map(Result::ok);
+        let there = there.filter(|&(_, socket)| socket != 0);
+        Ok(there
+            .map(|(key, socket)| (pod_read_unaligned(&key), socket))
+            .collect())
+    }
+
+    fn any_nearly_full(&self) -> Result<bool> {
+        for (_, socket) in self.listeners()? {
             if self.sock(socket)?.is_some_and(|known| known.full != 0) {
                 return Ok(true);
             }

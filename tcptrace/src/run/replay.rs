@@ -62,6 +62,33 @@ fn usage(error: anyhow::Error) -> Failure {
     }
 }
 
+/// How fast what was recorded is taken.
+pub(super) trait Pace {
+    /// Waits until it is this time in the recording; `None`: the recording is over. False: nobody wants
+    /// more.
+    fn wait(&mut self, until: Option<Timestamp>) -> bool;
+}
+
+/// Plays recordings at a pace, until nobody wants more. What they leave to be said is not said, as it would
+/// be drawn over, but given back.
+///
+/// # Errors
+/// One cannot be read, or the output failed.
+pub(super) fn play(
+    recorded: &Recorded,
+    selection: Selection,
+    outputs: Outputs,
+    pace: &mut dyn Pace,
+) -> Result<Vec<String>, Failure> {
+    let analysis = Analysis::new(Limits::default(), sees::UNTOLD);
+    let stream = Stream::new(selection, outputs, analysis, None);
+    let mut run = Run::new(recorded, false, true, stream)?;
+    run.pace = Some(pace);
+    run.run()?;
+    while run.pace.as_mut().is_some_and(|pace| pace.wait(None)) {}
+    Ok(run.unsaid)
+}
+
 /// Recordings on their way through the analysis.
 pub(super) struct Run<'a> {
     recorded: &'a Recorded,
@@ -78,6 +105,12 @@ pub(super) struct Run<'a> {
     clock: Timestamp,
     /// When it was last said how far it is; `None`: never.
     progress: Option<Instant>,
+    /// `None`: as fast as it can be taken.
+    pace: Option<&'a mut dyn Pace>,
+    /// Nobody wants more.
+    over: bool,
+    /// What was to be said at a pace.
+    unsaid: Vec<String>,
 }
 
 /// What is known of a run that was recorded.
@@ -110,6 +143,9 @@ impl<'a> Run<'a> {
             period: None,
             clock: Timestamp(0),
             progress: None,
+            pace: None,
+            over: false,
+            unsaid: Vec::new(),
         })
     }
 
@@ -123,7 +159,7 @@ impl<'a> Run<'a> {
     fn read(&mut self) -> Result<(), Failure> {
         let mut signals = self.follow.then(Stop::new).transpose()?;
         let mut round = 0;
-        while !self.stream.is_full() {
+        while !self.stream.is_full() && !self.over {
             let step = self.recordings.step()?;
             for context in self.recordings.new_runs() {
                 self.stream.add_run(context.clone());
@@ -178,6 +214,16 @@ impl<'a> Run<'a> {
     }
 
     fn due(&mut self, due: Due) -> Result<(), Failure> {
+        if let Some(pace) = &mut self.pace {
+            let time = match &due {
+                Due::Event(event) => event.time,
+                Due::Time { until, .. } => *until,
+            };
+            self.over = self.over || !pace.wait(Some(time));
+            if self.over {
+                return Ok(());
+            }
+        }
         match due {
             Due::Event(event) => self.take(&event),
             Due::Time { run, until } => {
@@ -234,6 +280,10 @@ impl<'a> Run<'a> {
     fn say(&mut self) {
         let said: Vec<_> = self.recordings.said().collect();
         if said.is_empty() {
+            return;
+        }
+        if self.pace.is_some() {
+            self.unsaid.extend(said);
             return;
         }
         self.clear_progress();

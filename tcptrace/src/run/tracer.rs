@@ -2,6 +2,7 @@
 
 mod reload;
 mod service;
+mod top;
 mod watch;
 
 use std::ffi::OsString;
@@ -22,12 +23,13 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::command::{self, Held};
+use super::top::{OnScreen, Signals};
 use super::{Failure, Host, sees, status};
 use crate::cli::{Output, Trace};
 use crate::config::{self, Filters, Selection};
 use crate::decode::Decoder;
 use crate::diagnose::{Analysis, Limits, Sees};
-use crate::event::{Event, EventId, Flow, Kind, Reconciled, Summary, Timestamp};
+use crate::event::{Coverage, Event, EventId, Flow, Kind, Reconciled, Summary, Timestamp};
 use crate::host::attribution::{self, Verifier};
 use crate::host::cgroup::Cgroups;
 use crate::host::{counters::Counters, door, netns, snapshot, sockets};
@@ -47,6 +49,7 @@ use crate::sink::{
 };
 use crate::source::Source;
 use crate::source::ring::Ring;
+use crate::top::{Screen, Shared};
 use reload::Reload;
 use service::Service;
 use watch::Watch;
@@ -77,17 +80,20 @@ enum Stop {
 
 /// `tcptrace [FILTER] [OUTPUT]`.
 ///
-/// `reloaded` is the command line and the file it took options from.
+/// `reloaded` is the command line and the file it took options from. On a screen there is nothing on
+/// standard output but that.
 pub(super) fn trace(
     args: &Trace,
     reloaded: Option<(Vec<OsString>, config::file::File)>,
+    on_screen: Option<OnScreen>,
 ) -> Result<u8, Failure> {
     let (selection, ring_bytes) = check(args)?;
     // Before anything is loaded: what is wrong with the request does not need the kernel.
     let opener = args.output_file.as_ref().map(|_| Opener::start());
     let opener = opener.transpose().context("no thread to open files")?;
     let (context, access) = (context()?, access(args)?);
-    let (outputs, deliveries) = outputs(args, opener.as_ref(), &context, &access)?;
+    let view = on_screen.as_ref().map(|it| it.shared.clone());
+    let (outputs, deliveries) = outputs(args, opener.as_ref(), (&context, &access), view)?;
     let listeners = listeners(args)?;
     let mut filters = Filters::of(args, &selection)?;
     let host = Host::look(&args.without);
@@ -142,6 +148,7 @@ pub(super) fn trace(
     session.limit_rate(args.rate_limit);
     let pushes = publish(args, listeners, (&context, &access), &mut session)?;
     let service = Service::from_env()?;
+    let screen = on_screen.map(show).transpose()?;
     raise_priority();
     give_up_privileges(args, &report.facts, opener)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -158,7 +165,22 @@ pub(super) fn trace(
         command,
         service,
         reload: reloaded.map(|(args, file)| Reload { args, file }),
+        screen,
     }))
+}
+
+/// Takes the terminal over, on a thread that can do nothing else.
+fn show(on_screen: OnScreen) -> Result<(Screen, Shared)> {
+    let OnScreen {
+        shared,
+        title,
+        theme,
+    } = on_screen;
+    let screen = Screen::start(shared.clone(), title, theme, || {
+        privileges::keep_only(&CapsHashSet::new())?;
+        confine(Part::Screen)
+    })?;
+    Ok((screen, shared))
 }
 
 /// What can be said of the options without a look at the host.
@@ -361,6 +383,7 @@ struct Live<'a> {
     command: Option<Held>,
     service: Service,
     reload: Option<Reload>,
+    screen: Option<(Screen, Shared)>,
 }
 
 async fn live(live: Live<'_>) -> Result<u8, Failure> {
@@ -375,16 +398,14 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
         command,
         service,
         reload,
+        screen,
     } = live;
     let begun = Instant::now();
     let mut source = Ring::new(kernel.take_ring()?)?;
     let stop = stop(args)?;
     // Who reads that it traces may ask for a new file at once.
     let hangup = signal(SignalKind::hangup())?;
-    let mut coverage = report.coverage();
-    sees::mark(&mut coverage, sees_of(args, &report));
-    // What is polled is not planned by kind.
-    coverage.retain(|it| it.signal != "syn_queue.overflow" || session.wants(&it.signal));
+    let coverage = coverage_of(args, &report, &session);
     let shown = Shown {
         resets: report.shows_resets(),
         overflows: report.shows_overflows(),
@@ -400,6 +421,7 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
         polls_accept_queues,
     )?;
     watch.serve(service, reload);
+    let mut screen = screen.map(|it| fed(it, &mut watch)).transpose()?;
     let comparable = filters_open.then(Counters::read).transpose()?;
     session.reconcile_from_now(netns::current()?);
     if !args.quiet {
@@ -407,20 +429,25 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     }
     let found = look_around(args, &around)?;
     let released = command.map(Held::release).transpose()?;
-    let end = async {
-        tokio::select! {
-            stop = stop => Ok(stop),
-            ended = ended(released, args) => ended.map(Stop::Command),
+    let outcome = {
+        let end = async {
+            tokio::select! {
+                stop = stop => Ok(stop),
+                () = left(screen.as_mut()) => Ok(Stop::Asked),
+                ended = ended(released, args) => ended.map(Stop::Command),
+            }
+        };
+        match announce(args, &mut session, coverage) {
+            Ok(()) => {
+                watch.begin(&session);
+                drive(&mut source, &mut session, &mut watch, found, hangup, end).await
+            }
+            Err(error) => Err(error.into()),
         }
-    };
-    let outcome = match announce(args, &mut session, coverage) {
-        Ok(()) => {
-            watch.begin(&session);
-            drive(&mut source, &mut session, &mut watch, found, hangup, end).await
-        }
-        Err(error) => Err(error.into()),
     };
     watch.end(&session);
+    // At once: to deliver what waits may take seconds.
+    let closed = screen.map_or(Ok(()), |(screen, _)| screen.close());
     let stop = match outcome {
         Ok(stop) => stop,
         Err(failure) if failure.error.downcast_ref() == Some(&sink::Error::Closed) => Stop::Closed,
@@ -457,6 +484,7 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     if let Some(failure) = outcome.err().filter(is_failure) {
         return Err(failure);
     }
+    closed?;
     if !args.quiet {
         say_summary(&watch.summary, session.looks_skipped())?;
     }
@@ -465,6 +493,21 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
         _ if args.strict && watch.summary.lost + watch.not_delivered() > 0 => status::LOST,
         _ => 0,
     })
+}
+
+/// How each signal that is wanted is seen.
+fn coverage_of(args: &Trace, report: &Report, session: &Session) -> Vec<Coverage> {
+    let mut coverage = report.coverage();
+    sees::mark(&mut coverage, sees_of(args, report));
+    // What is polled is not planned by kind.
+    coverage.retain(|it| it.signal != "syn_queue.overflow" || session.wants(&it.signal));
+    coverage
+}
+
+/// A screen that is told of what is looked at, and the signals it answers.
+fn fed((screen, shared): (Screen, Shared), watch: &mut Watch) -> Result<(Screen, Signals)> {
+    watch.feed(shared)?;
+    Ok((screen, Signals::new()?))
 }
 
 /// The counts of the run, for a person.
@@ -485,7 +528,7 @@ fn say_summary(summary: &Summary, skipped: u64) -> io::Result<()> {
 fn announce(
     args: &Trace,
     session: &mut Session,
-    coverage: Vec<crate::event::Coverage>,
+    coverage: Vec<Coverage>,
 ) -> Result<(), sink::Error> {
     session.advance()?;
     for coverage in coverage {
@@ -618,6 +661,7 @@ fn stop(args: &Trace) -> Result<impl Future<Output = Stop> + use<>> {
         // The run may be over already.
         let _ = tell.send(());
         any().await;
+        crate::top::restore();
         std::process::exit(status::INTERRUPTED.into());
     });
     Ok(async move {
@@ -627,6 +671,14 @@ fn stop(args: &Trace) -> Result<impl Future<Output = Stop> + use<>> {
         }
         Stop::Asked
     })
+}
+
+/// Waits until the screen is left; without one for ever.
+async fn left(screen: Option<&mut (Screen, Signals)>) {
+    match screen {
+        Some((screen, signals)) => signals.end(screen).await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn sleep(duration: Option<Duration>) {
@@ -755,8 +807,8 @@ fn is_seen(planned: &Planned, attempts: &[Attempt]) -> bool {
 fn outputs(
     args: &Trace,
     opener: Option<&Opener>,
-    context: &sink::Context,
-    access: &Access,
+    (context, access): (&sink::Context, &Access),
+    view: Option<Shared>,
 ) -> Result<(Outputs, (Delivery, Exports)), Failure> {
     let mut outputs = Outputs::new(context.clone());
     let format = format(args.output, super::is_colored(args.color), !args.no_header);
@@ -764,7 +816,10 @@ fn outputs(
         privileges::keep_only(&CapsHashSet::new())?;
         confine(Part::Reader)
     })?;
-    outputs.add(format, Box::new(sink));
+    match view {
+        Some(view) => outputs.add(Format::Unwritten, Box::new(view)),
+        None => outputs.add(format, Box::new(sink)),
+    }
     if let (Some(path), Some(opener)) = (&args.output_file, opener) {
         let rotation = args.rotate_size.map(|size| Rotation {
             size,

@@ -333,7 +333,7 @@ fn port_holder() -> Fact {
     Fact::PortHolder(holder.into())
 }
 
-fn finding() -> Finding {
+pub(crate) fn finding() -> Finding {
     let told = |second: u64| Timestamp(1_763_637_000_000_000_000 + second * 1_000_000_000);
     Finding {
         id: EventId(7),

@@ -11,6 +11,7 @@ use tcptrace_common::event::{hook, stat};
 use super::Upkeep;
 use super::reload::Reload;
 use super::service::Service;
+use super::top::Feed;
 use crate::cli::Trace;
 use crate::config::{self, Filters};
 use crate::event::{Event, Kind, Loss, Owner, State, Summary};
@@ -20,6 +21,7 @@ use crate::kernel::load::{FilterValues, Kernel, KernelLog};
 use crate::session::{Session, monotonic};
 use crate::sink::text::printable;
 use crate::sink::{Delivery, Error, Exports};
+use crate::top::Shared;
 
 /// The kernel half, and what is known of it so far.
 pub(super) struct Watch {
@@ -35,8 +37,10 @@ pub(super) struct Watch {
     missed: HashMap<String, u64>,
     malformed: u64,
     unseen: u64,
-    /// Connections in CLOSE_WAIT, by their entry.
-    waiting: HashMap<u64, Waiting>,
+    /// Connections in CLOSE_WAIT, by their socket and its entry: those that are older have no entry.
+    waiting: HashMap<(u64, u64), Waiting>,
+    /// When they are looked at next; `None`: at once.
+    close_waits_due: Option<Instant>,
     close_wait_after: Duration,
     /// `None` when nobody asked.
     queues: Option<ListenQueues>,
@@ -50,12 +54,16 @@ pub(super) struct Watch {
     service: Option<Service>,
     /// `None` without a file of configuration.
     reload: Option<Reload>,
+    /// `None` without a screen.
+    feed: Option<Feed>,
 }
 
 /// A connection is stuck in CLOSE_WAIT after this long even when every entry is shown.
 const STUCK: Duration = Duration::from_secs(1);
 /// It is told of again when it is this many times as old.
 const AGAIN: u32 = 10;
+/// To look at all of them takes no more than this part of the time: thousands take milliseconds.
+const SELDOM: u32 = 100;
 /// Connections told of in one round; the others follow in the next.
 const ROUND: usize = 1000;
 /// What costs more than reading a counter is done this often.
@@ -132,6 +140,7 @@ impl Watch {
             malformed: 0,
             unseen: 0,
             waiting: HashMap::new(),
+            close_waits_due: None,
             close_wait_after: args.close_wait_after.max(STUCK),
             queues,
             filters,
@@ -141,6 +150,7 @@ impl Watch {
             chores: Instant::now(),
             service: None,
             reload: None,
+            feed: None,
         })
     }
 
@@ -148,6 +158,12 @@ impl Watch {
     pub(super) fn serve(&mut self, service: Service, reload: Option<Reload>) {
         self.service = Some(service);
         self.reload = reload;
+    }
+
+    /// Tells the screen of what is looked at.
+    pub(super) fn feed(&mut self, shared: Shared) -> Result<()> {
+        self.feed = Some(Feed::new(shared, &self.filters)?);
+        Ok(())
     }
 
     /// Events are traced.
@@ -312,20 +328,30 @@ impl Watch {
     }
 
     fn tell_stuck(&mut self, session: &mut Session) -> Result<()> {
+        let is_due = self.close_waits_due.is_none_or(|due| Instant::now() >= due);
+        let begun = Instant::now();
+        let entries = is_due.then(|| self.kernel.close_waits()).transpose()?;
+        if let Some(feed) = &mut self.feed {
+            feed.tend(&self.kernel, session, &self.filters, entries.as_deref())?;
+        }
+        let Some(entries) = entries else {
+            return Ok(());
+        };
+        self.close_waits_due = Some(begun + begun.elapsed() * SELDOM);
         let now = monotonic();
-        let entries = self.kernel.close_waits()?;
         let mut due = Vec::new();
         let mut still = HashMap::with_capacity(entries.len());
         for (address, entry) in entries {
+            let id = (address, entry.id);
             let age = Duration::from_nanos(now.saturating_sub(entry.since));
-            let known = self.waiting.remove(&entry.id);
+            let known = self.waiting.remove(&id);
             let mut next = known.map_or(self.close_wait_after, |known| known.next);
             // What was there at the start was told of then.
             if entry.older == 0 && age >= next && due.len() < ROUND {
                 next = age.max(next) * AGAIN;
                 due.push((address, entry));
             }
-            still.insert(entry.id, Waiting { age, next });
+            still.insert(id, Waiting { age, next });
         }
         // Those that are not waiting any more are forgotten.
         let left = std::mem::replace(&mut self.waiting, still);
