@@ -20,6 +20,9 @@ pub mod bpf;
 pub mod certificates;
 pub mod findings;
 pub mod hosts;
+pub mod http;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod log_servers;
 pub mod own_connections;
 pub mod program;
