@@ -3,6 +3,10 @@
 /// An offset, position or value this kernel does not have.
 pub const ABSENT: u32 = u32::MAX;
 
+/// The number of the helper, which there is not, that the kernel half calls for [`Layout::cast`]. The
+/// agent makes each such call one of the kernel's function.
+pub const CAST_CALL: u32 = 0x7463_7074;
+
 /// A set of system calls: a bit for each number.
 pub type Looks = [u64; LOOKS_WORDS];
 
@@ -188,6 +192,12 @@ layout! {
         drop_no_socket: u32,
         /// What the reference count of a file with one reference reads.
         file_refs_one: u32,
+        /// Id of the kernel's function `bpf_rdonly_cast`, with which a program reads memory without a
+        /// helper: since 6.2.
+        /// <https://github.com/torvalds/linux/blob/v6.18/kernel/bpf/helpers.c> (`bpf_rdonly_cast`)
+        cast: u32,
+        /// With `cast` the id of `struct pt_regs`, which begins with words that are numbers.
+        words: u32,
         /// 1 where `bpf_task_pt_regs` exists.
         has_task_pt_regs: u32,
         /// Where a task's stack holds the registers it entered the kernel with, bytes; only where

@@ -9,6 +9,8 @@ use tcptrace_common::{
 use crate::{
     kernel::config,
     maps::{CGROUPS, COMMS, FLOWS, NETNS, NETWORKS, PIDS, PORTS, UIDS},
+    sock::Socket,
+    words,
 };
 
 /// A socket with these ends, of which this is remembered, is asked for: by itself, or because its
@@ -17,6 +19,20 @@ use crate::{
 pub(crate) fn socket(tuple: &Tuple, family: u8, known: Option<&Sock>) -> bool {
     let traced = known.is_some_and(|known| known.held != 0 || owner_matches(&known.owner));
     decide(tuple, family, traced)
+}
+
+/// The filters that ask about the connection leave it out, whoever owns it: nothing of it will be told,
+/// and nothing need be learned for it.
+#[inline(always)]
+pub(crate) fn leaves_out(socket: Socket) -> bool {
+    has_connection_filter() && !matches(socket)
+}
+
+#[inline(never)]
+fn matches(socket: Socket) -> bool {
+    let mut tuple = words::nowhere();
+    socket.tuple(&mut tuple);
+    tuple_matches(&tuple, socket.family())
 }
 
 /// A socket with these ends, used by `user` now.
@@ -46,15 +62,27 @@ pub(crate) fn other_end(tuple: &Tuple) -> FlowKey {
 #[inline(always)]
 pub(crate) fn task(owner: &Task, netns: u32) -> bool {
     // What is not a socket has no port and no address to match.
-    let socket_filters = config!(local_port)
+    !asks_for_ends()
+        && (config!(netns) == 0 || NETNS.get_ptr(netns).is_some())
+        && (!has_owner_filter() || owner_matches(owner))
+}
+
+/// Some filter asks about the connection.
+#[inline(always)]
+fn has_connection_filter() -> bool {
+    asks_for_ends() || config!(netns) != 0
+}
+
+/// Some filter asks for what only a socket has.
+#[inline(always)]
+fn asks_for_ends() -> bool {
+    config!(local_port)
         | config!(peer_port)
         | config!(port)
         | config!(addr)
         | config!(peer)
-        | config!(family);
-    socket_filters == 0
-        && (config!(netns) == 0 || NETNS.get_ptr(netns).is_some())
-        && (!has_owner_filter() || owner_matches(owner))
+        | config!(family)
+        != 0
 }
 
 /// Some filter asks who owns the socket.

@@ -1,12 +1,12 @@
 //! Reading a socket: the one place that knows what a `struct sock` may be asked, and when.
 
-use core::cmp::Ordering;
+use core::{cmp::Ordering, mem::MaybeUninit};
 
 use aya_ebpf::helpers::{bpf_jiffies64, generated::bpf_probe_read_kernel};
 use tcptrace_common::event::{Event, Sock, Tuple, flag, side, slot_of};
 
 use crate::{
-    kernel::{config, field, layout, read, read_address},
+    kernel::{config, field, has_casts, layout, read, read_address},
     maps::STREAMS,
     owner, words,
 };
@@ -157,9 +157,9 @@ impl Socket {
     /// Its ends. Valid for every kind of socket.
     #[inline(never)]
     pub(crate) fn tuple(self, tuple: &mut Tuple) {
-        let head: Head = read(self.0, 0);
+        let head = Head::of(self);
         tuple.netns = self.netns();
-        if head.family() == AF_INET6 {
+        if head.at::<u16>(layout!(skc_family)) == AF_INET6 {
             read_address(self.0, layout!(skc_v6_rcv_saddr), &mut tuple.local);
             read_address(self.0, layout!(skc_v6_daddr), &mut tuple.peer);
         } else {
@@ -178,12 +178,14 @@ impl Socket {
     /// Connections waiting for `accept`, and the limit.
     #[inline(always)]
     pub(crate) fn accept_queue(self) -> (u32, u32) {
-        let [len, max]: [u32; 2] = field!(self.0, sk_ack_backlog: [u32; 2]);
-        if layout!(sk_max_ack_backlog) == layout!(sk_ack_backlog).wrapping_add(4) {
-            (len, max)
-        } else {
-            (len, field!(self.0, sk_max_ack_backlog: u32))
+        if layout!(sk_max_ack_backlog) != layout!(sk_ack_backlog).wrapping_add(4) {
+            return (
+                field!(self.0, sk_ack_backlog: u32),
+                field!(self.0, sk_max_ack_backlog: u32),
+            );
         }
+        let [len, max]: [u32; 2] = field!(self.0, sk_ack_backlog: [u32; 2]);
+        (len, max)
     }
 
     /// Segments a listener dropped.
@@ -401,39 +403,52 @@ impl Socket {
     }
 }
 
-/// The first bytes of a socket, read at once: on every kernel they hold IPv4 addresses, ports, family
-/// and state.
+/// The first bytes of a socket: on every kernel they hold IPv4 addresses, ports, family and state. Where
+/// a read calls a helper they are read at once.
 /// <https://github.com/torvalds/linux/blob/v6.18/include/net/sock.h> (`struct sock_common`)
-#[repr(C, align(8))]
-#[derive(Clone, Copy, Default)]
-struct Head([u64; 3]);
+struct Head {
+    socket: Socket,
+    /// Not written where each field is read by itself.
+    bytes: MaybeUninit<[u64; 3]>,
+}
 
 impl Head {
+    #[inline(always)]
+    fn of(socket: Socket) -> Self {
+        let mut bytes = MaybeUninit::<[u64; 3]>::uninit();
+        if !has_casts() {
+            let from = socket.0 as *const _;
+            // A read that fails leaves zeroes.
+            // SAFETY: the helper checks where it reads, and writes all of `bytes` in any case.
+            unsafe { bpf_probe_read_kernel(bytes.as_mut_ptr().cast(), 24, from) };
+        }
+        Self { socket, bytes }
+    }
+
     /// What the layout says is there. On a kernel that has it further on the verifier refuses the
     /// program.
     #[inline(always)]
-    fn at<T: Copy>(&self, offset: u32) -> T {
-        let field = (&raw const self.0)
+    fn at<T: Copy + Default>(&self, offset: u32) -> T {
+        if has_casts() {
+            return read(self.socket.0, offset);
+        }
+        let field = (&raw const self.bytes)
             .cast::<u8>()
             .wrapping_add(offset as usize);
         // SAFETY: the verifier checks that it lies within; integers have no invalid value. Volatile,
         // because the compiler cannot know that.
         unsafe { field.cast::<T>().read_volatile() }
     }
-
-    #[inline(always)]
-    fn family(&self) -> u16 {
-        self.at(layout!(skc_family))
-    }
 }
 
 /// The middle of a `struct tcp_sock`: nearly all that is asked of a connection lies within 600 bytes from
-/// its retransmission counters on, and to read these at once costs as much as two reads of a word.
+/// its retransmission counters on. Where a read calls a helper they are read at once, which costs as much
+/// as two reads of a word.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 pub(crate) struct Stream([u64; 80]);
 
-/// A [`Stream`] that was read.
+/// A [`Stream`] that was read, or need not be.
 #[derive(Clone, Copy)]
 struct Read {
     socket: Socket,
@@ -447,11 +462,13 @@ impl Read {
     fn new(socket: Socket, slot: u32) -> Option<Self> {
         let stream = STREAMS.get_ptr_mut(slot)?;
         let start = layout!(icsk_retransmits) & !7;
-        let from = (socket.0 + u64::from(start)) as *const _;
-        // A read that fails leaves zeroes.
-        // SAFETY: the helper checks where it reads, and writes all of this CPU's own element; what
-        // interrupts the program has another slot.
-        unsafe { bpf_probe_read_kernel(stream.cast(), size_of::<Stream>() as u32, from) };
+        if !has_casts() {
+            let from = (socket.0 + u64::from(start)) as *const _;
+            // A read that fails leaves zeroes.
+            // SAFETY: the helper checks where it reads, and writes all of this CPU's own element; what
+            // interrupts the program has another slot.
+            unsafe { bpf_probe_read_kernel(stream.cast(), size_of::<Stream>() as u32, from) };
+        }
         Some(Self {
             socket,
             stream,
@@ -463,7 +480,7 @@ impl Read {
     #[inline(always)]
     fn at<T: Copy + Default>(self, offset: u32) -> T {
         let within = offset.wrapping_sub(self.start) as usize;
-        if within > size_of::<Stream>() - size_of::<T>() {
+        if has_casts() || within > size_of::<Stream>() - size_of::<T>() {
             return read(self.socket.0, offset);
         }
         let field = self.stream.cast::<u8>().wrapping_add(within).cast::<T>();
@@ -476,11 +493,12 @@ impl Read {
 /// Number of a `struct net`; 0: none.
 #[inline(always)]
 pub(crate) fn netns(net: u64) -> u32 {
-    if net == 0 {
+    let number = if net == 0 {
         0
     } else {
         field!(net, net_inum: u32)
-    }
+    };
+    words::forget(number.into()) as u32
 }
 
 /// An IPv4 address, as the kernel has it, as the wire has it. Any address stays all zeroes.
@@ -492,9 +510,12 @@ pub(crate) fn map(address: u32, mapped: &mut [u8; 16]) {
         u32::from_ne_bytes([0, 0, 0xff, 0xff])
     };
     let words: *mut u32 = mapped.as_mut_ptr().cast();
-    // Which family it is, is one of the things the verifier should forget.
+    // Which family it is, and whether it is an address, are of the things the verifier should forget.
     let zero = words::zero();
-    for (nth, word) in [zero, zero, zero | mark, address].into_iter().enumerate() {
+    for (nth, word) in [zero, zero, zero | mark, zero | address]
+        .into_iter()
+        .enumerate()
+    {
         // SAFETY: the four words are the sixteen bytes, which begin at a multiple of 4 in whatever
         // holds addresses. Volatile, because the compiler would make a
         // call of `memset` of the zeroes.

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
 use crate::config::Selection;
-use crate::event::Errno;
+use crate::event::{Errno, Timestamp};
 use crate::kernel::plan::Way;
 use crate::metrics;
 use crate::sink::Destination;
@@ -52,6 +52,8 @@ pub enum Command {
     },
     /// Provoke real failures in a private network namespace and say which were seen and named.
     Selftest(Selftest),
+    /// Run recordings (what `-o json` and `--output-file` write) through the analysis once more.
+    Replay(Replay),
     /// Say what a cause, an error, a state or the kernel's reason for a RST means, how to confirm it
     /// and how to fix it.
     Explain(Explain),
@@ -83,6 +85,53 @@ pub struct Explain {
     /// When to use colour.
     #[arg(long, value_enum, default_value_t = ColorChoice::Auto)]
     pub color: ColorChoice,
+}
+
+/// What to replay.
+#[derive(Debug, Args)]
+pub struct Replay {
+    /// Recordings: of one run, of its rotated files, or of several hosts; `-` is standard input.
+    ///
+    /// Their events are judged and printed in the order of their time, those of all files together. The
+    /// findings they carry are made anew.
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+    /// Only what happened at this time or later: `2026-11-20T11:10:03Z`, or local time without `Z`.
+    #[arg(long, value_name = "TIME", value_parser = moment, help_heading = WHAT)]
+    pub from: Option<Timestamp>,
+    /// Only what happened until this time.
+    #[arg(long, value_name = "TIME", value_parser = moment, help_heading = WHAT)]
+    pub to: Option<Timestamp>,
+    /// Events to print, by name or first word; `+NAME` adds to the usual ones, `all` is all.
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        help_heading = WHAT,
+        long_help = Selection::help()
+    )]
+    pub event: Vec<String>,
+    /// Print only failures with these errors, and what caused them.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = errno, help_heading = WHAT)]
+    pub errno: Vec<Errno>,
+    /// How to write events to standard output.
+    #[arg(short, long, value_enum, default_value_t = Output::Columns, help_heading = OUTPUT)]
+    pub output: Output,
+    /// Say nothing on standard error but errors, and lines that could not be read.
+    #[arg(long, help_heading = OUTPUT)]
+    pub quiet: bool,
+    /// When to use colour.
+    #[arg(long, value_enum, default_value_t = ColorChoice::Auto, help_heading = OUTPUT)]
+    pub color: ColorChoice,
+    /// Leave out the names of the columns.
+    #[arg(long, help_heading = OUTPUT)]
+    pub no_header: bool,
+    /// Go on as the files grow, also where they are rotated, until SIGINT or SIGTERM.
+    #[arg(short, long, help_heading = END)]
+    pub follow: bool,
+    /// End after this many events.
+    #[arg(short, long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..), help_heading = END)]
+    pub count: Option<u64>,
 }
 
 /// How to prove this kernel.
@@ -354,6 +403,20 @@ fn duration(text: &str) -> Result<Duration, String> {
     duration
         .try_into()
         .map_err(|_| "a time before now cannot be waited for".to_owned())
+}
+
+/// `2026-11-20T11:10:03Z`, or the local time of this host without a zone.
+fn moment(text: &str) -> Result<Timestamp, String> {
+    let zoned = || {
+        let local: jiff::civil::DateTime = text.parse().ok()?;
+        let zoned = local.to_zoned(jiff::tz::TimeZone::system()).ok()?;
+        Some(zoned.timestamp())
+    };
+    let moment = text.parse().ok().or_else(zoned);
+    moment
+        .and_then(|moment: jiff::Timestamp| u64::try_from(moment.as_nanosecond()).ok())
+        .map(Timestamp)
+        .ok_or_else(|| "not a time such as 2026-11-20T11:10:03Z or 2026-11-20T11:10".to_owned())
 }
 
 /// `16MiB`, `64KiB`, `1GiB` (or `16M`, `64K`, `1G`), or a number of bytes.

@@ -1,10 +1,14 @@
 //! What reads bytes that others write, each behind one function: for the fuzzers of `fuzz/`, and for
 //! the tests that read their corpora.
 
-use std::path::Path;
+use std::fs;
+use std::io::Write as _;
+use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use clap::Parser as _;
+use rustix::fs::MemfdFlags;
 
 use crate::cli::Cli;
 use crate::config::Selection;
@@ -15,18 +19,21 @@ use crate::event::{Container, Event, Timestamp};
 use crate::kernel::btf::Btf;
 use crate::kernel::{layout, plan, symbols};
 use crate::metrics::server;
+use crate::replay::{Due, Recordings, Step};
+use crate::session::Stream;
 use crate::sink::otlp::Batch;
 use crate::sink::otlp_client::answer::{Answer, LONGEST_REST, LONGEST_WORDS, Verdict};
 use crate::sink::text::{Columns, is_unprintable};
-use crate::sink::{Context, Error, Format, Outputs, Protocol, Sink};
+use crate::sink::{Context, Error, Format, Outputs, Place, Protocol, Sink};
 use crate::{explain, host};
 
 /// A reader, by the name of its fuzzer and of the directory of its corpus.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All readers.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     ("records", records),
+    ("recordings", recordings),
     ("btf", btf),
     ("tables", tables),
     ("cgroups", cgroups),
@@ -37,6 +44,24 @@ pub const TARGETS: [Target; 10] = [
     ("accept", accept),
     ("answers", answers),
 ];
+
+/// So few that they are reached.
+const FEW: Limits = Limits {
+    connections: 4,
+    cases: 2,
+    judged: 4,
+};
+
+/// Every format, with what looks at its grammar.
+fn add_formats(outputs: &mut Outputs) {
+    let columns = Columns::new(false, true, Some(120));
+    outputs.add(Format::Columns(columns), Box::new(OneLineEach));
+    outputs.add(Format::Json, Box::new(Json));
+    outputs.add(Format::Syslog, Box::new(Syslog));
+    outputs.add(Format::Journal, Box::new(Journal));
+    outputs.add(Format::Otlp, Box::new(Requests::default()));
+    outputs.add(Format::OtlpJson, Box::new(OtlpJson));
+}
 
 /// Records of the kernel half: decoded, judged and printed in every format. Whatever they hold, no line
 /// has a character that moves a terminal's cursor, and what is for machines is of their grammar: nothing
@@ -57,25 +82,14 @@ pub fn records(bytes: &[u8]) {
         host_id: None,
         boot_id: None,
         node_name: None,
+        replayed: None,
     });
-    let columns = Columns::new(false, true, Some(120));
-    outputs.add(Format::Columns(columns), Box::new(OneLineEach));
-    outputs.add(Format::Json, Box::new(Json));
-    outputs.add(Format::Syslog, Box::new(Syslog));
-    outputs.add(Format::Journal, Box::new(Journal));
-    outputs.add(Format::Otlp, Box::new(Requests::default()));
-    outputs.add(Format::OtlpJson, Box::new(OtlpJson));
-    // So few that they are reached.
-    let limits = Limits {
-        connections: 4,
-        cases: 2,
-        judged: 4,
-    };
-    let mut analysis = Analysis::new(limits, Sees::ALL);
+    add_formats(&mut outputs);
+    let mut analysis = Analysis::new(FEW, Sees::ALL);
     let mut found = Vec::new();
     let mut print = |event: &Event| {
         outputs
-            .write(event)
+            .write(event, Place::default())
             .unwrap_or_else(|error| panic!("{error}"));
     };
     // What is no whole record must be refused, not read.
@@ -88,6 +102,68 @@ pub fn records(bytes: &[u8]) {
     }
     analysis.finish(Timestamp(u64::MAX), &mut |finding| found.push(finding));
     found.iter().for_each(&mut print);
+}
+
+/// Two recordings by somebody else, which begin anew after a line of their own: replayed into every
+/// format, as records of the kernel half are printed.
+///
+/// # Panics
+/// When what is printed is not of its grammar, or memory has no file.
+pub fn recordings(bytes: &[u8]) {
+    let mut outputs = Outputs::of_replay();
+    add_formats(&mut outputs);
+    let everything = Selection::parse(&["all".to_owned()], &[], false).expect("all events");
+    let analysis = Analysis::new(FEW, Sees::ALL);
+    let mut stream = Stream::new(everything, outputs, analysis, None);
+    let files = String::from_utf8_lossy(bytes);
+    let files: Vec<_> = files.split("\n--\n").take(2).map(in_memory).collect();
+    let paths = files
+        .iter()
+        .map(|file| file.path.clone())
+        .collect::<Vec<_>>();
+    let mut recordings = Recordings::open(&paths, false).expect("files in memory");
+    // What is no recording ends it, with the reason.
+    while let Ok(step) = recordings.step() {
+        for context in recordings.new_runs() {
+            stream.add_run(context);
+        }
+        match step {
+            Step::Due(due) => {
+                let done = match due {
+                    Due::Time { until, .. } => stream.advance(until),
+                    Due::Event(event) => {
+                        let advanced = stream.advance(event.time);
+                        let taken = if event.kind.selectable().is_some() {
+                            stream.take(&event)
+                        } else {
+                            stream.note(&event)
+                        };
+                        advanced.and(taken)
+                    }
+                };
+                done.unwrap_or_else(|error| panic!("{error}"));
+            }
+            Step::Read => {}
+            Step::Waits | Step::End => break,
+        }
+    }
+    let finished = stream.finish(Timestamp(u64::MAX));
+    finished.unwrap_or_else(|error| panic!("{error}"));
+}
+
+struct InMemory {
+    path: PathBuf,
+    _file: fs::File,
+}
+
+fn in_memory(text: &str) -> InMemory {
+    let file = rustix::fs::memfd_create("recording", MemfdFlags::CLOEXEC).expect("memory");
+    let mut file = fs::File::from(file);
+    file.write_all(text.as_bytes()).expect("memory");
+    InMemory {
+        path: format!("/proc/self/fd/{}", file.as_raw_fd()).into(),
+        _file: file,
+    }
 }
 
 /// The kernel's description of its types, with all that is asked of it.
@@ -349,8 +425,6 @@ impl Sink for OtlpJson {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     #[test]

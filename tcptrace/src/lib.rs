@@ -12,6 +12,7 @@ pub mod host;
 pub mod kernel;
 pub mod manual;
 pub mod metrics;
+pub mod replay;
 pub mod run;
 pub mod selftest;
 pub mod session;

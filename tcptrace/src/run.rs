@@ -1,12 +1,17 @@
 //! The commands, and the loop of a live trace.
 
 mod command;
+mod replay;
+mod sees;
 mod tracer;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::panic::resume_unwind;
+use std::thread::{self, ScopedJoinHandle};
 
 use anyhow::{Context as _, anyhow};
+use tcptrace_common::layout::ABSENT;
 
 use crate::cli::{ColorChoice, Command, Explain, ReportFormat};
 use crate::config::file::{self, Line};
@@ -15,8 +20,10 @@ use crate::kernel::btf::Btf;
 use crate::kernel::doctor::Report;
 use crate::kernel::facts::Facts;
 use crate::kernel::layout::{self, Resolved};
-use crate::kernel::plan::{Wanted, plan};
+use crate::kernel::load::Loader;
+use crate::kernel::plan::{CAST, Wanted, plan};
 use crate::kernel::privileges::required_missing;
+use crate::kernel::symbols::{self, RCV_STATE_PROCESS};
 use crate::sink::text::Color;
 use crate::{explain, manual, selftest, sink};
 
@@ -108,6 +115,7 @@ pub fn run(args: Vec<OsString>) -> Result<u8, Failure> {
                 selftest::Verdict::Failed => status::FAILED,
             })
         }
+        Some(Command::Replay(args)) => replay::replay(&args),
         Some(Command::Explain(args)) => explain(&args),
         Some(Command::Schema) => print(sink::schema()),
         Some(Command::Man { command }) => man(command.as_deref()),
@@ -119,23 +127,47 @@ pub fn run(args: Vec<OsString>) -> Result<u8, Failure> {
 struct Host {
     facts: Facts,
     resolved: Resolved,
+    loader: Loader,
 }
 
 impl Host {
-    fn look() -> Self {
-        let btf = Btf::from_kernel();
-        let facts = Facts::gather(btf.as_ref());
-        let resolved = match &btf {
+    /// Looks at it; programs do not read by what was taken out with `--without`.
+    fn look(without: &[String]) -> Self {
+        let (btf, rcv_state_process, loader) = thread::scope(|scope| {
+            let symbol = scope.spawn(|| symbols::function(RCV_STATE_PROCESS));
+            let loader = scope.spawn(Loader::new);
+            let btf = Btf::from_kernel();
+            (btf, joined(symbol), joined(loader))
+        });
+        let facts = Facts::gather(btf.as_ref(), rcv_state_process);
+        let mut resolved = match &btf {
             Ok(btf) => layout::resolve(btf, facts.rcv_state_process.clone().ok()),
             Err(_) => Resolved::unknown(),
         };
-        Self { facts, resolved }
+        // Only what is compiled can call a function of the kernel's.
+        if !facts.jit || without.iter().any(|way| way == CAST) {
+            (resolved.layout.cast, resolved.layout.words) = (ABSENT, ABSENT);
+        }
+        Self {
+            facts,
+            resolved,
+            loader,
+        }
     }
+}
+
+/// What a thread found; a panic of its goes on here.
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 /// Everything can be asked for; attached is what the privileges allow, and detached again.
 fn doctor(output: ReportFormat, verbose: bool, without: Vec<String>) -> Result<u8, Failure> {
-    let Host { facts, resolved } = Host::look();
+    let Host {
+        facts,
+        resolved,
+        loader,
+    } = Host::look(&without);
     let wanted = Wanted {
         kinds: u32::MAX,
         children: true,
@@ -145,7 +177,7 @@ fn doctor(output: ReportFormat, verbose: bool, without: Vec<String>) -> Result<u
     let may_try =
         required_missing(&facts).is_empty() && facts.btf.is_ok() && facts.initial_pid_namespace;
     let attempts = may_try
-        .then(|| tracer::try_out(&resolved, &plan))
+        .then(|| tracer::try_out(loader, &resolved, &plan))
         .transpose()?;
     let report = Report {
         facts,

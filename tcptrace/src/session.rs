@@ -3,6 +3,7 @@
 
 mod facts;
 mod limit;
+mod stream;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -23,7 +24,7 @@ use crate::host::process::{self, Processes};
 use crate::metrics::Metrics;
 use crate::sink::{Error, Outputs};
 use facts::Facts;
-use limit::RateLimit;
+pub use stream::Stream;
 
 /// As the analysis hashes.
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
@@ -32,22 +33,11 @@ type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 pub struct Session {
     /// What the kernel half's numbers mean.
     pub decoder: Decoder,
-    selection: Selection,
-    outputs: Outputs,
     verifier: Verifier,
     processes: Processes,
     facts: Facts,
-    evidence: Evidence,
-    limit_rate: RateLimit,
-    /// `None` where nobody scrapes.
-    metrics: Option<Arc<Metrics>>,
-    /// `None` where no finding is asked for.
-    analysis: Option<Analysis>,
-    /// Findings on their way to the outputs.
-    found: Vec<Event>,
-    tally: Tally,
+    stream: Stream,
     own_ids: u64,
-    limit: Option<u64>,
 }
 
 /// Set in the ids of events the agent makes itself: no CPU and no hook of the kernel half has it.
@@ -65,59 +55,47 @@ impl Session {
         analysis: Analysis,
         limit: Option<u64>,
     ) -> Self {
-        let evidence = Evidence::new(selection.keeps_evidence());
-        let analysis = selection.has("finding").then_some(analysis);
         Self {
             decoder,
-            selection,
-            outputs,
             verifier,
             processes: Processes::default(),
             facts: Facts::of_host(),
-            evidence,
-            limit_rate: RateLimit::default(),
-            metrics: None,
-            analysis,
-            found: Vec::new(),
-            tally: Tally::default(),
+            stream: Stream::new(selection, outputs, analysis, limit),
             own_ids: 0,
-            limit,
         }
     }
 
     /// Prints at most this many events a second of one kind, cause and process.
     pub fn limit_rate(&mut self, limit: Option<u32>) {
-        self.limit_rate.set(limit);
-        self.evidence.kept = self.selection.keeps_evidence() || limit.is_some();
+        self.stream.limit_rate(limit);
     }
 
     /// What is printed.
     #[must_use]
     pub fn selection(&self) -> &Selection {
-        &self.selection
+        &self.stream.selection
     }
 
     /// Prints what another selection chooses, which must be [within](Selection::is_within) the first.
     pub fn select(&mut self, selection: Selection) {
-        self.evidence.kept = selection.keeps_evidence() || self.limit_rate.is_on();
-        self.selection = selection;
+        self.stream.select(selection);
     }
 
     /// Counts what is seen here too, from now on.
     pub fn count_in(&mut self, metrics: Arc<Metrics>) {
-        self.metrics = Some(metrics);
+        self.stream.metrics = Some(metrics);
     }
 
     /// Where it is counted for those who scrape.
     #[must_use]
     pub fn metrics(&self) -> Option<&Arc<Metrics>> {
-        self.metrics.as_ref()
+        self.stream.metrics.as_ref()
     }
 
     /// As many events were printed as were asked for.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.limit.is_some_and(|limit| self.tally.printed >= limit)
+        self.stream.is_full()
     }
 
     /// Takes one record of the kernel half.
@@ -126,7 +104,7 @@ impl Session {
     /// An output failed.
     pub fn take(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let Ok(mut decoded) = self.decoder.decode(bytes) else {
-            self.tally.malformed += 1;
+            self.stream.tally.malformed += 1;
             return Ok(());
         };
         let now = monotonic();
@@ -182,14 +160,14 @@ impl Session {
             owner.container.clone_from(&details.container);
         }
         // A finding is made of events that are not printed, too.
-        if self.analysis.is_some() || self.selection.prints(event) {
+        if self.stream.wants(event) {
             let now = || Duration::from_nanos(monotonic());
             let questions = facts::questions(event);
             if self.facts.holds(event, questions, age, now) {
                 return Ok(());
             }
         }
-        self.complete(event)
+        self.stream.take(event)
     }
 
     /// Waits until the host has answered a question about an event that is held back.
@@ -204,7 +182,7 @@ impl Session {
     /// An output failed.
     pub fn resume(&mut self) -> Result<(), Error> {
         let ready = self.facts.ready(Duration::from_nanos(monotonic()));
-        ready.iter().try_for_each(|event| self.complete(event))
+        ready.iter().try_for_each(|event| self.stream.take(event))
     }
 
     /// Looks at the host that were not taken, so that events came without facts.
@@ -216,27 +194,7 @@ impl Session {
     /// Events of this name, without the prefix, are wanted.
     #[must_use]
     pub fn wants(&self, name: &str) -> bool {
-        self.selection.has(name) || self.selection.has("finding")
-    }
-
-    /// Takes an event with its facts.
-    fn complete(&mut self, event: &Event) -> Result<(), Error> {
-        if self.is_full() {
-            return Ok(());
-        }
-        self.count(event);
-        if let Some(analysis) = &mut self.analysis {
-            analysis.take(event, &mut |finding| self.found.push(finding));
-        }
-        if self.selection.prints(event) && self.limit_rate.allows(event) {
-            if let Some(cause) = event.caused_by.and_then(|cause| self.evidence.take(cause)) {
-                self.print(&cause)?;
-            }
-            self.print(event)?;
-        } else {
-            self.evidence.keep(event);
-        }
-        self.tell()
+        self.stream.selection.has(name) || self.stream.selection.has("finding")
     }
 
     /// Time has passed: tells the findings that are due. For the analysis it has not passed beyond an
@@ -246,16 +204,13 @@ impl Session {
     /// An output failed.
     pub fn advance(&mut self) -> Result<(), Error> {
         let now = monotonic();
-        if let Some(metrics) = &self.metrics {
+        if let Some(metrics) = &self.stream.metrics {
             metrics.beat(now);
         }
         self.tell_suppressed(now, false)?;
         let now = self.decoder.wall(now);
         let now = self.facts.oldest().map_or(now, |held| held.min(now));
-        if let Some(analysis) = &mut self.analysis {
-            analysis.advance(now, &mut |finding| self.found.push(finding));
-        }
-        self.tell()
+        self.stream.advance(now)
     }
 
     /// Nothing more comes: goes on with the events that are held back, which takes a second at most,
@@ -266,53 +221,22 @@ impl Session {
     pub fn finish(&mut self) -> Result<(), Error> {
         let ready = self.facts.finish(Duration::from_nanos(monotonic()));
         for event in &ready {
-            self.complete(event)?;
+            self.stream.take(event)?;
         }
         self.tell_suppressed(monotonic(), true)?;
         let now = self.decoder.wall(monotonic());
-        if let Some(analysis) = &mut self.analysis {
-            analysis.finish(now, &mut |finding| self.found.push(finding));
-        }
-        self.tell()
+        self.stream.finish(now)
     }
 
     fn tell_suppressed(&mut self, now: u64, is_last: bool) -> Result<(), Error> {
-        let told = self.limit_rate.told(Duration::from_nanos(now), is_last);
+        let told = self.stream.suppressed(Duration::from_nanos(now), is_last);
         let told: Vec<_> = told.collect();
         for (owner, suppressed) in told {
-            if let Some(metrics) = &self.metrics {
+            if let Some(metrics) = &self.stream.metrics {
                 metrics.suppressed(&suppressed);
             }
             self.note_of(owner, Kind::EventsSuppressed(suppressed))?;
         }
-        Ok(())
-    }
-
-    /// Prints what was found, each finding after the evidence that was not printed yet.
-    fn tell(&mut self) -> Result<(), Error> {
-        if self.found.is_empty() {
-            return Ok(());
-        }
-        let mut found = std::mem::take(&mut self.found);
-        for finding in found.drain(..) {
-            if self.is_full() {
-                break;
-            }
-            self.count(&finding);
-            if !self.selection.prints(&finding) {
-                continue;
-            }
-            if let Kind::Finding(told) = &finding.kind {
-                for &id in &told.evidence {
-                    if let Some(evidence) = self.evidence.take(id) {
-                        self.print(&evidence)?;
-                    }
-                }
-            }
-            self.print(&finding)?;
-        }
-        // Its memory is used again.
-        self.found = found;
         Ok(())
     }
 
@@ -321,10 +245,6 @@ impl Session {
     /// # Errors
     /// An output failed.
     pub fn lost(&mut self, loss: Loss) -> Result<(), Error> {
-        self.tally.lost += loss.count;
-        if let Some(metrics) = &self.metrics {
-            metrics.lost(&loss.hook, loss.reason, loss.count);
-        }
         self.note(Kind::EventsLost(loss))
     }
 
@@ -347,7 +267,7 @@ impl Session {
             facts: Vec::new(),
             kind,
         };
-        self.outputs.write(&event)
+        self.stream.note(&event)
     }
 
     /// An id for an event the agent makes itself.
@@ -361,7 +281,7 @@ impl Session {
     /// # Errors
     /// An output failed.
     pub fn flush(&mut self) -> Result<(), Error> {
-        self.outputs.flush()
+        self.stream.flush()
     }
 
     /// Opens the outputs anew.
@@ -369,39 +289,27 @@ impl Session {
     /// # Errors
     /// An output failed.
     pub fn reopen(&mut self) -> Result<(), Error> {
-        self.outputs.reopen()
+        self.stream.reopen()
     }
 
     /// The counts so far.
     #[must_use]
     pub fn tally(&self) -> &Tally {
-        &self.tally
+        self.stream.tally()
     }
 
     /// Only events in this namespace, and from now on, are compared with the kernel's counters.
     pub fn reconcile_from_now(&mut self, netns: u32) {
         let now = self.decoder.wall(monotonic());
-        self.tally.comparable = Some((netns, now..Timestamp(u64::MAX)));
+        self.stream.tally.comparable = Some((netns, now..Timestamp(u64::MAX)));
     }
 
     /// Only events until now are compared with the kernel's counters.
     pub fn reconcile_until_now(&mut self) {
         let now = self.decoder.wall(monotonic());
-        if let Some((_, period)) = &mut self.tally.comparable {
+        if let Some((_, period)) = &mut self.stream.tally.comparable {
             period.end = now;
         }
-    }
-
-    fn count(&mut self, event: &Event) {
-        self.tally.saw(event);
-        if let Some(metrics) = &self.metrics {
-            metrics.saw(event);
-        }
-    }
-
-    fn print(&mut self, event: &Event) -> Result<(), Error> {
-        self.tally.printed += 1;
-        self.outputs.write(event)
     }
 }
 
@@ -418,53 +326,6 @@ fn count_descriptors(owner: &Owner, exhausted: &mut FdExhausted, age: Duration) 
     }
     if exhausted.open.is_some() {
         exhausted.read_after_ms = Some(millis(age));
-    }
-}
-
-/// Events that are printed only when one they caused is: each in the place of the oldest.
-#[derive(Debug)]
-struct Evidence {
-    events: Vec<Option<Event>>,
-    /// Where the next one goes.
-    next: usize,
-    places: Map<EventId, usize>,
-    kept: bool,
-}
-
-impl Evidence {
-    /// Events kept; the oldest make room.
-    const CAPACITY: usize = 4096;
-
-    fn new(kept: bool) -> Self {
-        Self {
-            events: Vec::new(),
-            next: 0,
-            places: Map::default(),
-            kept,
-        }
-    }
-
-    fn keep(&mut self, event: &Event) {
-        if !self.kept {
-            return;
-        }
-        let place = self.next;
-        self.next = (place + 1) % Self::CAPACITY;
-        if let Some(oldest) = self.events.get_mut(place) {
-            if let Some(oldest) = oldest
-                && self.places.get(&oldest.id) == Some(&place)
-            {
-                self.places.remove(&oldest.id);
-            }
-            *oldest = Some(event.clone());
-        } else {
-            self.events.push(Some(event.clone()));
-        }
-        self.places.insert(event.id, place);
-    }
-
-    fn take(&mut self, id: EventId) -> Option<Event> {
-        self.events[self.places.remove(&id)?].take()
     }
 }
 
@@ -612,6 +473,7 @@ mod tests {
     use bytes::Bytes;
     use tcptrace_common::event::{self as wire, flag, hook, kind};
 
+    use super::stream::Evidence;
     use super::*;
     use crate::diagnose::{Limits, Sees};
     use crate::event::Errno;
@@ -641,6 +503,7 @@ mod tests {
             host_id: None,
             boot_id: None,
             node_name: None,
+            replayed: None,
         };
         let mut outputs = Outputs::new(context);
         outputs.add(Format::Json, Box::new(memory.clone()));
@@ -722,7 +585,8 @@ mod tests {
         let (mut session, _) = session(&[], &[]);
         let polled = samples::queue_polled();
         let netns = polled.socket.as_ref().map(|socket| socket.flow.netns);
-        session.tally.comparable = netns.map(|netns| (netns, Timestamp(0)..Timestamp(u64::MAX)));
+        session.stream.tally.comparable =
+            netns.map(|netns| (netns, Timestamp(0)..Timestamp(u64::MAX)));
         for event in [polled.clone(), polled, samples::queue_full()] {
             session
                 .publish(event, Duration::ZERO)

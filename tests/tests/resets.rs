@@ -1,5 +1,7 @@
 //! Every RST the kernel counts is seen once, with its cause, its ends and its owner.
 
+use std::net::SocketAddr;
+
 use anyhow::{Result, ensure};
 use tcptrace_tests::*;
 
@@ -52,6 +54,74 @@ fn resets_of_every_kind_equal_the_kernels_counters() {
         let listener = events.error("listener_closed");
         assert_eq!(listener.pids(), [server.pid()].repeat(6));
         assert_eq!(events.error("no_listener").count(), 3);
+        Ok(())
+    });
+}
+
+/// With a helper, and where the kernel has `bpf_rdonly_cast` without.
+#[test]
+fn both_ways_of_reading_the_kernels_memory_tell_the_same() {
+    // What two tracers may say differently: their own ids, and what time it was.
+    const OWN: [&str; 7] = ["id", "caused", "ago", "idle", "age", "duration", "checked"];
+    fn said(events: &Events) -> Vec<String> {
+        let kinds = [
+            "reset.sent",
+            "reset.received",
+            "socket.error",
+            "state.changed",
+        ];
+        let events = events.only(|record| kinds.contains(&record.name()));
+        let mut said: Vec<String> = Vec::new();
+        for record in &events.0 {
+            let attributes = record.0["attributes"].as_object().into_iter().flatten();
+            let lasting = attributes.filter(|(key, _)| {
+                let mut words = key.split(['.', '_']);
+                key.starts_with("process.") || !words.any(|word| OWN.contains(&word))
+            });
+            let lasting: Vec<_> = lasting
+                .map(|(key, value)| format!("{key}={value}"))
+                .collect();
+            said.push(format!("{} {}", record.name(), lasting.join(" ")));
+        }
+        said.sort();
+        said
+    }
+    in_netns(|netns| {
+        let args = ["--event", "reset,socket.error,state"];
+        let tracers = [
+            trace(netns, &args)?,
+            trace(netns, &[&args[..], &["--without", "cast"]].concat())?,
+        ];
+        let mut server = actor("server")?;
+        let mut client = actor("client")?;
+        for addr in LOOPBACKS {
+            let pair = connected(&mut server, &mut client, addr)?;
+            client.send(pair.client, b"request")?;
+            server.wait_for_unread(pair.server, 7)?;
+            server.recv(pair.server, 3)?;
+            server.send(pair.server, b"answer")?;
+            client.wait_for_unread(pair.client, 6)?;
+            server.close(pair.server)?;
+            client.wait_for(pair.client, libc::POLLHUP)?;
+            client
+                .send(pair.client, b"more")
+                .expect_err("the connection was reset");
+            client.close(pair.client)?;
+            client
+                .connected(SocketAddr::new(pair.server_addr.ip(), 1))
+                .expect_err("refused");
+        }
+        let [cast, helper] = tracers.map(Events::of);
+        let (cast, helper) = (said(&cast?), said(&helper?));
+        ensure!(
+            cast.iter()
+                .any(|it| it.contains("tcptrace.socket.unread=4")),
+            "{cast:#?}"
+        );
+        assert_eq!(cast.len(), helper.len());
+        for (cast, helper) in cast.iter().zip(&helper) {
+            assert_eq!(cast, helper);
+        }
         Ok(())
     });
 }

@@ -214,6 +214,9 @@ fn is_timeout(socket: Socket, Sending(sending): Sending, waits_not: bool) -> boo
 
 #[inline(always)]
 fn failed(socket: Socket, error: i32, timeout: bool, Sending(sending): Sending, hook: u8) {
+    if filter::leaves_out(socket) {
+        return;
+    }
     let call = Call::current();
     let descriptor = call.descriptor_of(socket);
     let mut known =

@@ -120,6 +120,9 @@ fn is_to_this_host_v6(skb: u64) -> bool {
 /// From a connection, or what was one until a moment ago.
 #[inline(always)]
 fn connected(socket: Socket, skb: u64, reason: u32, state: u8) {
+    if filter::leaves_out(socket) {
+        return;
+    }
     let mut known = owner::of(socket);
     let acting = task::acting_on(socket, known.as_deref());
     // A closing program leaves the state CLOSE before the RST goes out; `ss -K` resets first.
@@ -186,12 +189,12 @@ fn connected(socket: Socket, skb: u64, reason: u32, state: u8) {
 /// between them was closed here, it is its former owner's.
 #[inline(always)]
 fn unconnected(socket: Socket, state: u8, skb: u64, reason: u32, hook: u8) {
-    let segment = Segment::of(skb);
     let mut tuple = words::nowhere();
-    let mut family = 0;
-    if let Some(segment) = segment {
+    let (mut family, mut is_syn) = (0, false);
+    if let Some(segment) = Segment::of(skb) {
         segment.tuple(&mut tuple);
         family = segment.family();
+        is_syn = segment.is_syn();
     } else if socket.0 != 0 {
         socket.tuple(&mut tuple);
         family = socket.family();
@@ -204,7 +207,6 @@ fn unconnected(socket: Socket, state: u8, skb: u64, reason: u32, hook: u8) {
     } else {
         None
     };
-    let is_syn = segment.is_some_and(Segment::is_syn);
     let closed = if is_syn || state == LISTEN && listener::is_full(socket) {
         // A new connection, or the end of a handshake that found no room: not the old connection,
         // if there was one between the same ends.

@@ -67,6 +67,7 @@ impl Stage {
             host_id: Some("0123456789abcdef0123456789abcdef".to_owned()),
             boot_id: Some("01234567-89ab-cdef-0123-456789abcdef".to_owned()),
             node_name: Some("node-1".to_owned()),
+            replayed: None,
         });
         outputs.add(format, Box::new(Gathered::default()));
         let analysis = Analysis::new(Limits::default(), Sees::ALL);

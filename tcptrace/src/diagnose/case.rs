@@ -20,8 +20,12 @@ use crate::event::{
 /// The failures of one subject.
 #[derive(Debug)]
 pub(super) struct Case {
-    /// The finding's id.
-    pub(super) id: EventId,
+    /// Cases opened before it.
+    pub(super) nth: u64,
+    /// The finding's id, once somebody knows it.
+    id: Option<EventId>,
+    /// The run the finding is told in.
+    run: u16,
     cause: Cause,
     hint: Option<Cause>,
     certainty: Certainty,
@@ -41,10 +45,12 @@ pub(super) struct Case {
     errors: Vec<(Errno, u64)>,
     intervals: Intervals,
     pub(super) story: Story,
+    /// The first event of the connection that is told of.
+    led_by: Option<(Timestamp, EventId)>,
     told: u32,
     told_count: u64,
     /// When it is told next.
-    pub(super) due: Timestamp,
+    due: Timestamp,
 }
 
 /// What is told of a case, beyond its count.
@@ -85,14 +91,16 @@ const EPISODE: Duration = Duration::from_secs(5);
 
 impl Case {
     pub(super) fn new(
-        id: EventId,
+        nth: u64,
         subject: &Subject,
         verdict: &Verdict,
         story: Story,
         at: Timestamp,
     ) -> Self {
         Self {
-            id,
+            nth,
+            id: None,
+            run: subject.run,
             cause: subject.cause,
             hint: verdict.hint,
             certainty: verdict.certainty,
@@ -110,10 +118,29 @@ impl Case {
             errors: Vec::new(),
             intervals: Intervals::default(),
             story,
+            led_by: None,
             told: 0,
             told_count: 0,
             due: after(at, SETTLE),
         }
+    }
+
+    /// Until it is told the connection that failed first is the one to tell of, whichever was judged
+    /// first.
+    pub(super) fn is_led_by(&mut self, first: (Timestamp, EventId)) -> bool {
+        if self.led_by.is_none_or(|led_by| first < led_by) && self.told == 0 {
+            self.led_by.replace(first).is_some() && matches!(self.story, Story::First(_))
+        } else {
+            false
+        }
+    }
+
+    /// Tells of this connection.
+    pub(super) fn lead(&mut self, view: View<'_>, story: Story) {
+        self.story = story;
+        self.owner = view.this.owner();
+        self.peer = None;
+        self.socket = None;
     }
 
     /// Takes one more connection of the same verdict, seen from the end it is told of.
@@ -219,6 +246,16 @@ impl Case {
         self.peer.as_ref().map_or(0, |process| process.pid)
     }
 
+    /// The finding's id, from its first event: whoever has the same events gives it the same, in
+    /// whatever order they came.
+    pub(super) fn id(&mut self) -> EventId {
+        let (evidence, cause, run) = (&self.evidence, self.cause, self.run);
+        let first = || evidence.first.first().map_or(EventId(0), |&(_, id)| id);
+        *self
+            .id
+            .get_or_insert_with(|| finding_id(first(), cause, 0).of_run(run))
+    }
+
     /// When its first failure happened.
     pub(super) fn begun(&self) -> Timestamp {
         self.first
@@ -226,16 +263,24 @@ impl Case {
 
     /// Nothing has happened for so long that the next failure is another case.
     pub(super) fn is_over(&self, now: Timestamp) -> bool {
+        now >= self.over()
+    }
+
+    fn over(&self) -> Timestamp {
         let open = match self.story {
             Story::Queue(_) => EPISODE,
             _ => OPEN,
         };
-        now >= after(self.last, open)
+        after(self.last, open)
     }
 
-    /// The finding as it stands, if it is new or has grown; `update` is the id of this telling, if it
-    /// is not the first.
-    pub(super) fn tell(&mut self, now: Timestamp, update: EventId, over: bool) -> Option<Event> {
+    /// When it is told next, or over.
+    pub(super) fn next_due(&self) -> Timestamp {
+        self.due.min(self.over())
+    }
+
+    /// The finding as it stands, if it is new or has grown.
+    pub(super) fn tell(&mut self, now: Timestamp, over: bool) -> Option<Event> {
         if !self.is_worth_telling() {
             self.due = after(now, SETTLE);
             return None;
@@ -245,14 +290,18 @@ impl Case {
         if self.told > 0 && self.told_count == self.count {
             return None;
         }
-        let record = if self.told == 0 { self.id } else { update };
-        let event = self.finding(now, record, over);
+        let event = self.finding(now, over);
         self.told += 1;
         self.told_count = self.count;
         Some(event)
     }
 
-    fn finding(&mut self, now: Timestamp, record: EventId, over: bool) -> Event {
+    fn finding(&mut self, now: Timestamp, over: bool) -> Event {
+        let id = self.id();
+        let record = match self.told {
+            0 => id,
+            nth => finding_id(id, self.cause, nth).of_run(self.run),
+        };
         let owner = match (&self.owner.process, self.pids.len()) {
             (None, _) => "an unknown process".to_owned(),
             (Some(process), 0..=1) => process.to_string(),
@@ -261,7 +310,7 @@ impl Case {
         let mut words = self.words(&owner);
         self.name_intervals(&mut words);
         let finding = Finding {
-            id: self.id,
+            id,
             update: self.told,
             closed: over,
             cause: self.cause,
@@ -437,6 +486,20 @@ impl std::fmt::Display for Seconds {
         let hundredths = (self.0 + 5) / 10;
         write!(f, "{}.{:02} s", hundredths / 100, hundredths % 100)
     }
+}
+
+/// Set in the ids of findings, see [`EventId`].
+const FINDING: u64 = 1 << 52 | 1 << 51;
+
+/// The id of a finding whose first event this is, or of its `nth` telling.
+fn finding_id(first: EventId, cause: Cause, nth: u32) -> EventId {
+    // The mixing of splitmix64, which spreads what is alike. <https://prng.di.unimi.it/splitmix64.c>
+    let kind = (cause as u64) << 56;
+    let step = (u64::from(nth) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut mixed = (first.in_run() ^ kind).wrapping_add(step);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    EventId(FINDING | (mixed ^ (mixed >> 31)) & ((1 << 51) - 1))
 }
 
 /// A time later by a duration.

@@ -26,8 +26,8 @@ impl Hash for Key {
 }
 
 impl Key {
-    /// The connection of a flow, and which of its ends the flow is told from.
-    pub(super) fn of(flow: &Flow) -> Option<(Self, usize)> {
+    /// The connection of a flow seen in this run, and which of its ends the flow is told from.
+    pub(super) fn of(flow: &Flow, run: u16) -> Option<(Self, usize)> {
         let (local, peer) = (flow.local, flow.peer?);
         if local.port() == 0 || local.ip().is_unspecified() {
             return None;
@@ -36,7 +36,8 @@ impl Key {
         let end = usize::from(mine > its);
         let (low, high) = if end == 0 { (mine, its) } else { (its, mine) };
         let netns = if local.ip().is_loopback() {
-            flow.netns
+            // The first namespace has the same number on every host.
+            flow.netns ^ u32::from(run) << 16
         } else {
             0
         };
@@ -117,6 +118,12 @@ impl Connection {
     pub(super) fn seen(&self) -> impl Iterator<Item = &Seen> {
         self.ends.iter().flat_map(|end| &end.seen)
     }
+
+    /// The first event there was.
+    pub(super) fn first(&self) -> (Timestamp, EventId) {
+        let first = self.seen().map(|seen| (seen.first.time, seen.first.id));
+        first.min().unwrap_or((self.begun, EventId(0)))
+    }
 }
 
 /// A connection seen from one of its ends.
@@ -130,6 +137,12 @@ impl<'a> View<'a> {
     /// The process at the other end: seen there, or found by the host.
     pub(super) fn peer(self) -> Option<&'a Process> {
         self.other.process().or_else(|| self.this.other_end())
+    }
+
+    /// The run in which this end was seen; where it was not, the other.
+    pub(super) fn run(self) -> u16 {
+        let mut seen = self.this.seen().chain(self.other.seen());
+        seen.next().map_or(0, |seen| seen.first.id.run())
     }
 
     /// The same connection from its other end.

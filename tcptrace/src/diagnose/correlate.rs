@@ -22,14 +22,15 @@ use super::queueing::{self, FullQueue, FullSynQueue};
 use super::subject::Subject;
 use super::verdict::Verdict;
 use super::{closing, connecting, timing, waiting, writing};
-use crate::event::{Cause, Certainty, Event, EventId, Fact, Kind, Severity, Timestamp};
+use crate::event::{Cause, Certainty, Event, Fact, Kind, Severity, Timestamp};
 
 /// A connection is judged this long after its first event.
 const SETTLE: Duration = Duration::from_millis(500);
 /// One whose client left without an answer is given this long to show what the server does.
 const HOLD: Duration = Duration::from_secs(5);
-/// Set in the ids of findings, see [`EventId`].
-const FINDING: u64 = 1 << 52 | 1 << 51;
+/// After so long without an event nothing is left to wait for. Beyond it time passes in one step: in a
+/// recording somebody made up it may be centuries.
+const LEAP: Duration = Duration::from_mins(10);
 
 /// How much the analysis may remember. What is over a limit is judged early or forgotten, and counted.
 #[derive(Clone, Copy, Debug)]
@@ -94,7 +95,10 @@ pub struct Analysis {
     held: VecDeque<(Timestamp, Key)>,
     cases: Map<Subject, Case>,
     judged: Judged,
-    tellings: u64,
+    /// How far time has passed.
+    clock: Timestamp,
+    /// Cases there have been.
+    opened: u64,
     counts: Counts,
 }
 
@@ -111,9 +115,21 @@ impl Analysis {
             held: VecDeque::new(),
             cases: Map::with_capacity_and_hasher(limits.cases, RandomState::default()),
             judged: Judged::new(limits.judged),
-            tellings: 0,
+            clock: Timestamp(0),
+            opened: 0,
             counts: Counts::default(),
         }
+    }
+
+    /// What leaves no gap from now on.
+    pub fn sees(&mut self, sees: Sees) {
+        self.sees = sees;
+    }
+
+    /// Nothing is gathered or may still grow: time that passes changes nothing.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.connections.is_empty() && self.cases.is_empty()
     }
 
     /// What the limits have cost.
@@ -207,8 +223,30 @@ impl Analysis {
         }
     }
 
-    /// Time has passed: judges the connections that have settled, and tells the findings that are due.
+    /// Time has passed: judges the connections that have settled, and tells the findings that are due,
+    /// each when it is due: in how many steps time came here changes nothing.
     pub fn advance(&mut self, now: Timestamp, tell: &mut impl FnMut(Event)) {
+        let soon = now.min(after(self.clock, LEAP));
+        while let Some(due) = self.next_due().filter(|&due| due <= soon) {
+            self.clock = self.clock.max(due);
+            self.step(self.clock, tell);
+        }
+        self.clock = self.clock.max(now);
+        if soon < now {
+            self.step(now, tell);
+        }
+    }
+
+    /// When time changes something next.
+    fn next_due(&self) -> Option<Timestamp> {
+        let queues = [&self.settling, &self.held].into_iter();
+        let connections = queues.filter_map(|queue| Some(queue.front()?.0));
+        connections
+            .chain(self.cases.values().map(Case::next_due))
+            .min()
+    }
+
+    fn step(&mut self, now: Timestamp, tell: &mut impl FnMut(Event)) {
         while let Some(&(due, key)) = self.settling.front()
             && due <= now
         {
@@ -233,7 +271,7 @@ impl Analysis {
             self.settle(key, false, tell);
         }
         let mut subjects: Vec<_> = self.cases.keys().copied().collect();
-        subjects.sort_by_key(|subject| self.cases[subject].id);
+        subjects.sort_by_key(|subject| self.cases[subject].nth);
         for subject in subjects {
             self.tell(subject, now, true, tell);
         }
@@ -241,7 +279,10 @@ impl Analysis {
     }
 
     fn on_a_connection(&mut self, event: &Event, tell: &mut impl FnMut(Event)) {
-        let key = event.socket.as_ref().and_then(|it| Key::of(&it.flow));
+        let key = event
+            .socket
+            .as_ref()
+            .and_then(|it| Key::of(&it.flow, event.id.run()));
         if self.is_late(key, event) {
             return;
         }
@@ -320,6 +361,9 @@ impl Analysis {
         let subject = self.fold(Subject::of(&verdict, told_of));
         let story = || story(view, told_of, &verdict);
         let case = self.entry(subject, &verdict, connection.begun, tell, story);
+        if case.is_led_by(connection.first()) {
+            case.lead(told_of, story());
+        }
         case.add(told_of, &verdict);
         self.judged.remember(key, connection, subject);
     }
@@ -340,20 +384,23 @@ impl Analysis {
         })?;
         let ends = [Some(socket.flow.local), socket.flow.peer];
         let netns = socket.flow.netns;
-        let found = self.cases.iter().find(|(subject, case)| {
+        let found = self.cases.iter().filter(|(subject, case)| {
             let Story::Queue(queue) = &case.story else {
                 return false;
             };
             let Some(listener) = queue.listener() else {
                 return false;
             };
+            let same_host = connection.seen().any(|it| it.first.id.run() == subject.run);
             ends.iter().flatten().any(|end| {
+                let same_address = end.ip() == listener.ip();
                 end.port() == listener.port()
-                    && (end.ip() == listener.ip() || listener.ip().is_unspecified())
-                    && (subject.netns == netns || !end.ip().is_loopback())
+                    && (same_address || same_host && listener.ip().is_unspecified())
+                    && (subject.netns == netns && same_host || !end.ip().is_loopback())
             })
         });
-        found.map(|(subject, _)| *subject)
+        let first = found.min_by_key(|(_, case)| case.nth);
+        first.map(|(subject, _)| *subject)
     }
 
     fn overflow(&mut self, event: &Event, tell: &mut impl FnMut(Event)) {
@@ -443,11 +490,10 @@ impl Analysis {
             self.counts.evicted += 1;
             self.close(oldest, at, tell);
         }
-        let tellings = &mut self.tellings;
+        let opened = &mut self.opened;
         self.cases.entry(subject).or_insert_with(|| {
-            *tellings += 1;
-            let id = EventId(FINDING | *tellings);
-            Case::new(id, &subject, verdict, story(), at)
+            *opened += 1;
+            Case::new(*opened, &subject, verdict, story(), at)
         })
     }
 
@@ -455,7 +501,7 @@ impl Analysis {
         let oldest = self
             .cases
             .iter()
-            .min_by_key(|(_, case)| (case.last, case.id));
+            .min_by_key(|(_, case)| (case.last, case.nth));
         oldest.map(|(subject, _)| *subject)
     }
 
@@ -483,10 +529,10 @@ impl Analysis {
         let mut due: Vec<_> = self
             .cases
             .iter()
-            .filter(|(_, case)| case.due <= now || case.is_over(now))
-            .map(|(subject, case)| (case.id, *subject))
+            .filter(|(_, case)| case.next_due() <= now)
+            .map(|(subject, case)| (case.nth, *subject))
             .collect();
-        due.sort_unstable_by_key(|(id, _)| *id);
+        due.sort_unstable_by_key(|(nth, _)| *nth);
         for (_, subject) in due {
             if self.cases[&subject].is_over(now) {
                 self.close(subject, now, tell);
@@ -502,8 +548,10 @@ impl Analysis {
     }
 
     fn tell(&mut self, subject: Subject, now: Timestamp, over: bool, tell: &mut impl FnMut(Event)) {
-        let follows_from = self.causing(&subject);
-        let update = self.next_id();
+        let follows_from = self.causing(&subject).and_then(|(cause, errno)| {
+            let cause = self.cases.get_mut(&cause)?;
+            Some((cause.id(), errno))
+        });
         let Some(case) = self.cases.get_mut(&subject) else {
             return;
         };
@@ -513,13 +561,13 @@ impl Analysis {
                 queue.is_failing(errno);
             }
         }
-        if let Some(finding) = case.tell(now, update, over) {
+        if let Some(finding) = case.tell(now, over) {
             tell(finding);
         }
     }
 
     /// The finding of the same process that this one follows from.
-    fn causing(&self, subject: &Subject) -> Option<(EventId, Option<crate::event::Errno>)> {
+    fn causing(&self, subject: &Subject) -> Option<(Subject, Option<crate::event::Errno>)> {
         let mine = self.cases.get(subject)?;
         // The process whose failure may be behind this one.
         let (causes, pid): (&[Cause], _) = match subject.cause {
@@ -537,18 +585,20 @@ impl Analysis {
             } else {
                 pid
             };
-            let (_, case) = self.cases.iter().find(|(other, case)| {
+            let others = self.cases.iter().filter(|(other, case)| {
                 other.cause == *cause
+                    && other.run == subject.run
                     && case.pid() == pid
                     && pid != 0
                     && case.is_worth_telling()
                     && follows(mine, case)
-            })?;
+            });
+            let (other, case) = others.min_by_key(|(_, case)| case.nth)?;
             let errno = match &case.story {
                 Story::Descriptors(exhausted) => exhausted.errno(),
                 _ => None,
             };
-            Some((case.id, errno))
+            Some((*other, errno))
         })
     }
 
@@ -558,11 +608,6 @@ impl Analysis {
             self.counts.early += 1;
             self.settle(key, false, tell);
         }
-    }
-
-    fn next_id(&mut self) -> EventId {
-        self.tellings += 1;
-        EventId(FINDING | self.tellings)
     }
 
     fn spare(&mut self) -> Connection {

@@ -19,6 +19,8 @@ pub(super) struct Subject {
     /// The other end's address; `None` where the failure has none, or many have it.
     pub(super) peer: Option<IpAddr>,
     pub(super) netns: u32,
+    /// The run it was seen in: two hosts of a replay have the same numbers.
+    pub(super) run: u16,
 }
 
 impl Subject {
@@ -29,6 +31,7 @@ impl Subject {
             verdict.cause,
             view.this.process().map_or(0, |process| process.pid),
             socket,
+            view.run(),
         );
         if verdict.severity == Severity::Info && view.this.side() == Some(Side::Client) {
             subject.pid = 0;
@@ -50,7 +53,7 @@ impl Subject {
             .process
             .as_ref()
             .map_or(0, |process| process.pid);
-        Self::new(cause, pid, event.socket.as_ref())
+        Self::new(cause, pid, event.socket.as_ref(), event.id.run())
     }
 
     /// Of a listener or a process: with no peer.
@@ -71,7 +74,7 @@ impl Subject {
         }
     }
 
-    fn new(cause: Cause, pid: u32, socket: Option<&Socket>) -> Self {
+    fn new(cause: Cause, pid: u32, socket: Option<&Socket>, run: u16) -> Self {
         Self {
             cause,
             pid,
@@ -81,6 +84,7 @@ impl Subject {
                 .and_then(|socket| socket.flow.peer)
                 .map(|peer| peer.ip()),
             netns: socket.map_or(0, |socket| socket.flow.netns),
+            run,
         }
     }
 }

@@ -553,7 +553,7 @@ fn memory_is_bounded_and_what_that_costs_is_counted() {
 fn essence(event: &Event) -> impl PartialEq + std::fmt::Debug + use<> {
     let finding = finding(event);
     (
-        finding.cause,
+        (finding.id, finding.cause),
         finding.hint,
         finding.certainty,
         finding.severity,
@@ -583,6 +583,22 @@ fn gathered(events: &[Event]) -> Vec<Event> {
     found
 }
 
+/// What happened to a connection, and 3 ms later to another one of the same two.
+fn twice(scene: Vec<Event>) -> Vec<Event> {
+    let mut again = scene.clone();
+    for event in &mut again {
+        event.id.0 += 1 << 40;
+        event.time.0 += 3_000_000;
+        event.caused_by = event.caused_by.map(|id| EventId(id.0 + (1 << 40)));
+        let socket = event.socket.as_mut().expect("a connection");
+        socket.id.born += 10;
+        let ends = [Some(&mut socket.flow.local), socket.flow.peer.as_mut()];
+        let client = ends.into_iter().flatten().find(|end| end.port() != 8080);
+        client.expect("a client").set_port(40_001);
+    }
+    [scene, again].concat()
+}
+
 proptest! {
     #[test]
     fn no_order_of_arrival_changes_the_finding(
@@ -590,6 +606,7 @@ proptest! {
             closed_with_unread_data(),
             write_after_peer_close(),
             peer_gave_up(),
+            twice(closed_with_unread_data()),
         ]),
         seed: u64,
     ) {
@@ -715,5 +732,40 @@ proptest! {
             prop_assert!(finding.evidence.len() <= crate::event::Finding::EVIDENCE);
             prop_assert!(finding.count > 0);
         }
+    }
+}
+
+/// What is found when after each event as much time passes as this, ms, in steps of `step`, ms.
+fn found_in_time(events: &[(Event, u64)], step: u64) -> Vec<Event> {
+    let mut analysis = Analysis::new(Limits::default(), Sees::ALL);
+    let mut found = Vec::new();
+    let mut tell = |it| found.push(it);
+    let mut now = NOON;
+    analysis.advance(Timestamp(now), &mut tell);
+    for (event, passes) in events {
+        let mut event = event.clone();
+        event.time.0 += now - NOON;
+        analysis.take(&event, &mut tell);
+        for ms in (0..*passes).step_by(usize::try_from(step).expect("milliseconds")) {
+            analysis.advance(Timestamp(now + ms * 1_000_000), &mut tell);
+        }
+        now += passes * 1_000_000;
+        analysis.advance(Timestamp(now), &mut tell);
+    }
+    analysis.finish(Timestamp(now), &mut tell);
+    found
+}
+
+proptest! {
+    /// A live trace looks at the clock four times a second, a replay where its records say so.
+    #[test]
+    fn in_how_many_steps_time_passes_changes_nothing(
+        events in prop::collection::vec(
+            (any_event(), prop_oneof![Just(0), 0_u64..2_000, 0_u64..70_000]),
+            1..24,
+        ),
+        step in 20_u64..9_000,
+    ) {
+        prop_assert_eq!(found_in_time(&events, step), found_in_time(&events, 100_000));
     }
 }

@@ -12,6 +12,12 @@ macro_rules! causes {
             /// Every cause.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
+            /// The cause of an identifier.
+            #[must_use]
+            pub fn from_name(name: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|cause| cause.as_str() == name)
+            }
+
             /// The identifier.
             #[must_use]
             pub fn as_str(self) -> &'static str {

@@ -1,5 +1,7 @@
 //! What happened: one variant for each event name of the stream.
 
+use std::borrow::Cow;
+
 use super::Finding;
 use super::cause::Cause;
 use super::names::{Errno, ResetReason, State, Syscall};
@@ -67,6 +69,28 @@ impl Kind {
         "retransmit",
         "finding",
     ];
+
+    /// The whole of a name in the stream that a user can choose.
+    #[must_use]
+    pub fn selectable_name(name: &str) -> Option<&'static str> {
+        const NAMES: [&str; 14] = [
+            "tcptrace.reset.sent",
+            "tcptrace.reset.received",
+            "tcptrace.close_wait.entered",
+            "tcptrace.close_wait.stuck",
+            "tcptrace.accept_queue.overflow",
+            "tcptrace.syn_queue.overflow",
+            "tcptrace.socket.error",
+            "tcptrace.connect.failed",
+            "tcptrace.connection.timeout",
+            "tcptrace.fd.exhausted",
+            "tcptrace.fd.invalid",
+            "tcptrace.state.changed",
+            "tcptrace.retransmit",
+            "tcptrace.finding",
+        ];
+        NAMES.into_iter().find(|it| *it == name)
+    }
 
     /// Its place in [`SELECTABLE`](Self::SELECTABLE); `None` for what is about the stream itself.
     #[must_use]
@@ -323,12 +347,14 @@ pub struct Retransmit {
 /// What is seen on this kernel, and what is not.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Coverage {
-    /// The signal.
-    pub signal: Signal,
+    /// The [signal](Signal), by name.
+    pub signal: Cow<'static, str>,
     /// The way it is seen, e.g. `raw_tracepoint tcp_send_reset`; `None`: not at all.
     pub way: Option<String>,
     /// What that way does not show, or why there is none, and what to do.
     pub note: Option<String>,
+    /// Nothing of it goes unseen: what the stream does not tell did not happen.
+    pub complete: bool,
 }
 
 /// A signal: something tcptrace can be asked to see.

@@ -48,9 +48,36 @@ pub struct Event {
     pub kind: Kind,
 }
 
-/// Names an event in one run: unique, and below 2^53.
+/// Names an event in one run: unique, and below 2^53. Above it is which run of a replay that is; a live
+/// trace is run 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EventId(pub u64);
+
+impl EventId {
+    /// Bits that name it in its run.
+    const OWN: u32 = 53;
+    /// Runs that can be told apart.
+    pub const RUNS: usize = 1 << (u64::BITS - Self::OWN);
+
+    /// The id without its run.
+    #[must_use]
+    pub fn in_run(self) -> u64 {
+        self.0 & ((1 << Self::OWN) - 1)
+    }
+
+    /// Which run it is of, below [`RUNS`](Self::RUNS).
+    #[must_use]
+    pub fn run(self) -> u16 {
+        // Eleven bits.
+        (self.0 >> Self::OWN) as u16
+    }
+
+    /// The same id in another run.
+    #[must_use]
+    pub fn of_run(self, run: u16) -> Self {
+        Self(u64::from(run) << Self::OWN | self.in_run())
+    }
+}
 
 /// Wall clock, nanoseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

@@ -35,6 +35,13 @@ pub enum State {
 }
 
 impl State {
+    /// The state of a word that [`as_str`](Self::as_str) gave.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        let all = (1..=11).filter_map(Self::from_number);
+        all.into_iter().find(|state| state.as_str() == word)
+    }
+
     /// From the kernel's number; `TCP_NEW_SYN_RECV` is SYN_RECEIVED.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
@@ -117,6 +124,13 @@ impl Errno {
             .map(|&(_, n)| Self(n))
     }
 
+    /// The error of a text that [`Display`](fmt::Display) wrote.
+    #[must_use]
+    pub fn from_text(text: &str) -> Option<Self> {
+        let unnamed = || text.strip_prefix("errno ")?.parse().ok().map(Self);
+        Self::from_name(text).or_else(unnamed)
+    }
+
     /// The symbol, e.g. `EPIPE`; `None` for one tcptrace has no name for.
     #[must_use]
     pub fn name(self) -> Option<&'static str> {
@@ -154,6 +168,16 @@ syscalls! {
 }
 
 impl Syscall {
+    /// The call of a text that [`Display`](fmt::Display) wrote.
+    #[must_use]
+    pub fn from_text(text: &str) -> Option<Self> {
+        let named = SYSCALLS.iter().find(|(name, _)| *name == text);
+        match named {
+            Some(&(_, number)) => i32::try_from(number).ok().map(Self),
+            None => text.strip_prefix("syscall ")?.parse().ok().map(Self),
+        }
+    }
+
     /// The call's name, of those that act on sockets.
     #[must_use]
     pub fn name(self) -> Option<&'static str> {

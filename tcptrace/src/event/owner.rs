@@ -119,6 +119,38 @@ impl Comm {
         Self(bytes)
     }
 
+    /// The name of a text that [`Display`](fmt::Display) wrote, as far as that can be told.
+    #[must_use]
+    pub fn from_text(text: &str) -> Self {
+        let mut bytes = [0; 16];
+        let mut left = &mut bytes[..];
+        let mut rest = text;
+        while let Some(character) = rest.chars().next() {
+            let mut encoded = [0; 4];
+            let (piece, used): (&[u8], _) = match escape(rest) {
+                Some((Escaped::Control(it), used)) => {
+                    (it.encode_utf8(&mut encoded).as_bytes(), used)
+                }
+                Some((Escaped::Byte(it), used)) => {
+                    encoded[0] = it;
+                    (&encoded[..1], used)
+                }
+                None => {
+                    let used = character.len_utf8();
+                    (character.encode_utf8(&mut encoded).as_bytes(), used)
+                }
+            };
+            if piece.len() > left.len() {
+                break;
+            }
+            let (place, after) = left.split_at_mut(piece.len());
+            place.copy_from_slice(piece);
+            left = after;
+            rest = &rest[used..];
+        }
+        Self(bytes)
+    }
+
     /// The kernel's array.
     #[must_use]
     pub fn as_array(&self) -> &[u8; 16] {
@@ -130,6 +162,35 @@ impl Comm {
     pub fn as_bytes(&self) -> &[u8] {
         let end = self.0.iter().position(|&byte| byte == 0).unwrap_or(16);
         &self.0[..end]
+    }
+}
+
+/// What a command name has that is not printed as it is.
+enum Escaped {
+    Control(char),
+    /// One that is no UTF-8.
+    Byte(u8),
+}
+
+/// What the text escapes at its begin, and in how many bytes. What no [`Comm`] would write stands for
+/// itself.
+fn escape(text: &str) -> Option<(Escaped, usize)> {
+    let escaped = text.strip_prefix('\\')?;
+    let control = |it: char| it.is_control().then_some(Escaped::Control(it));
+    match escaped.bytes().next()? {
+        b't' => Some((control('\t')?, 2)),
+        b'r' => Some((control('\r')?, 2)),
+        b'n' => Some((control('\n')?, 2)),
+        b'u' => {
+            let (number, _) = escaped.strip_prefix("u{")?.split_once('}')?;
+            let character = char::from_u32(u32::from_str_radix(number, 16).ok()?)?;
+            Some((control(character)?, number.len() + 4))
+        }
+        b'x' => {
+            let byte = u8::from_str_radix(escaped.get(1..3)?, 16).ok()?;
+            (byte >= 0x80).then_some((Escaped::Byte(byte), 4))
+        }
+        _ => None,
     }
 }
 
@@ -182,5 +243,24 @@ mod tests {
     fn a_hostile_name_cannot_move_the_cursor() {
         let comm = Comm::new(*b"a\x1b[2Jb\xffc\0\0\0\0\0\0\0\0");
         assert_eq!(comm.to_string(), "a\\u{1b}[2Jb\\xffc");
+    }
+
+    #[test]
+    fn a_name_is_known_again_by_its_text() {
+        for bytes in [
+            *b"nginx\0\0\0\0\0\0\0\0\0\0\0",
+            *b"a\x1b[2Jb\xffc\n\t\0\0\0\0\0\0",
+            *b"kworker/u8:2+ev\0",
+            *b"\xc3\xa9t\xc3\xa9\xc2\x85\0\0\0\0\0\0\0\0\0",
+        ] {
+            let comm = Comm::new(bytes);
+            assert_eq!(Comm::from_text(&comm.to_string()), comm);
+        }
+        // Nobody's escapes stand for themselves, and what is too long is cut.
+        for text in ["\\x41", "\\u{41}", "\\x", "\\", "C:\\nul\u{e9}"] {
+            assert_eq!(Comm::from_text(text).to_string(), text);
+        }
+        let long = Comm::from_text("0123456789abcdefg");
+        assert_eq!(long.as_bytes(), b"0123456789abcdef");
     }
 }

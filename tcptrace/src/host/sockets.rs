@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use anyhow::Result;
 
 use super::netns;
-use crate::event::{self, Coverage, Flow, Signal, SocketId, State};
+use crate::event::{self, Coverage, Flow, SocketId, State};
 
 /// Every state a TCP socket can be in.
 pub const ALL_STATES: [State; 11] = [
@@ -197,9 +197,10 @@ fn coverage_of(without_diag: Option<&str>) -> Coverage {
         )
     });
     Coverage {
-        signal: Signal("queues and ages of sockets"),
+        signal: "queues and ages of sockets".into(),
         way: Some(way.to_owned()),
         note,
+        complete: false,
     }
 }
 

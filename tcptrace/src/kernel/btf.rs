@@ -85,6 +85,15 @@ pub enum Argument<'a> {
     Int,
 }
 
+/// A function of the kernel's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Function {
+    /// Its id among the types.
+    pub id: u32,
+    /// How many arguments it takes.
+    pub arguments: usize,
+}
+
 /// A kernel's types.
 pub struct Btf {
     bytes: Vec<u8>,
@@ -201,17 +210,26 @@ impl Btf {
             .map(|ty| ty.target)
     }
 
-    /// How many arguments each of these functions takes, of those there are.
+    /// Id of a struct or union.
     #[must_use]
-    pub fn functions<'a>(&self, wanted: &BTreeSet<&'a str>) -> BTreeMap<&'a str, usize> {
-        let all = (1..=self.types.len()).filter_map(|id| self.get(u32::try_from(id).ok()?));
-        all.filter(|ty| ty.kind == kind::FUNC)
-            .filter_map(|ty| {
-                let name = wanted.get(self.name(ty.name)?)?;
-                let proto = self.get(ty.target)?;
-                (proto.kind == kind::FUNC_PROTO).then_some((*name, proto.count))
-            })
-            .collect()
+    pub fn id(&self, name: &str) -> Option<u32> {
+        let is_it = |ty: &Type| ty.is_composite() && self.is_name(ty.name, name);
+        let mut all = self.index.iter().copied();
+        all.find(|&id| self.get(id).is_some_and(|ty| is_it(&ty)))
+    }
+
+    /// Those of these functions that there are.
+    #[must_use]
+    pub fn functions<'a>(&self, wanted: &BTreeSet<&'a str>) -> BTreeMap<&'a str, Function> {
+        let all = (1..=self.types.len()).filter_map(|id| u32::try_from(id).ok());
+        all.filter_map(|id| {
+            let ty = self.get(id).filter(|ty| ty.kind == kind::FUNC)?;
+            let name = *wanted.get(self.name(ty.name)?)?;
+            let proto = self.get(ty.target)?;
+            let arguments = proto.count;
+            (proto.kind == kind::FUNC_PROTO).then_some((name, Function { id, arguments }))
+        })
+        .collect()
     }
 
     /// Names of the kernel's tracepoints.

@@ -160,21 +160,24 @@ impl Report {
                 None => outcome.refused().map(sentence).collect(),
             };
             Coverage {
-                signal: outcome.signal,
+                signal: outcome.signal.0.into(),
                 way: outcome.taken().map(|taken| taken.way.clone()),
                 note: (!notes.is_empty()).then(|| notes.join("; ")),
+                complete: false,
             }
         });
         let polled = self.polled().map(|polled| Coverage {
-            signal: polled.signal,
+            signal: polled.signal.0.into(),
             way: Some(polled.way.to_owned()),
             note: Some(not_shown(polled.loses).join("; ")),
+            complete: false,
         });
         let listed = iter::once(self.listed.clone());
         let never = self.plan.never_seen.iter().map(|&(signal, why)| Coverage {
-            signal,
+            signal: signal.0.into(),
             way: None,
             note: Some(why.to_owned()),
+            complete: false,
         });
         planned.chain(polled).chain(listed).chain(never).collect()
     }
@@ -363,8 +366,10 @@ impl Report {
                 writeln!(w, "{INDENT}does not show {lost}")?;
             }
         }
-        let Coverage { signal, way, note } = &self.listed;
-        writeln!(w, "  {:<10} {}", "seen", signal.0)?;
+        let Coverage {
+            signal, way, note, ..
+        } = &self.listed;
+        writeln!(w, "  {:<10} {signal}", "seen")?;
         writeln!(
             w,
             "    {:<9} {}",
@@ -510,13 +515,15 @@ impl Report {
     }
 
     fn listed_json(&self) -> Value {
-        let Coverage { signal, way, note } = &self.listed;
+        let Coverage {
+            signal, way, note, ..
+        } = &self.listed;
         let lost = note
             .as_deref()
             .map(|note| note.trim_start_matches("does not show "));
         let lost: Vec<_> = lost.into_iter().collect();
         json!({
-            "signal": signal.0,
+            "signal": signal,
             "required": false,
             "seen": true,
             "way": way,
@@ -702,9 +709,10 @@ mod tests {
 
     fn listed() -> Coverage {
         Coverage {
-            signal: Signal("queues and ages of sockets"),
+            signal: "queues and ages of sockets".into(),
             way: Some("sock_diag".to_owned()),
             note: None,
+            complete: false,
         }
     }
 
@@ -750,7 +758,7 @@ mod tests {
         report
             .coverage()
             .into_iter()
-            .find(|coverage| coverage.signal.0 == signal)
+            .find(|coverage| coverage.signal == signal)
             .expect("a record for the signal")
     }
 

@@ -9,7 +9,7 @@ use caps::{CapSet, Capability};
 
 use super::btf::{Btf, BtfError};
 use super::confinement::Confinement;
-use super::symbols::{self, SymbolError};
+use super::symbols::SymbolError;
 use super::{plan, privileges};
 
 /// How programs are attached to kprobes.
@@ -34,6 +34,8 @@ pub struct Facts {
     pub raw_tracepoints: BTreeSet<String>,
     /// How many arguments each function takes that a program may be attached to.
     pub functions: BTreeMap<&'static str, usize>,
+    /// The kernel compiles eBPF programs.
+    pub jit: bool,
     /// The kernel has kprobes.
     pub kprobes: bool,
     /// Where `tcp_rcv_state_process` lies.
@@ -66,9 +68,12 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Looks at the running host.
+    /// Looks at the running host, of which the types and the place of `tcp_rcv_state_process` are known.
     #[must_use]
-    pub fn gather(btf: Result<&Btf, &BtfError>) -> Self {
+    pub fn gather(
+        btf: Result<&Btf, &BtfError>,
+        rcv_state_process: Result<Range<u64>, SymbolError>,
+    ) -> Self {
         Self {
             release: text("/proc/sys/kernel/osrelease").unwrap_or_default(),
             btf: btf.map(|_| ()).map_err(ToString::to_string),
@@ -76,10 +81,17 @@ impl Facts {
                 .map(|btf| btf.tracepoints().map(str::to_owned).collect())
                 .unwrap_or_default(),
             functions: btf
-                .map(|btf| btf.functions(&plan::functions()))
+                .map(|btf| {
+                    let functions = btf.functions(&plan::functions());
+                    functions
+                        .into_iter()
+                        .map(|(name, it)| (name, it.arguments))
+                        .collect()
+                })
                 .unwrap_or_default(),
+            jit: number("/proc/sys/net/core/bpf_jit_enable") != Some(0),
             kprobes: Path::new(KPROBES).exists(),
-            rcv_state_process: symbols::function("tcp_rcv_state_process"),
+            rcv_state_process,
             capabilities: caps::read(None, CapSet::Effective)
                 .map(|set| set.into_iter().collect())
                 .unwrap_or_default(),
@@ -162,7 +174,10 @@ mod tests {
 
     #[test]
     fn the_running_host_has_a_release_and_a_program() {
-        let facts = Facts::gather(Err(&BtfError::UnknownKind { kind: 31, at: 24 }));
+        let facts = Facts::gather(
+            Err(&BtfError::UnknownKind { kind: 31, at: 24 }),
+            Err(SymbolError::Absent),
+        );
         assert!(
             facts
                 .release

@@ -36,6 +36,9 @@ impl Resolved {
 /// The function came with what it counts.
 const COUNTS_SKIPPED: &str = "bpf_prog_inc_misses_counter";
 
+/// See [`Layout::cast`].
+const CASTS: &str = "bpf_rdonly_cast";
+
 /// `TS_COMPAT` of x86, `_TIF_32BIT` of arm64.
 /// <https://github.com/torvalds/linux/blob/v6.18/arch/x86/include/asm/thread_info.h>,
 /// <https://github.com/torvalds/linux/blob/v6.18/arch/arm64/include/asm/thread_info.h>
@@ -77,6 +80,10 @@ pub fn resolve(btf: &Btf, rcv_state_process: Option<Range<u64>>) -> Resolved {
     };
     layout.drop_listen_overflow = value("SKB_DROP_REASON_TCP_LISTEN_OVERFLOW").unwrap_or(ABSENT);
     layout.drop_no_socket = value("SKB_DROP_REASON_NO_SOCKET").unwrap_or(ABSENT);
+    let functions = btf.functions(&[CASTS, COUNTS_SKIPPED].into());
+    if let (Some(cast), Some(words)) = (functions.get(CASTS), btf.id("pt_regs")) {
+        (layout.cast, layout.words) = (cast.id, words);
+    }
     layout.has_task_pt_regs = value("BPF_FUNC_task_pt_regs").is_some().into();
 
     // f_count holds the number of references, file_ref_t one less:
@@ -101,7 +108,7 @@ pub fn resolve(btf: &Btf, rcv_state_process: Option<Range<u64>>) -> Resolved {
     Resolved {
         layout,
         missing: missing(&layout),
-        skips_nested: !btf.functions(&[COUNTS_SKIPPED].into()).is_empty(),
+        skips_nested: functions.contains_key(COUNTS_SKIPPED),
         reset_reasons,
     }
 }
@@ -257,6 +264,7 @@ mod tests {
         assert_eq!((layout.file_refs, layout.file_refs_one), (56, 1));
         assert_eq!((layout.kfree_skb_reason, layout.drop_no_socket), (2, 2));
         assert_eq!((layout.has_task_pt_regs, layout.sk_protocol), (1, ABSENT));
+        assert_eq!((layout.cast, layout.words), (ABSENT, ABSENT));
         for name in [
             "sk_protocol",
             "kfree_skb_rx_sk",
@@ -304,6 +312,8 @@ mod tests {
         w.tracepoint("tcp_send_reset", &[sock, skb, reason]);
         w.tracepoint("tcp_retransmit_skb", &[sock, skb, int]);
         w.function("bpf_prog_inc_misses_counter");
+        w.function("bpf_rdonly_cast");
+        w.strukt("pt_regs", &[]);
 
         let Resolved {
             layout,
@@ -321,6 +331,7 @@ mod tests {
             (layout.retransmit_err, layout.drop_listen_overflow),
             (2, 40)
         );
+        assert!(layout.cast != ABSENT && layout.words != ABSENT);
         assert!(missing.contains(&"call_registers"));
         assert!(missing.contains(&"drop_no_socket"));
         assert!(skips_nested);

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::fentry::FEntryLink;
@@ -18,16 +19,16 @@ use aya::programs::kprobe::KProbeLink;
 use aya::programs::raw_trace_point::RawTracePointLink;
 use aya::programs::trace_point::TracePointLink;
 use aya::programs::{self, FEntry, FExit, Iter, KProbe, ProgramError, RawTracePoint, TracePoint};
-use aya::{Btf, Ebpf, EbpfLoader, Pod};
+use aya::{Btf, BtfError, Ebpf, EbpfLoader, Pod};
 use aya_log::EbpfLogger;
-use bytemuck::{AnyBitPattern, bytes_of, pod_read_unaligned};
+use bytemuck::{AnyBitPattern, bytes_of, cast_slice, pod_read_unaligned};
 use ipnet::IpNet;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use tcptrace_common::event::{self as wire, SLOTS, gate, hook, kind, stat};
 use tcptrace_common::filter::{Config, NetworkKey, PortKey};
-use tcptrace_common::layout::Layout;
+use tcptrace_common::layout::{ABSENT, CAST_CALL, Layout};
 
 use super::doctor::Attempt;
 use super::layout::looks;
@@ -47,6 +48,29 @@ const CLOSED: u32 = 1 << 15;
 /// Descriptors of which the last connection is remembered.
 const CLOSED_FDS: u32 = 1 << 14;
 
+/// The object, with its calls of [`CAST_CALL`] as calls of the kernel's function with this id; where
+/// there is none the verifier never gets to them. aya's loader does not know such calls.
+/// <https://github.com/torvalds/linux/blob/v6.18/Documentation/bpf/kfuncs.rst>
+///
+/// In words, as ELF has what it aligns: nothing but an instruction is eight bytes like these.
+fn object(cast: u32) -> Vec<u64> {
+    const CALL: u8 = 0x85;
+    const PSEUDO_KFUNC_CALL: u8 = 2;
+    let call = |kind: u8, id: u32| {
+        let [a, b, c, d] = id.to_ne_bytes();
+        u64::from_ne_bytes([CALL, kind << 4, 0, 0, a, b, c, d])
+    };
+    let words = OBJECT.chunks(size_of::<u64>()).map(|bytes| {
+        let mut word = [0; size_of::<u64>()];
+        word[..bytes.len()].copy_from_slice(bytes);
+        match u64::from_ne_bytes(word) {
+            word if cast != ABSENT && word == call(0, CAST_CALL) => call(PSEUDO_KFUNC_CALL, cast),
+            word => word,
+        }
+    });
+    words.collect()
+}
+
 /// The programs that have a stand-in, by hook.
 const STOOD_FOR: [&str; hook::STAND_INS as usize] = [
     "inet_sock_set_state",
@@ -54,6 +78,37 @@ const STOOD_FOR: [&str; hook::STAND_INS as usize] = [
     "tcp_receive_reset",
     "tcp_destroy_sock",
 ];
+
+/// What reads the object, and the kernel's types as it reads them: a tenth of the start, so it is made
+/// while the host is looked at.
+#[derive(Debug)]
+pub struct Loader {
+    object: EbpfLoader<'static>,
+    types: Result<Btf, BtfError>,
+}
+
+impl Loader {
+    /// Reads the kernel's types.
+    #[must_use]
+    pub fn new() -> Self {
+        thread::scope(|scope| {
+            // It reads them for itself, too, whether it needs them or not.
+            let object = scope.spawn(EbpfLoader::new);
+            let types = Btf::from_sys_fs();
+            let object = object.join();
+            Self {
+                object: object.unwrap_or_else(|panic| resume_unwind(panic)),
+                types,
+            }
+        })
+    }
+}
+
+impl Default for Loader {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 /// What the kernel half is loaded with.
 #[derive(Clone, Copy, Debug)]
@@ -125,6 +180,7 @@ fn absent_is_fine(removed: Result<(), MapError>) -> Result<()> {
 #[derive(Debug)]
 pub struct Kernel {
     ebpf: Ebpf,
+    types: Result<Btf, BtfError>,
     /// See [`Setup::stand_ins`].
     stand_ins: bool,
     /// What keeps the programs attached, by their names.
@@ -148,7 +204,7 @@ impl Kernel {
     ///
     /// # Errors
     /// This build has no kernel half, or the kernel refuses the maps.
-    pub fn load(setup: &Setup) -> Result<Self> {
+    pub fn load(loader: Loader, setup: &Setup) -> Result<Self> {
         ensure!(
             !OBJECT.is_empty(),
             "this tcptrace was built without its kernel half; build it with `cargo xtask build`"
@@ -164,9 +220,14 @@ impl Kernel {
         raise_memory_limit();
         let by_owner = [pid, comm, uid, cgroup] != [0; 4];
         let wants = |kind: u8| kinds & 1 << kind != 0;
-        let ebpf = EbpfLoader::new()
+        let object = object(setup.layout.cast);
+        let Loader {
+            object: mut reader,
+            types,
+        } = loader;
+        let ebpf = reader
             // Nothing in the object is relocated against the kernel's types: offsets come as
-            // constants. Parsing the types once more would cost a third of the start.
+            // constants.
             .btf(None)
             .override_global("LAYOUT", bytes_of(&setup.layout), true)
             .override_global("LOOKS", bytes_of(&looks()), true)
@@ -183,10 +244,11 @@ impl Kernel {
                     1
                 },
             )
-            .load(OBJECT)
+            .load(cast_slice(&object))
             .context("cannot create the maps of the kernel half")?;
         Ok(Self {
             ebpf,
+            types,
             stand_ins: setup.stand_ins,
             links: BTreeMap::new(),
         })
@@ -250,7 +312,6 @@ impl Kernel {
     /// A program that serves several signals is attached once and reported for each.
     pub fn attach(&mut self, plan: &Plan) -> Vec<Attempt> {
         self.load_ahead(plan);
-        let mut btf = None;
         let mut failures: BTreeMap<&'static str, String> = BTreeMap::new();
         let mut attempts = Vec::new();
         for planned in &plan.signals {
@@ -264,7 +325,7 @@ impl Kernel {
                     } else if let Some(failure) = failures.get(name) {
                         Err(failure.clone())
                     } else {
-                        let outcome = self.attach_program(rung.way, name, target, &mut btf);
+                        let outcome = self.attach_program(rung.way, name, target);
                         outcome.map_err(|error| reason(&error))
                     };
                     match &outcome {
@@ -329,13 +390,7 @@ impl Kernel {
         });
     }
 
-    fn attach_program(
-        &mut self,
-        way: Way,
-        name: &'static str,
-        target: &'static str,
-        btf: &mut Option<Btf>,
-    ) -> Result<()> {
+    fn attach_program(&mut self, way: Way, name: &'static str, target: &'static str) -> Result<()> {
         let object = self.ebpf.program_mut(name);
         let object = object.with_context(|| format!("the object has no program {name}"));
         let link = match way {
@@ -345,14 +400,14 @@ impl Kernel {
             }
             Way::Fentry => {
                 let object: &mut FEntry = object?.try_into()?;
-                let btf = types(btf)?;
+                let btf = self.types.as_ref().map_err(unreadable)?;
                 load_once(object, |object| object.load(target, btf))?;
                 let link = object.attach()?;
                 Link::Fentry(object.take_link(link)?)
             }
             Way::Fexit => {
                 let object: &mut FExit = object?.try_into()?;
-                let btf = types(btf)?;
+                let btf = self.types.as_ref().map_err(unreadable)?;
                 load_once(object, |object| object.load(target, btf))?;
                 let link = object.attach()?;
                 Link::Fexit(object.take_link(link)?)
@@ -371,7 +426,7 @@ impl Kernel {
             }
             Way::Iterator => {
                 let object: &mut Iter = object?.try_into()?;
-                let btf = types(btf)?;
+                let btf = self.types.as_ref().map_err(unreadable)?;
                 load_once(object, |object| object.load(target, btf))?;
                 let link = object.attach()?;
                 let mut run = object.take_link(link)?.into_file()?;
@@ -746,12 +801,9 @@ fn load_once<P>(
     }
 }
 
-/// The kernel's types as aya wants them, read once and only where a program needs them.
-fn types(btf: &mut Option<Btf>) -> Result<&Btf> {
-    Ok(match btf {
-        Some(btf) => btf,
-        None => btf.insert(Btf::from_sys_fs()?),
-    })
+/// Why nothing can be attached by the kernel's types.
+fn unreadable(error: &BtfError) -> anyhow::Error {
+    anyhow!("the kernel's types cannot be read: {error}")
 }
 
 /// An error and what lies behind it, on one line: of a verifier's log the last line says why.

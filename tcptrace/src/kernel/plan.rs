@@ -11,10 +11,17 @@ use tcptrace_common::layout::OFFSETS;
 use super::facts::Facts;
 use super::symbols::SymbolError;
 use crate::event::Signal;
-pub(crate) use signals::functions;
+pub(super) use signals::ACCEPT_QUEUE;
+pub use signals::FINAL_ACK;
 pub use signals::{ACCEPT_OVERFLOW, Polled, Program, Rung, Way};
-pub(super) use signals::{ACCEPT_QUEUE, FINAL_ACK};
 use signals::{Asked, NEVER_SEEN, POLLED, SIGNALS};
+pub(crate) use signals::{CAST, functions};
+
+/// The names of all signals that hooks show.
+#[cfg(test)]
+pub(crate) fn names() -> impl Iterator<Item = &'static str> + Clone {
+    SIGNALS.iter().map(|row| row.signal.0)
+}
 
 /// What is to be seen.
 #[derive(Clone, Debug, Default)]
@@ -286,6 +293,7 @@ pub(super) mod tests {
             btf: Ok(()),
             raw_tracepoints: tracepoints.map(str::to_owned).into(),
             functions: functions().into_iter().map(|name| (name, 2)).collect(),
+            jit: true,
             kprobes: false,
             rcv_state_process: Ok(0x10..0x20),
             capabilities: vec![

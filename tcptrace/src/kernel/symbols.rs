@@ -38,6 +38,9 @@ impl From<io::Error> for SymbolError {
     }
 }
 
+/// The caller of `consume_skb` for a SYN that a full accept queue drops.
+pub const RCV_STATE_PROCESS: &str = "tcp_rcv_state_process";
+
 /// The addresses of a function of the running kernel.
 ///
 /// # Errors

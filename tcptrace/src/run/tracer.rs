@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::command::{self, Held};
-use super::{Failure, Host, status};
+use super::{Failure, Host, sees, status};
 use crate::cli::{Output, Trace};
 use crate::config::{self, Filters, Selection};
 use crate::decode::Decoder;
@@ -35,7 +35,7 @@ use crate::kernel::confinement::{self, Part, confine};
 use crate::kernel::doctor::{Attempt, Report};
 use crate::kernel::facts::Facts;
 use crate::kernel::layout::Resolved;
-use crate::kernel::load::{Kernel, Setup};
+use crate::kernel::load::{Kernel, Loader, Setup};
 use crate::kernel::plan::{ACCEPT_OVERFLOW, Plan, Planned, Wanted, plan};
 use crate::kernel::privileges::{self, HOST_PIDS, grant_command, required_missing};
 use crate::metrics::push::{self, Push};
@@ -90,7 +90,7 @@ pub(super) fn trace(
     let (outputs, deliveries) = outputs(args, opener.as_ref(), &context, &access)?;
     let listeners = listeners(args)?;
     let mut filters = Filters::of(args, &selection)?;
-    let host = Host::look();
+    let host = Host::look(&args.without);
     check_privileges(&host)?;
 
     let wanted = Wanted {
@@ -106,7 +106,7 @@ pub(super) fn trace(
         ring_bytes,
         max_sockets: args.max_sockets,
     };
-    let mut kernel = Kernel::load(&setup)?;
+    let mut kernel = Kernel::load(host.loader, &setup)?;
     let command = if args.cmd.is_empty() {
         None
     } else {
@@ -137,7 +137,7 @@ pub(super) fn trace(
     let verifier = Verifier::new(attribution::Host {
         cgroups: Cgroups::open().ok(),
     });
-    let analysis = Analysis::new(Limits::default(), sees(args, &report));
+    let analysis = Analysis::new(Limits::default(), sees_of(args, &report));
     let mut session = Session::new(decoder, selection, outputs, verifier, analysis, args.count);
     session.limit_rate(args.rate_limit);
     let pushes = publish(args, listeners, (&context, &access), &mut session)?;
@@ -253,7 +253,7 @@ fn publish(
 
 /// What cannot go unseen of the sockets traced. A filter that is about one end alone leaves out the RST
 /// of the other.
-fn sees(args: &Trace, report: &Report) -> Sees {
+fn sees_of(args: &Trace, report: &Report) -> Sees {
     let both_ends = args.local_port.is_empty() && args.peer_port.is_empty() && args.peer.is_empty();
     Sees {
         resets: both_ends && report.shows_resets() == Some(true),
@@ -332,8 +332,8 @@ fn leak(reasons: Vec<(u32, String)>) -> Vec<(u32, &'static str)> {
 }
 
 /// What `doctor` knows of a plan: everything is attached for a moment.
-pub(super) fn try_out(resolved: &Resolved, plan: &Plan) -> Result<Vec<Attempt>> {
-    let mut kernel = Kernel::load(&Setup {
+pub(super) fn try_out(loader: Loader, resolved: &Resolved, plan: &Plan) -> Result<Vec<Attempt>> {
+    let setup = Setup {
         layout: resolved.layout,
         stand_ins: resolved.skips_nested,
         config: Config {
@@ -342,7 +342,8 @@ pub(super) fn try_out(resolved: &Resolved, plan: &Plan) -> Result<Vec<Attempt>> 
         },
         ring_bytes: 1 << 16,
         max_sockets: 1024,
-    })?;
+    };
+    let mut kernel = Kernel::load(loader, &setup)?;
     Ok(kernel.attach(plan))
 }
 
@@ -379,8 +380,9 @@ async fn live(live: Live<'_>) -> Result<u8, Failure> {
     // Who reads that it traces may ask for a new file at once.
     let hangup = signal(SignalKind::hangup())?;
     let mut coverage = report.coverage();
+    sees::mark(&mut coverage, sees_of(args, &report));
     // What is polled is not planned by kind.
-    coverage.retain(|it| it.signal.0 != "syn_queue.overflow" || session.wants(it.signal.0));
+    coverage.retain(|it| it.signal != "syn_queue.overflow" || session.wants(&it.signal));
     let shown = Shown {
         resets: report.shows_resets(),
         overflows: report.shows_overflows(),
@@ -483,6 +485,7 @@ fn announce(
     session: &mut Session,
     coverage: Vec<crate::event::Coverage>,
 ) -> Result<(), sink::Error> {
+    session.advance()?;
     for coverage in coverage {
         session.note(Kind::Coverage(coverage))?;
     }
@@ -754,17 +757,7 @@ fn outputs(
     access: &Access,
 ) -> Result<(Outputs, (Delivery, Exports)), Failure> {
     let mut outputs = Outputs::new(context.clone());
-    let terminal = io::stdout().is_terminal();
-    let format = match args.output {
-        Output::Columns => {
-            let color = super::is_colored(args.color);
-            let width = if terminal { terminal_width() } else { None };
-            Format::Columns(Columns::new(color, !args.no_header, width))
-        }
-        Output::Json => Format::Json,
-        Output::Jsonpretty => Format::JsonPretty,
-        Output::OtlpJson => Format::OtlpJson,
-    };
+    let format = format(args.output, super::is_colored(args.color), !args.no_header);
     let (stdout, sink) = Delivery::stdout(|| {
         privileges::keep_only(&CapsHashSet::new())?;
         confine(Part::Reader)
@@ -793,6 +786,19 @@ fn outputs(
     Ok((outputs, (stdout, exports)))
 }
 
+/// The format for standard output.
+pub(super) fn format(output: Output, color: bool, header: bool) -> Format {
+    match output {
+        Output::Columns => {
+            let width = io::stdout().is_terminal().then(terminal_width).flatten();
+            Format::Columns(Columns::new(color, header, width))
+        }
+        Output::Json => Format::Json,
+        Output::Jsonpretty => Format::JsonPretty,
+        Output::OtlpJson => Format::OtlpJson,
+    }
+}
+
 /// What all records of this run have in common.
 fn context() -> Result<sink::Context> {
     Ok(sink::Context {
@@ -805,6 +811,7 @@ fn context() -> Result<sink::Context> {
         boot_id: line("/proc/sys/kernel/random/boot_id"),
         // Set from `spec.nodeName`: the name of the host is often another.
         node_name: std::env::var("NODE_NAME").ok(),
+        replayed: None,
     })
 }
 
@@ -943,6 +950,7 @@ mod tests {
             host_id: None,
             boot_id: None,
             node_name: None,
+            replayed: None,
         });
         outputs.add(Format::Json, sink);
         let decoder = Decoder {

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use super::record::{self, Value, name};
 use super::text::is_unprintable;
-use super::{Body, Context, Error};
+use super::{Body, Context, Error, Place};
 use crate::event::Event;
 
 /// A line is never longer: the smallest limit of the log collectors we know.
@@ -23,6 +23,7 @@ pub(super) const MAX_LINE: usize = 8_000;
 const LEAN_TEXT: usize = 96;
 
 const NS_PER_SECOND: u64 = 1_000_000_000;
+const NS_PER_MS: u64 = 1_000_000;
 
 /// Writes records.
 pub(super) struct Records {
@@ -63,11 +64,11 @@ impl Records {
     }
 
     /// Adds one line.
-    pub(super) fn line(&mut self, event: &Event, to: &mut BytesMut) {
+    pub(super) fn line(&mut self, event: &Event, place: Place, to: &mut BytesMut) {
         let mut record = std::mem::take(&mut self.record);
         for lean in [false, true] {
             record.clear();
-            self.write(event, &mut record, lean);
+            self.write(event, place, &mut record, lean);
             if record.len() <= MAX_LINE {
                 break;
             }
@@ -77,9 +78,14 @@ impl Records {
     }
 
     /// Adds the same over several lines: it is for reading.
-    pub(super) fn pretty(&mut self, event: &Event, to: &mut BytesMut) -> Result<(), Error> {
+    pub(super) fn pretty(
+        &mut self,
+        event: &Event,
+        place: Place,
+        to: &mut BytesMut,
+    ) -> Result<(), Error> {
         let mut line = BytesMut::new();
-        self.line(event, &mut line);
+        self.line(event, place, &mut line);
         let failed = |error| {
             Error::Failed(format!(
                 "cannot write an event as JSON: {error}; please report this"
@@ -96,7 +102,7 @@ impl Records {
         Ok(())
     }
 
-    fn write(&mut self, event: &Event, to: &mut Vec<u8>, lean: bool) {
+    fn write(&mut self, event: &Event, place: Place, to: &mut Vec<u8>, lean: bool) {
         key(to, b'{', "timestamp");
         self.timestamp(event.time.0, to);
         key(to, b',', "event_name");
@@ -128,6 +134,15 @@ impl Records {
             }
             Ok(())
         });
+        if let Some(time) = place.judged_until {
+            key(to, before, name::JUDGED_UNTIL);
+            // Milliseconds of any clock are below 2^53.
+            integer(to, i64::try_from(time.0 / NS_PER_MS).unwrap_or_default());
+        }
+        if place.kept {
+            key(to, before, name::EVENT_KEPT);
+            to.extend_from_slice(b"true");
+        }
         to.extend_from_slice(self.tail.as_bytes());
     }
 
@@ -268,7 +283,7 @@ mod tests {
 
     fn parsed(event: &Event) -> Json {
         let mut buffer = BytesMut::new();
-        Records::new(samples::context()).line(event, &mut buffer);
+        Records::new(samples::context()).line(event, Place::default(), &mut buffer);
         serde_json::from_slice(&buffer).expect("a line is JSON")
     }
 
@@ -296,6 +311,21 @@ mod tests {
             events.iter().filter_map(Json::as_str).collect(),
             "a sample of each kind"
         );
+    }
+
+    #[test]
+    fn what_a_replay_must_know_is_as_the_schema_says() {
+        let place = Place {
+            judged_until: Some(crate::event::Timestamp(1_700_000_000_250_999_999)),
+            kept: true,
+        };
+        let mut line = BytesMut::new();
+        Records::new(samples::context()).line(&samples::reset_sent(), place, &mut line);
+        let record: Json = serde_json::from_slice(&line).expect("a line is JSON");
+        assert!(VALIDATOR.is_valid(&record), "{record:#}");
+        let told = &record["attributes"];
+        assert_eq!(told["tcptrace.judged_until_ms"], 1_700_000_000_250_u64);
+        assert_eq!(told["tcptrace.event.kept"], true);
     }
 
     #[test]
@@ -394,7 +424,7 @@ mod tests {
                 _ => {}
             }
             let mut buffer = BytesMut::new();
-            Records::new(samples::context()).line(&event, &mut buffer);
+            Records::new(samples::context()).line(&event, Place::default(), &mut buffer);
             assert!(
                 buffer.len() <= MAX_LINE,
                 "{}: {} bytes",
@@ -412,7 +442,7 @@ mod tests {
         }
         let escaped = r#""/a\u001b[2J\n\"\\\u007f\u009b31m\u202e\udb40\udc41é世""#;
         let mut line = BytesMut::new();
-        Records::new(samples::context()).line(&event, &mut line);
+        Records::new(samples::context()).line(&event, Place::default(), &mut line);
         let pretty = rendered(&event);
         for json in [std::str::from_utf8(&line).expect("JSON is text"), &pretty] {
             assert!(json.contains(escaped), "{json}");
@@ -454,7 +484,7 @@ mod tests {
                 process.exe = exe.map(Into::into);
             }
             let mut buffer = BytesMut::new();
-            Records::new(samples::context()).line(&event, &mut buffer);
+            Records::new(samples::context()).line(&event, Place::default(), &mut buffer);
             prop_assert!(buffer.len() <= MAX_LINE);
             prop_assert_eq!(
                 buffer.iter().position(|&byte| byte == b'\n'),
@@ -468,7 +498,7 @@ mod tests {
     fn rendered(event: &Event) -> String {
         let mut buffer = BytesMut::new();
         Records::new(samples::context())
-            .pretty(event, &mut buffer)
+            .pretty(event, Place::default(), &mut buffer)
             .expect("a sample can be written");
         String::from_utf8(buffer.to_vec()).expect("JSON is text")
     }

@@ -1,6 +1,7 @@
 //! Where events go. An event is written once for each format, and every output that wants the
 //! format gets the same bytes.
 
+mod direct;
 mod export;
 mod file;
 mod journal;
@@ -15,9 +16,11 @@ pub mod text;
 
 use std::fmt;
 use std::io;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::{Bytes, BytesMut};
 
+pub use direct::Direct;
 pub(crate) use export::otlp as otlp_client;
 pub use export::{
     Access, Account, Delivery, Destination, Endpoint, Export, Exports, Headers, Lost, News,
@@ -26,7 +29,7 @@ pub use export::{
 pub use file::{File, Opener, Rotation, directory_of};
 pub use sentence::Body;
 
-use crate::event::{Event, Kind};
+use crate::event::{Event, Kind, Timestamp};
 
 /// What every record of one run has in common.
 #[derive(Clone, Debug)]
@@ -43,6 +46,25 @@ pub struct Context {
     pub boot_id: Option<String>,
     /// This host's name as a Kubernetes node, when the environment tells it.
     pub node_name: Option<String>,
+    /// In a replay the numbers of all its runs, by [`EventId::run`](crate::event::EventId::run): a finding may rest on events of
+    /// several. What is a key in a live trace was applied when it was recorded.
+    pub replayed: Option<Runs>,
+}
+
+/// The numbers of runs.
+#[derive(Clone, Debug, Default)]
+pub struct Runs(Arc<RwLock<Vec<u32>>>);
+
+impl Runs {
+    fn number(&self, nth: u16) -> Option<u32> {
+        let runs = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        runs.get(usize::from(nth)).copied()
+    }
+
+    fn push(&self, number: u32) {
+        let mut runs = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        runs.push(number);
+    }
 }
 
 /// One output.
@@ -71,6 +93,15 @@ pub trait Sink {
     fn reopen(&mut self) -> Result<(), Error> {
         Ok(())
     }
+}
+
+/// What a replay must know of a record beside its event. Only JSON carries it, which is what is replayed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Place {
+    /// How far time had passed for the analysis, where that is news.
+    pub judged_until: Option<Timestamp>,
+    /// It was kept until a finding rested on it, and judged before what precedes it here.
+    pub kept: bool,
 }
 
 /// Why an output took no more.
@@ -130,14 +161,32 @@ pub enum Format {
 
 /// All outputs of a run.
 pub struct Outputs {
+    /// By run.
+    writers: Vec<Writers>,
+    groups: Vec<Group>,
+    /// Taken back from the records of earlier events once their sinks have let go of them.
+    buffer: BytesMut,
+}
+
+/// What writes the events of one run.
+struct Writers {
     json: json::Records,
     syslog: syslog::Messages,
     journal: journal::Entries,
     otlp: otlp::Records,
     otlp_json: otlp::Lines,
-    groups: Vec<Group>,
-    /// Taken back from the records of earlier events once their sinks have let go of them.
-    buffer: BytesMut,
+}
+
+impl Writers {
+    fn new(context: Context) -> Self {
+        Self {
+            json: json::Records::new(context.clone()),
+            syslog: syslog::Messages::new(context.clone()),
+            journal: journal::Entries::new(context.clone()),
+            otlp: otlp::Records::new(context.clone()),
+            otlp_json: otlp::Lines::new(context),
+        }
+    }
 }
 
 /// The outputs that share a format.
@@ -152,14 +201,28 @@ impl Outputs {
     #[must_use]
     pub fn new(context: Context) -> Self {
         Self {
-            json: json::Records::new(context.clone()),
-            syslog: syslog::Messages::new(context.clone()),
-            journal: journal::Entries::new(context.clone()),
-            otlp: otlp::Records::new(context.clone()),
-            otlp_json: otlp::Lines::new(context),
+            writers: vec![Writers::new(context)],
             groups: Vec::new(),
             buffer: BytesMut::new(),
         }
+    }
+
+    /// None yet, for the runs of a replay.
+    #[must_use]
+    pub fn of_replay() -> Self {
+        Self {
+            writers: Vec::new(),
+            groups: Vec::new(),
+            buffer: BytesMut::new(),
+        }
+    }
+
+    /// The next run of a replay.
+    pub fn add_run(&mut self, context: Context) {
+        if let Some(runs) = &context.replayed {
+            runs.push(context.run);
+        }
+        self.writers.push(Writers::new(context));
     }
 
     /// Adds one.
@@ -183,7 +246,13 @@ impl Outputs {
     /// # Errors
     ///
     /// The first error of an output; the others after it did not get the event.
-    pub fn write(&mut self, event: &Event) -> Result<(), Error> {
+    pub fn write(&mut self, event: &Event, place: Place) -> Result<(), Error> {
+        // A live trace has one run.
+        let run = usize::from(event.id.run());
+        let last = self.writers.len().saturating_sub(1);
+        let Some(writers) = self.writers.get_mut(run.min(last)) else {
+            return Ok(());
+        };
         for group in &mut self.groups {
             match &group.format {
                 // A person reads these on standard error, set for the purpose.
@@ -198,12 +267,12 @@ impl Outputs {
                     }
                     columns.event(event, &mut self.buffer);
                 }
-                Format::Json => self.json.line(event, &mut self.buffer),
-                Format::JsonPretty => self.json.pretty(event, &mut self.buffer)?,
-                Format::Syslog => self.syslog.message(event, &mut self.buffer),
-                Format::Journal => self.journal.entry(event, &mut self.buffer),
-                Format::Otlp => self.otlp.record(event, &mut self.buffer),
-                Format::OtlpJson => self.otlp_json.line(event, &mut self.buffer),
+                Format::Json => writers.json.line(event, place, &mut self.buffer),
+                Format::JsonPretty => writers.json.pretty(event, place, &mut self.buffer)?,
+                Format::Syslog => writers.syslog.message(event, &mut self.buffer),
+                Format::Journal => writers.journal.entry(event, &mut self.buffer),
+                Format::Otlp => writers.otlp.record(event, &mut self.buffer),
+                Format::OtlpJson => writers.otlp_json.line(event, &mut self.buffer),
             }
             group.begun = true;
             let record = self.buffer.split().freeze();
@@ -212,6 +281,21 @@ impl Outputs {
             }
         }
         Ok(())
+    }
+
+    /// An event as a line of JSON.
+    #[cfg(test)]
+    pub(crate) fn line(&mut self, event: &Event) -> BytesMut {
+        self.placed(event, Place::default())
+    }
+
+    /// The same in a place of the stream.
+    #[cfg(test)]
+    pub(crate) fn placed(&mut self, event: &Event, place: Place) -> BytesMut {
+        let mut line = BytesMut::new();
+        let writers = &mut self.writers[usize::from(event.id.run())];
+        writers.json.line(event, place, &mut line);
+        line
     }
 
     /// Flushes every output.
@@ -287,7 +371,8 @@ mod tests {
         );
         outputs.add(Format::Json, Box::new(two.clone()));
         for event in samples::all() {
-            outputs.write(&event).expect("it is kept in memory");
+            let written = outputs.write(&event, Place::default());
+            written.expect("it is kept in memory");
         }
         let (one, two) = (one.0.borrow(), two.0.borrow());
         assert_eq!(one.len(), samples::all().len());

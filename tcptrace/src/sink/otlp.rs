@@ -224,7 +224,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::event::Container;
-    use crate::sink::{json, samples};
+    use crate::sink::{Place, json, samples};
 
     pub(crate) fn flat(attributes: &[KeyValue]) -> Json {
         let plain = |it: &KeyValue| {
@@ -299,7 +299,7 @@ pub(crate) mod tests {
     fn every_record_says_what_a_line_of_json_says() {
         for event in samples::all().into_iter().chain(samples::verdicts()) {
             let mut line = BytesMut::new();
-            json::Records::new(samples::context()).line(&event, &mut line);
+            json::Records::new(samples::context()).line(&event, Place::default(), &mut line);
             let expected: Json = serde_json::from_slice(&line).expect("a line is JSON");
             let request = request(std::slice::from_ref(&event));
             let (resource, record) = only(&request.resource_logs);

@@ -11,8 +11,8 @@ use super::Context;
 use crate::diagnose;
 use crate::event::{
     Address, Cause, End, Event, EventId, Exit, Fact, Finding, Flow, Held, Holding, Kind, Nearby,
-    OverflowPath, Owner, Pool, ResetSent, Severity, Side, Socket, SocketId, State, Summary,
-    Timestamp,
+    OverflowPath, Owner, Pool, Process, ResetSent, Severity, Side, Socket, SocketId, State,
+    Summary, Timestamp,
 };
 
 /// A value of the record.
@@ -78,6 +78,17 @@ macro_rules! names {
 
             /// All of them.
             pub const ALL: &[&str] = &[$($constant),*];
+
+            /// Pid, name and command name of a process beside the owner.
+            pub type Beside = [&'static str; 3];
+            /// The process that acted.
+            pub const ACTOR: Beside = [ACTOR_PID, ACTOR_NAME, ACTOR_COMM];
+            /// The one that should accept.
+            pub const ACCEPTOR: Beside = [ACCEPTOR_PID, ACCEPTOR_NAME, ACCEPTOR_COMM];
+            /// The one that holds the port.
+            pub const HOLDER: Beside = [HOLDER_PID, HOLDER_NAME, HOLDER_COMM];
+            /// The one at the other end.
+            pub const OTHER_END: Beside = [OTHER_END_PID, OTHER_END_NAME, OTHER_END_COMM];
         }
     };
 }
@@ -100,6 +111,8 @@ names! {
     POD_UID = "k8s.pod.uid"
     THREAD_ID = "thread.id"
     EVENT_ID = "tcptrace.event.id"
+    EVENT_KEPT = "tcptrace.event.kept"
+    JUDGED_UNTIL = "tcptrace.judged_until_ms"
     CAUSED_BY = "tcptrace.caused_by"
     CAUSE = "tcptrace.cause"
     PROCESS_COMM = "tcptrace.process.comm"
@@ -109,6 +122,7 @@ names! {
     CREATOR_PID = "tcptrace.creator.pid"
     ACTOR_PID = "tcptrace.actor.pid"
     ACTOR_NAME = "tcptrace.actor.name"
+    ACTOR_COMM = "tcptrace.actor.comm"
     EXIT_CODE = "tcptrace.exit.code"
     EXIT_SIGNAL = "tcptrace.exit.signal"
     FLOW_ID = "tcptrace.flow.id"
@@ -143,6 +157,7 @@ names! {
     RESET_ANSWER = "tcptrace.reset.answers_segment"
     RESET_ANSWERS_SYN = "tcptrace.reset.answers_syn"
     RESET_NO_SOCKET = "tcptrace.reset.no_socket"
+    RESET_QUEUE_FULL = "tcptrace.reset.queue_full"
     RESET_UNACCEPTED = "tcptrace.reset.unaccepted"
     RESET_ABORTED = "tcptrace.reset.aborted"
     SYSCALL_NAME = "tcptrace.syscall.name"
@@ -198,6 +213,7 @@ names! {
     FD_HELD_OTHERS = "tcptrace.fd.held_others"
     ACCEPTOR_PID = "tcptrace.acceptor.pid"
     ACCEPTOR_NAME = "tcptrace.acceptor.name"
+    ACCEPTOR_COMM = "tcptrace.acceptor.comm"
     ACCEPTOR_TID = "tcptrace.acceptor.tid"
     ACCEPTOR_STATE = "tcptrace.acceptor.state"
     ACCEPTOR_WAIT = "tcptrace.acceptor.wait_channel"
@@ -214,11 +230,13 @@ names! {
     HOLDER_STATE = "tcptrace.port.holder.state"
     HOLDER_PID = "tcptrace.port.holder.pid"
     HOLDER_NAME = "tcptrace.port.holder.name"
+    HOLDER_COMM = "tcptrace.port.holder.comm"
     WORK_INBOUND = "tcptrace.work.inbound"
     WORK_OLDEST = "tcptrace.work.inbound_oldest_ms"
     WORK_OUTBOUND = "tcptrace.work.outbound"
     OTHER_END_PID = "tcptrace.other_end.pid"
     OTHER_END_NAME = "tcptrace.other_end.name"
+    OTHER_END_COMM = "tcptrace.other_end.comm"
     PEER_PID = "tcptrace.peer.pid"
     PEER_NAME = "tcptrace.peer.name"
     LOST_COUNT = "tcptrace.lost.count"
@@ -231,6 +249,7 @@ names! {
     COVERAGE_SIGNAL = "tcptrace.coverage.signal"
     COVERAGE_WAY = "tcptrace.coverage.way"
     COVERAGE_NOTE = "tcptrace.coverage.note"
+    COVERAGE_COMPLETE = "tcptrace.coverage.complete"
     SUMMARY_DURATION = "tcptrace.summary.duration_ms"
     SUMMARY_EVENTS = "tcptrace.summary.events"
     SUMMARY_LOST = "tcptrace.summary.lost"
@@ -302,8 +321,7 @@ pub fn attributes<E>(
     put.maybe(name::SOCKET_FD, named.or(owners))?;
     put.owner(&event.owner, event.socket.is_some())?;
     if let Some(actor) = &event.actor {
-        put.int(name::ACTOR_PID, actor.pid)?;
-        put.text(name::ACTOR_NAME, &actor.name())?;
+        put.process(name::ACTOR, actor)?;
     }
     put.kind(context, &event.kind)?;
     event.facts.iter().try_for_each(|fact| put.fact(fact))
@@ -462,6 +480,16 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
         self.int(name::FIN_IDLE, fin.idle_ms)
     }
 
+    /// The command name only where it is not the name.
+    fn process(&mut self, [pid, name, comm]: name::Beside, process: &Process) -> Result<(), E> {
+        self.int(pid, process.pid)?;
+        self.text(name, &process.name())?;
+        let exe = process.exe.as_deref();
+        let exe = exe.map(|path| path.rsplit('/').next().unwrap_or(path));
+        let differs = exe.is_some_and(|exe| exe.as_bytes() != process.comm.as_bytes());
+        self.maybe_text(comm, differs.then_some(&process.comm))
+    }
+
     /// The confidence is said wherever there could be an owner: also that there is none.
     fn owner(&mut self, owner: &Owner, of_socket: bool) -> Result<(), E> {
         if let Some(process) = &owner.process {
@@ -561,9 +589,10 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
             }
             Kind::Finding(finding) => self.finding(context, finding),
             Kind::Coverage(coverage) => {
-                self.str(name::COVERAGE_SIGNAL, coverage.signal.0)?;
+                self.str(name::COVERAGE_SIGNAL, &coverage.signal)?;
                 self.maybe_str(name::COVERAGE_WAY, coverage.way.as_deref())?;
-                self.maybe_str(name::COVERAGE_NOTE, coverage.note.as_deref())
+                self.maybe_str(name::COVERAGE_NOTE, coverage.note.as_deref())?;
+                self.flag(name::COVERAGE_COMPLETE, coverage.complete)
             }
             Kind::EventsLost(loss) => {
                 self.int(name::LOST_COUNT, loss.count)?;
@@ -591,6 +620,7 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
         self.flag(name::RESET_ANSWER, reset.answers_segment)?;
         self.flag(name::RESET_ANSWERS_SYN, reset.answers_syn)?;
         self.flag(name::RESET_NO_SOCKET, reset.no_socket)?;
+        self.flag(name::RESET_QUEUE_FULL, reset.queue_full)?;
         self.flag(name::RESET_UNACCEPTED, reset.unaccepted)?;
         self.flag(name::RESET_ABORTED, reset.aborted)?;
         self.maybe_text(name::SYSCALL_NAME, reset.syscall.as_ref())
@@ -605,8 +635,7 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
                 self.int(name::FD_HELD_OTHERS, holdings.others)
             }
             Fact::Acceptor(acceptor) => {
-                self.int(name::ACCEPTOR_PID, acceptor.process.pid)?;
-                self.text(name::ACCEPTOR_NAME, &acceptor.process.name())?;
+                self.process(name::ACCEPTOR, &acceptor.process)?;
                 self.int(name::ACCEPTOR_TID, acceptor.tid)?;
                 self.text(name::ACCEPTOR_STATE, &acceptor.state)?;
                 self.maybe_str(name::ACCEPTOR_WAIT, acceptor.wait_channel.as_deref())?;
@@ -631,8 +660,7 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
                 let Some(owner) = &holder.owner else {
                     return Ok(());
                 };
-                self.int(name::HOLDER_PID, owner.pid)?;
-                self.text(name::HOLDER_NAME, &owner.name())
+                self.process(name::HOLDER, owner)
             }
             Fact::Workload(workload) => {
                 self.int(name::WORK_INBOUND, workload.inbound)?;
@@ -640,10 +668,7 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
                 let outbound: Vec<_> = workload.outbound.iter().map(pool).collect();
                 (self.0)(name::WORK_OUTBOUND, Value::Strs(&outbound))
             }
-            Fact::OtherEnd(process) => {
-                self.int(name::OTHER_END_PID, process.pid)?;
-                self.text(name::OTHER_END_NAME, &process.name())
-            }
+            Fact::OtherEnd(process) => self.process(name::OTHER_END, process),
         }
     }
 
@@ -728,8 +753,9 @@ impl Context {
         // By hand, as the ids below: every record has these, and the library's formatting of each
         // would be a twentieth of its time.
         let mut text = [b'-'; 25];
-        text[..8].copy_from_slice(&hex(self.run.into())[8..]);
-        let id = hex(id.0);
+        let run = self.replayed.as_ref().and_then(|it| it.number(id.run()));
+        text[..8].copy_from_slice(&hex(run.unwrap_or(self.run).into())[8..]);
+        let id = hex(id.in_run());
         let digits = id.iter().skip_while(|&&digit| digit == b'0').count().max(1);
         text[9..9 + digits].copy_from_slice(&id[16 - digits..]);
         fmt::from_fn(move |f| f.write_str(ascii(&text[..9 + digits])))
@@ -738,13 +764,17 @@ impl Context {
     /// The same text for all events of one socket. The address of a kernel object must not leave
     /// the program: it would help an attacker. So it is hashed with a key nobody else knows.
     fn flow_id(&self, id: SocketId) -> impl fmt::Display + use<> {
-        let mut hash = Sha1::new();
-        hash.update(self.key);
-        hash.update(id.sk.to_ne_bytes());
-        hash.update(id.born.to_ne_bytes());
-        let digest = hash.finalize();
-        let first = digest.first_chunk().copied().unwrap_or_default();
-        let text = hex(u64::from_be_bytes(first));
+        let hashed = if self.replayed.is_some() {
+            id.sk
+        } else {
+            let mut hash = Sha1::new();
+            hash.update(self.key);
+            hash.update(id.sk.to_ne_bytes());
+            hash.update(id.born.to_ne_bytes());
+            let digest = hash.finalize();
+            u64::from_be_bytes(digest.first_chunk().copied().unwrap_or_default())
+        };
+        let text = hex(hashed);
         fmt::from_fn(move |f| f.write_str(ascii(&text)))
     }
 }

@@ -11,9 +11,9 @@ use crate::event::{
     Acceptor, CallError, Cause, Certainty, CloseWait, Comm, Confidence, ConnectFailed, Container,
     Coverage, Dropped, Errno, Event, EventId, Fact, FdExhausted, Finding, Flow, Held, Holding,
     Holdings, Kind, Loss, Nearby, Overflow, OverflowPath, Owner, PeerFin, Pool, PortHolder, Ports,
-    Process, Reconciled, ResetReason, ResetReceived, ResetSent, Retransmit, Severity, Side, Signal,
-    Socket, SocketId, State, StateChange, Summary, SummaryRow, Suppressed, SynQueue, Syscall,
-    Timeout, Timestamp, Workload,
+    Process, Reconciled, ResetReason, ResetReceived, ResetSent, Retransmit, Severity, Side, Socket,
+    SocketId, State, StateChange, Summary, SummaryRow, Suppressed, SynQueue, Syscall, Timeout,
+    Timestamp, Workload,
 };
 
 pub(crate) fn context() -> Context {
@@ -24,6 +24,7 @@ pub(crate) fn context() -> Context {
         host_id: Some("0123456789abcdef0123456789abcdef".to_owned()),
         boot_id: Some("01234567-89ab-cdef-0123-456789abcdef".to_owned()),
         node_name: Some("node-1".to_owned()),
+        replayed: None,
     }
 }
 
@@ -191,6 +192,7 @@ pub(crate) fn refused() -> Event {
         reset.answers_segment = true;
         reset.answers_syn = true;
         reset.no_socket = true;
+        reset.queue_full = true;
         reset.syscall = None;
     }
     event
@@ -434,14 +436,16 @@ pub(crate) fn all() -> Vec<Event> {
         errno: None,
     };
     let coverage = Coverage {
-        signal: Signal("reset.sent"),
+        signal: "reset.sent".into(),
         way: Some("raw_tracepoint tcp_send_reset".to_owned()),
         note: Some("RSTs for closed ports are not seen".to_owned()),
+        complete: true,
     };
     let gap = Coverage {
-        signal: Signal("accept_queue.overflow"),
+        signal: "accept_queue.overflow".into(),
         way: None,
         note: Some("needs kernel 6.6".to_owned()),
+        complete: false,
     };
     let received = ResetReceived {
         errno: Some(Errno(libc::ECONNRESET)),

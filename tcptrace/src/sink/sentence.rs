@@ -381,7 +381,7 @@ fn state_changed(f: &mut fmt::Formatter<'_>, change: &StateChange) -> fmt::Resul
 
 /// A signal's line, in the stream and in the banner.
 pub(super) fn seen(f: &mut impl fmt::Write, coverage: &Coverage) -> fmt::Result {
-    let signal = coverage.signal.0;
+    let signal = &coverage.signal;
     match (&coverage.way, &coverage.note) {
         (Some(way), Some(note)) => write!(f, "{signal} through {way}: {note}"),
         (Some(way), None) => write!(f, "{signal} through {way}"),

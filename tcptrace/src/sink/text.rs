@@ -514,12 +514,13 @@ impl fmt::Write for Cut<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
     use std::net::{IpAddr, SocketAddr};
 
     use proptest::prelude::*;
 
     use super::*;
-    use crate::event::{Comm, Signal};
+    use crate::event::Comm;
     use crate::sink::samples;
 
     fn line(columns: &Columns, event: &Event) -> String {
@@ -809,9 +810,10 @@ mod tests {
     fn the_banner_names_the_gaps() {
         let mut text = Vec::new();
         let coverage = |signal, way: Option<&str>, note: Option<&str>| Coverage {
-            signal: Signal(signal),
+            signal: Cow::Borrowed(signal),
             way: way.map(str::to_owned),
             note: note.map(str::to_owned),
+            complete: false,
         };
         let coverage = [
             coverage("reset.sent", Some("raw_tracepoint tcp_send_reset"), None),

@@ -24,15 +24,20 @@ pub enum Way {
     Iterator,
 }
 
+/// How programs read the kernel's memory, where it can be done without a helper: see
+/// [`tcptrace_common::layout::Layout::cast`].
+pub(crate) const CAST: &str = "cast";
+
 impl Way {
-    /// Every name `--without` knows.
-    pub const NAMES: [&'static str; 6] = [
+    /// Every name `--without` knows: of these ways, and [`CAST`].
+    pub const NAMES: [&'static str; 7] = [
         "raw_tracepoint",
         "fentry",
         "fexit",
         "kprobe",
         "tracepoint",
         "iterator",
+        CAST,
     ];
 
     /// Its name for `--without`.
@@ -733,7 +738,7 @@ pub(super) const SIGNALS: &[Row] = &[
 pub(in crate::kernel) const ACCEPT_QUEUE: &str = "accept queue: ";
 
 /// The one of them for handshakes that were all but done.
-pub(in crate::kernel) const FINAL_ACK: &str = "accept queue: final ACK dropped";
+pub const FINAL_ACK: &str = "accept queue: final ACK dropped";
 
 /// Connections lost at a full accept queue, where they are only counted.
 pub const ACCEPT_OVERFLOW: Signal = Signal("accept_queue.overflow");
