@@ -14,6 +14,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::metadata::MetadataTopic;
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 
 use super::destination::Host;
@@ -226,7 +227,7 @@ fn find(producer: &BaseProducer<Reports>, topic: &str) -> Result<(), String> {
             return Err(told.unwrap_or_else(|| error.to_string()));
         }
     };
-    let error = metadata.topics().iter().find_map(|it| it.error());
+    let error = metadata.topics().iter().find_map(MetadataTopic::error);
     error.map_or(Ok(()), |it| {
         Err(format!("topic {topic}: {}", RDKafkaErrorCode::from(it)))
     })
