@@ -17,7 +17,7 @@ use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 use tcptrace_tests::accounts::account;
 use tcptrace_tests::http::get;
 use tcptrace_tests::*;
@@ -212,12 +212,11 @@ fn resident(pid: u32) -> Result<u64> {
 
 /// Waits until there is something to read, or the run is over: gives whether there is.
 fn comes(from: &impl AsFd, over: &AtomicBool) -> Result<bool> {
-    const MOMENT: PollTimeout = PollTimeout::from(100_u8);
     loop {
         // Before it is looked: what came until then is read.
         let is_over = over.load(Ordering::Acquire);
         let mut readable = [PollFd::new(from.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut readable, MOMENT)? > 0 {
+        if poll(&mut readable, 100_u8)? > 0 {
             return Ok(true);
         }
         if is_over {
