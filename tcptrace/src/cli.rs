@@ -433,7 +433,8 @@ pub struct Trace {
     pub rotate_keep: u32,
     /// Send each record to a log pipeline as well: `otlp=grpc://HOST:PORT`, `otlp=http://HOST:PORT`,
     /// `journald`, `syslog=tcp://HOST:PORT`, `syslog=udp://HOST:PORT`, `syslog=unix:/PATH`, or as JSON Lines
-    /// `tcp://HOST:PORT`, `unix:/PATH`; over TLS `grpcs`, `https` and `tls`.
+    /// `tcp://HOST:PORT`, `unix:/PATH`; over TLS `grpcs`, `https` and `tls`. Where it was built in, to Kafka:
+    /// `kafka=HOST:PORT/TOPIC`.
     ///
     /// May be given more than once. What cannot be delivered waits, up to 65536 records or 16 MiB for
     /// each, and at the end for up to 5 seconds; what is lost is counted and told. Headers of OTLP, such as

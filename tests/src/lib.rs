@@ -21,6 +21,9 @@ pub mod browser;
 pub mod certificates;
 pub mod findings;
 pub mod hosts;
+pub mod http;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod log_servers;
 pub mod own_connections;
 pub mod program;

@@ -13,26 +13,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tcptrace_tests::http::get;
 use tcptrace_tests::program::Program;
 use tcptrace_tests::*;
 
 const METRICS: &str = "127.0.0.1:9847";
 const PROMETHEUS: &str = "127.0.0.1:9090";
 const OPEN_METRICS: &str = "application/openmetrics-text;version=1.0.0";
-
-/// The status and the body of an answer.
-fn get(address: &str, path: &str, accept: &str) -> Result<(String, String)> {
-    let mut stream = TcpStream::connect(address)?;
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
-    )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
-    let status = head.lines().next().unwrap_or_default();
-    Ok((status.to_owned(), body.to_owned()))
-}
 
 /// Waits until this line is among the metrics.
 fn wait_for_metric(line: &str) -> Result<()> {

@@ -482,7 +482,7 @@ fn what_is_lost_for_an_export_is_lost_under_strict() {
 #[test]
 fn a_wrong_destination_is_a_usage_error_with_the_remedy() -> Result<()> {
     for (export, remedy) in [
-        ("kafka=broker", "journald, syslog=tcp://HOST:PORT"),
+        ("fax=office", "journald, syslog=tcp://HOST:PORT"),
         ("tcp://logs", "HOST:PORT"),
         ("tls://127.0.0.1:6514", "--tls-ca FILE"),
         ("unix:socket", "begin with a slash"),

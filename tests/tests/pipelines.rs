@@ -2,10 +2,13 @@
 //! server wrote what was sent. `cargo xtask pipelines` makes it larger and keeps the lines it prints.
 
 use std::env;
+use std::fs;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike as _;
 use tcptrace_tests::accounts::{Account, account};
 use tcptrace_tests::log_servers::{Journald, LogServer, wait_for_port};
 use tcptrace_tests::*;
@@ -24,13 +27,39 @@ fn records() -> Result<usize> {
     }
 }
 
-/// Sends a storm to an export, as fast as it comes.
-fn storm(netns: &Netns, export: &str) -> Result<(Account, Duration)> {
+/// What came of a storm.
+struct Storm {
+    account: Account,
+    took: Duration,
+    /// Of the tracer, on all CPUs, from the first refusal to its end.
+    cpu: Duration,
+}
+
+/// CPU time of processes that this one has waited for, and the one that goes on.
+fn cpu_time(process: Option<u32>) -> Result<Duration> {
+    let Some(process) = process else {
+        let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+        let all = usage.user_time() + usage.system_time();
+        return Ok(Duration::from_micros(all.num_microseconds().try_into()?));
+    };
+    let mut all = Duration::ZERO;
+    for task in fs::read_dir(format!("/proc/{process}/task"))? {
+        // <https://docs.kernel.org/scheduler/sched-stats.html#proc-pid-schedstat>
+        let text = fs::read_to_string(task?.path().join("schedstat"))?;
+        let nanoseconds = text.split(' ').next().context("no time")?;
+        all += Duration::from_nanos(nanoseconds.parse()?);
+    }
+    Ok(all)
+}
+
+/// Sends a storm to these exports, as fast as it comes.
+fn trace_storm(netns: &Netns, exports: &[&str]) -> Result<(Trace, Duration, Duration)> {
     let records = records()?;
     let mut command = tcptrace();
-    command.args(["-o", "json", "--export", export, "--netns"]);
-    command.arg(netns.path());
+    command.args(["-o", "json", "--netns"]).arg(netns.path());
+    command.args(exports.iter().flat_map(|it| ["--export", it]));
     let tracer = Tracer::start_into(command, Stdio::null())?;
+    let before = cpu_time(Some(tracer.pid()))?;
     let begun = Instant::now();
     let refusals = records.div_ceil(EACH);
     let refused = actor("client")?.call("be_refused", &[1.into(), refusals.into()])?;
@@ -38,11 +67,17 @@ fn storm(netns: &Netns, export: &str) -> Result<(Account, Duration)> {
         refused.value == i64::try_from(refusals)?,
         "the provocation itself: {refused:?}"
     );
+    let others = cpu_time(None)?;
     let trace = tracer.stop()?;
-    let took = begun.elapsed();
+    let cpu = cpu_time(None)?.saturating_sub(others + before);
+    Ok((trace, begun.elapsed(), cpu))
+}
+
+fn storm(netns: &Netns, export: &str) -> Result<Storm> {
+    let (trace, took, cpu) = trace_storm(netns, &[export])?;
     let account = account(&trace, export)?;
-    ensure!(account.produced >= records as u64, "{account:?}");
-    Ok((account, took))
+    ensure!(account.produced >= records()? as u64, "{account:?}");
+    Ok(Storm { account, took, cpu })
 }
 
 /// Waits until the server has written so many records, or writes no more.
@@ -60,14 +95,18 @@ fn written(server: &LogServer, sent: u64) -> Result<u64> {
 }
 
 /// A row of the table of `docs/performance.md`, on a line of its own beside what the test harness prints.
-fn tell(export: &str, to: &str, (account, took): (Account, Duration), written: &str) {
+fn tell(export: &str, to: &str, storm: &Storm, written: &str) {
     let Account {
         produced,
         sent,
         lost,
-    } = account;
-    let rate = u128::from(sent) * 1_000 / took.as_millis().max(1);
-    println!("\n| `{export}` | {to} | {produced} | {sent} | {lost} | {written} | {rate} |");
+    } = storm.account;
+    let rate = u128::from(sent) * 1_000 / storm.took.as_millis().max(1);
+    let cpu = storm.cpu.as_nanos() / 100 / u128::from(produced.max(1));
+    let (whole, tenth) = (cpu / 10, cpu % 10);
+    println!(
+        "\n| `{export}` | {to} | {produced} | {sent} | {lost} | {written} | {rate} | {whole}.{tenth} |"
+    );
 }
 
 /// What a server's protocol tells of what was sent.
@@ -88,7 +127,8 @@ fn through(
     in_netns(|netns| {
         let server = start()?;
         let export = export(&server);
-        let (account, took) = storm(netns, &export)?;
+        let storm = storm(netns, &export)?;
+        let account = storm.account;
         let written = written(&server, account.sent)?;
         let holds = match told {
             // A connection that broke may have brought some twice; what was on its way at the end may
@@ -100,7 +140,7 @@ fn through(
         let shown = export
             .split_once("unix:/")
             .map_or(export.clone(), |(way, _)| format!("{way}unix:PATH"));
-        tell(&shown, to, (account, took), &written.to_string());
+        tell(&shown, to, &storm, &written.to_string());
         Ok(())
     });
 }
@@ -186,7 +226,50 @@ fn through_journald() {
     in_netns(|netns| {
         let _journald = Journald::start()?;
         let storm = storm(netns, "journald")?;
-        tell("journald", "journald", storm, "-");
+        tell("journald", "journald", &storm, "-");
+        Ok(())
+    });
+}
+
+/// What the others are held against: standard output alone, as it is beside each of them.
+#[test]
+fn through_nothing_but_standard_output() {
+    in_netns(|netns| {
+        let (trace, took, cpu) = trace_storm(netns, &[])?;
+        let unread = trace
+            .stderr
+            .iter()
+            .find(|it| it.starts_with("tcptrace: stdout: "));
+        ensure!(unread.is_none(), "{unread:?}");
+        let produced = records()?.next_multiple_of(EACH) as u64;
+        let account = Account {
+            produced,
+            sent: produced,
+            lost: 0,
+        };
+        tell("none", "/dev/null", &Storm { account, took, cpu }, "-");
+        Ok(())
+    });
+}
+
+#[cfg(feature = "kafka")]
+#[test]
+fn through_a_broker_of_kafka() {
+    use tcptrace_tests::kafka::Broker;
+
+    in_netns(|netns| {
+        let broker = Broker::start(env!("CARGO_BIN_EXE_broker"))?;
+        let storm = storm(netns, Broker::EXPORT)?;
+        let Account { produced, sent, .. } = storm.account;
+        let written = broker.count()?;
+        // As over TCP.
+        ensure!((sent..=produced).contains(&written), "{written} of {sent}");
+        tell(
+            Broker::EXPORT,
+            "librdkafka's own",
+            &storm,
+            &written.to_string(),
+        );
         Ok(())
     });
 }

@@ -1,19 +1,38 @@
 //! The same failures over and over, in namespaces and by processes that come and go, under one tracer:
-//! what it counts is what the kernel counts, every owner is who did it, and its memory stays flat.
+//! what it counts is what the kernel counts, every owner is who did it, its memory stays flat, and each of
+//! several outputs has its records or they are counted as lost.
 //!
 //! Ten seconds in the usual run; `cargo xtask soak` sets `TCPTRACE_SOAK_SECONDS`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader, PipeReader, pipe};
+use std::fs;
+use std::io::{BufRead, BufReader, PipeReader, Read, pipe};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
+use nix::poll::{PollFd, PollFlags, poll};
+use tcptrace_tests::accounts::account;
+use tcptrace_tests::http::get;
 use tcptrace_tests::*;
 
 /// How much the tracer's resident memory may grow once every sort of failure was there: what its tables
-/// take until they reach their limits.
-const GROWTH: u64 = 24 << 20;
+/// take until they reach their limits, and the queues of two exports until they are full.
+const GROWTH: u64 = (24 << 20) + 2 * (16 << 20);
+
+/// Where JSON Lines go, to a reader that dies and comes back.
+const LINES: &str = "tcp://127.0.0.1:5140";
+
+const METRICS: &str = "127.0.0.1:9847";
+
+/// When the output file is moved aside. One that was moved is kept.
+const ROTATION: u64 = 8 << 20;
 
 /// What came of one namespace.
 #[derive(Debug)]
@@ -185,42 +204,126 @@ fn time_out(netns: &Netns) -> Result<Expected> {
 }
 
 fn resident(pid: u32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = line.and_then(|it| it.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     Ok(kib.context("no VmRSS")? << 10)
 }
 
-#[test]
-fn everything_is_seen_and_nobody_wrongly_named_however_long_it_lasts() -> Result<()> {
+/// Waits until there is something to read, or the run is over: gives whether there is.
+fn comes(from: &impl AsFd, over: &AtomicBool) -> Result<bool> {
+    loop {
+        // Before it is looked: what came until then is read.
+        let is_over = over.load(Ordering::Acquire);
+        let mut readable = [PollFd::new(from.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut readable, 100_u8)? > 0 {
+            return Ok(true);
+        }
+        if is_over {
+            return Ok(false);
+        }
+    }
+}
+
+/// Reads lines until it has had enough, and dies with what it has not read. Gives how many.
+fn lines(mut from: TcpStream, over: &AtomicBool) -> Result<u64> {
+    const ENOUGH: usize = 2 << 20;
+    let mut buffer = vec![0; 64 << 10];
+    let (mut lines, mut bytes) = (0, 0);
+    while bytes < ENOUGH && comes(&from, over)? {
+        let came = from.read(&mut buffer)?;
+        if came == 0 {
+            break;
+        }
+        bytes += came;
+        lines += buffer[..came].iter().filter(|&&it| it == b'\n').count() as u64;
+    }
+    Ok(lines)
+}
+
+/// Reads lines, dies, comes back, until the run is over. Gives how many lines it read, and how often it
+/// came back.
+fn read_lines_and_die(over: &AtomicBool) -> Result<(u64, u64)> {
+    let (mut all, mut times) = (0, 0);
+    loop {
+        let listener = TcpListener::bind("127.0.0.1:5140")?;
+        if !comes(&listener, over)? {
+            return Ok((all, times));
+        }
+        let (stream, _) = listener.accept()?;
+        drop(listener);
+        all += lines(stream, over)?;
+        times += 1;
+    }
+}
+
+/// Takes every message until the run is over, and gives how many.
+fn read_messages(from: &UnixDatagram, over: &AtomicBool) -> Result<u64> {
+    let mut all = 0;
+    let mut buffer = [0; 64];
+    while comes(from, over)? {
+        from.recv(&mut buffer)?;
+        all += 1;
+    }
+    Ok(all)
+}
+
+/// The metrics count what both exports were sent, and what they lost.
+fn scrape(syslog: &str) -> Result<()> {
+    let (status, body) = get(METRICS, "/metrics", "*/*")?;
+    ensure!(status.contains("200"), "{status}");
+    for to in [LINES, syslog] {
+        let name = format!("tcptrace_export_records_sent_total{{to=\"{to}\"}} ");
+        let sent = body.lines().find_map(|it| it.strip_prefix(&name));
+        let _: u64 = sent.with_context(|| body.clone())?.parse()?;
+    }
+    Ok(())
+}
+
+/// The file and the one before it have whole records, and no others are kept.
+fn ensure_rotated(path: &Path) -> Result<()> {
+    let directory = path.parent().context("a directory")?;
+    let mut files = 0;
+    for file in fs::read_dir(directory)? {
+        let file = file?.path();
+        if file.extension().is_none() {
+            // The socket.
+            continue;
+        }
+        files += 1;
+        let text = fs::read_to_string(&file)?;
+        ensure!(
+            text.is_empty() || text.ends_with("}\n"),
+            "{}",
+            file.display()
+        );
+        ensure!(text.len() as u64 <= ROTATION + (64 << 10), "{}", text.len());
+    }
+    ensure!((1..=2).contains(&files), "{files} files");
+    Ok(())
+}
+
+fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// All provocations at once, each on a thread of its own, and a scrape beside them.
+fn rounds(tracer: &Tracer, all: &All, syslog: &str) -> Result<()> {
     let seconds = std::env::var("TCPTRACE_SOAK_SECONDS");
     let seconds = seconds.map_or(Ok(10), |seconds| seconds.parse())?;
-    let all = All::default();
-    let (from, to) = pipe()?;
-    let reader = std::thread::spawn({
-        let all = Arc::clone(&all);
-        move || read(from, &all)
-    });
-    let mut command = tcptrace();
-    command.args(["-o", "json", "--event", "all"]);
-    let tracer = Tracer::start_into(command, to)?;
     let begun = Instant::now();
     let mut rounds = 0_u64;
     let mut warm = None;
     while begun.elapsed() < Duration::from_secs(seconds) || warm.is_none() {
-        // Each on a thread of its own, all at once.
         std::thread::scope(|scope| {
             let acts = [churn, refuse, time_out, churn];
-            let threads = acts.map(|act| {
-                let all = &all;
-                scope.spawn(move || round(all, act))
-            });
-            for thread in threads {
-                if let Err(panic) = thread.join() {
-                    std::panic::resume_unwind(panic);
-                }
-            }
-        });
+            let threads = acts.map(|act| scope.spawn(move || round(all, act)));
+            let scraped = scrape(syslog);
+            threads.into_iter().for_each(join);
+            scraped
+        })?;
         rounds += 1;
         if rounds == 3 {
             warm = Some(resident(tracer.pid())?);
@@ -233,10 +336,56 @@ fn everything_is_seen_and_nobody_wrongly_named_however_long_it_lasts() -> Result
         last >> 20
     );
     ensure!(last < warm + GROWTH, "from {warm} bytes to {last}");
-    let trace = tracer.stop()?;
+    Ok(())
+}
+
+fn soak() -> Result<()> {
+    let all = All::default();
+    let directory = tempfile::tempdir()?;
+    let (file, socket) = (
+        directory.path().join("events.json"),
+        directory.path().join("syslog"),
+    );
+    let server = UnixDatagram::bind(&socket)?;
+    let syslog = format!("syslog=unix:{}", socket.display());
+    let (from, to) = pipe()?;
+    let reader = std::thread::spawn({
+        let all = Arc::clone(&all);
+        move || read(from, &all)
+    });
+    let mut command = tcptrace();
+    command
+        .args(["-o", "json", "--event", "all", "--metrics", METRICS])
+        .args(["--export", LINES, "--export", &syslog])
+        .arg("--output-file")
+        .arg(&file)
+        .args(["--rotate-size", &ROTATION.to_string()])
+        .args(["--rotate-keep", "1"]);
+    let tracer = Tracer::start_into(command, to)?;
+    let over = AtomicBool::new(false);
+    let (trace, (lines, deaths), messages) = std::thread::scope(|scope| {
+        let dies = scope.spawn(|| read_lines_and_die(&over));
+        let stays = scope.spawn(|| read_messages(&server, &over));
+        let went = rounds(&tracer, &all, &syslog);
+        let trace = went.and_then(|()| tracer.stop());
+        over.store(true, Ordering::Release);
+        anyhow::Ok((trace?, join(dies)?, join(stays)?))
+    })?;
     ensure!(trace.status.success(), "{}", trace.stderr.join("\n"));
+    let (to_lines, to_syslog) = (account(&trace, LINES)?, account(&trace, &syslog)?);
+    println!("{to_lines:?}, {lines} read by {deaths} readers; {to_syslog:?}, {messages} read");
+    // What a reader had not read when it died is gone, and what it had not said it has came again.
+    ensure!(lines > 0 && deaths > 1, "{lines} lines, {deaths} deaths");
+    ensure!(to_syslog.sent == messages, "{to_syslog:?}, not {messages}");
+    ensure_rotated(&file)?;
     match reader.join() {
         Ok(read) => read,
         Err(panic) => std::panic::resume_unwind(panic),
     }
+}
+
+/// In a namespace of its own for the ports it takes: what is traced is what is in all of them.
+#[test]
+fn everything_is_seen_and_nobody_wrongly_named_however_long_it_lasts() {
+    in_netns(|_| soak());
 }

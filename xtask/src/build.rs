@@ -15,9 +15,19 @@ pub(crate) fn run() -> Result<()> {
 
 /// Builds the release binary, with the kernel half whatever the environment says.
 pub(crate) fn release() -> Result<()> {
+    with(&["--release"])
+}
+
+/// Builds it with the export to Kafka, in the same place.
+pub(crate) fn release_with_kafka() -> Result<()> {
+    with(&["--release", "--features", "kafka"])
+}
+
+fn with(options: &[&str]) -> Result<()> {
     process::run(
         process::cargo("build")
-            .args(["--release", "--package", "tcptrace"])
+            .args(["--package", "tcptrace"])
+            .args(options)
             .args(["--target-dir".as_ref(), target_directory().as_os_str()])
             .env_remove("AYA_BUILD_SKIP"),
     )

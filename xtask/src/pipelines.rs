@@ -24,19 +24,22 @@ at most, and what is more than that is lost and counted. *Sent* and *lost* are w
 end, and together they are what was produced. *Written* are the lines in the server's file afterwards:
 over TCP and Unix sockets all that was sent, and at most what was still on its way at the end besides;
 over UDP what the server's buffer had room for. The rate is of records sent, from the first refusal to
-the end of the tracer.
+the end of the tracer. *CPU* is what the tracer took for a record produced, in microseconds on all CPUs:
+reading the event, judging it, writing it as JSON to `/dev/null`, and the export. *None* is without one, so
+what is above it is the export's.
 
-| export | server | produced | sent | lost | written | a second |
-|---|---|---:|---:|---:|---:|---:|
+| export | server | produced | sent | lost | written | a second | CPU, µs |
+|---|---|---:|---:|---:|---:|---:|---:|
 ";
 
 /// Measures, and writes that part of the page.
 pub(crate) fn run() -> Result<()> {
     setup::run()?;
-    build::release()?;
+    build::release_with_kafka()?;
     let lines = process::run_and_keep(
         process::cargo_test_as_root(&mut cargo("test"))?
             .args(["--package", "tcptrace-tests", "--test", "pipelines"])
+            .args(["--features", "kafka"])
             .args(["--", "--nocapture", "--test-threads=1"])
             .env("TCPTRACE_BIN", build::binary())
             .env("TCPTRACE_RECORDS", "1000000"),

@@ -44,6 +44,7 @@ fn all_checks(record: &mut Record, full: bool) -> Result<()> {
     }
     record.step("live tests", || live_tests(full, None)?.require_some())?;
     record.step("selftest", selftest)?;
+    record.step("Kafka", || kafka()?.require_some())?;
     if full {
         record.step("licences and sources", || deny().map(Outcome::silent))?;
     }
@@ -125,6 +126,41 @@ fn live_tests(full: bool, filter: Option<&str>) -> Result<Outcome> {
     Ok(outcome)
 }
 
+/// Lints and tests the feature that is off by default, in a build of its own without optimisation.
+fn kafka() -> Result<Outcome> {
+    const FEATURES: [&str; 2] = ["--features", "tcptrace/kafka,tcptrace-tests/kafka"];
+    let both = ["--package", "tcptrace", "--package", "tcptrace-tests"];
+    process::run(cargo("clippy").args(both).args(FEATURES).args([
+        "--all-targets",
+        "--",
+        "--deny",
+        "warnings",
+    ]))?;
+    process::run(cargo("build").args(both).args(FEATURES))?;
+    let mut unit_tests = cargo("test");
+    unit_tests.args([
+        "--package",
+        "tcptrace",
+        "--lib",
+        "--features",
+        "kafka",
+        "kafka",
+    ]);
+    let mut outcome = Outcome::of_tests(&process::run_and_keep(&mut unit_tests)?);
+    let mut live_tests = cargo("test");
+    live_tests
+        .args(both)
+        .args(FEATURES)
+        .args(["--test", "kafka", "--", "--test-threads=1"])
+        .env(
+            "TCPTRACE_BIN",
+            process::workspace().join("target/debug/tcptrace"),
+        );
+    process::cargo_test_as_root(&mut live_tests)?;
+    outcome.add(Outcome::of_tests(&process::run_and_keep(&mut live_tests)?));
+    Ok(outcome)
+}
+
 /// Holds the dependencies against `deny.toml`. Advisories are asked for only where their database can be
 /// had: they change without the tree.
 fn deny() -> Result<()> {
@@ -182,6 +218,12 @@ impl Outcome {
             }
         }
         outcome
+    }
+
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.ignored += other.ignored;
+        self.lines.extend(other.lines);
     }
 
     fn require_some(self) -> Result<Self> {

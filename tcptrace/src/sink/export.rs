@@ -5,6 +5,8 @@
 
 mod backoff;
 mod destination;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod link;
 pub(crate) mod otlp;
 mod queue;

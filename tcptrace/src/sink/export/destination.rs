@@ -9,6 +9,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::Access;
+#[cfg(feature = "kafka")]
+use super::kafka::{Records, Topic};
 use super::link::{Datagrams, Framing, Link, Stream, TooLarge};
 use super::otlp::{Endpoint, Requests};
 use super::tls::Session;
@@ -33,6 +35,9 @@ pub enum Destination {
     Lines(Way),
     /// A receiver of OTLP.
     Otlp(Endpoint),
+    /// A topic of Kafka.
+    #[cfg(feature = "kafka")]
+    Kafka(Topic),
 }
 
 /// A kind of socket and its address.
@@ -65,6 +70,9 @@ impl FromStr for Destination {
         if let Some(endpoint) = text.strip_prefix("otlp=") {
             return Ok(Self::Otlp(endpoint.parse()?));
         }
+        if let Some(topic) = text.strip_prefix("kafka=") {
+            return kafka(topic);
+        }
         let (is_syslog, way) = match text.strip_prefix("syslog=") {
             Some(way) => (true, way),
             None => (false, text),
@@ -80,7 +88,7 @@ impl FromStr for Destination {
         } else {
             return Err(
                 "there is no such export; there are otlp=grpc://HOST, otlp=grpcs://HOST, otlp=http://HOST, \
-                 otlp=https://HOST, journald, syslog=tcp://HOST:PORT, syslog=tls://HOST:PORT, \
+                 otlp=https://HOST, kafka=HOST:PORT/TOPIC, journald, syslog=tcp://HOST:PORT, syslog=tls://HOST:PORT, \
                  syslog=udp://HOST:PORT, syslog=unix:/PATH, and for JSON Lines tcp://HOST:PORT, \
                  tls://HOST:PORT and unix:/PATH"
                     .to_owned(),
@@ -92,6 +100,20 @@ impl FromStr for Destination {
             Self::Lines(way)
         })
     }
+}
+
+#[cfg(feature = "kafka")]
+fn kafka(topic: &str) -> Result<Destination, String> {
+    Ok(Destination::Kafka(topic.parse()?))
+}
+
+#[cfg(not(feature = "kafka"))]
+fn kafka(_: &str) -> Result<Destination, String> {
+    Err(
+        "this tcptrace was built without Kafka: build it with `cargo build --release --features kafka`, \
+         or send to an agent that feeds Kafka, over OTLP or tcp://HOST:PORT"
+            .to_owned(),
+    )
 }
 
 fn socket_path(text: &str) -> Result<PathBuf, String> {
@@ -147,6 +169,8 @@ impl fmt::Display for Destination {
             Self::Syslog(way) => write!(f, "syslog={way}"),
             Self::Lines(way) => way.fmt(f),
             Self::Otlp(endpoint) => write!(f, "otlp={endpoint}"),
+            #[cfg(feature = "kafka")]
+            Self::Kafka(topic) => write!(f, "kafka={topic}"),
         }
     }
 }
@@ -215,6 +239,8 @@ impl Destination {
             Self::Syslog(_) => Format::Syslog,
             Self::Lines(_) => Format::Json,
             Self::Otlp(_) => Format::Otlp,
+            #[cfg(feature = "kafka")]
+            Self::Kafka(_) => Format::Json,
         }
     }
 
@@ -224,6 +250,8 @@ impl Destination {
             Self::Syslog(Way::Tcp(host) | Way::Tls(host) | Way::Udp(host))
             | Self::Lines(Way::Tcp(host) | Way::Tls(host) | Way::Udp(host)) => host,
             Self::Otlp(endpoint) => return endpoint.ask_resolver(),
+            #[cfg(feature = "kafka")]
+            Self::Kafka(topic) => return topic.ask_resolver(),
             Self::Journald | Self::Syslog(Way::Unix(_)) | Self::Lines(Way::Unix(_)) => return,
         };
         // Connecting asks again, and says what is wrong.
@@ -237,6 +265,8 @@ impl Destination {
             Self::Syslog(way) | Self::Lines(way) => matches!(way, Way::Tls(_)),
             Self::Otlp(endpoint) => endpoint.is_tls(),
             Self::Journald => false,
+            #[cfg(feature = "kafka")]
+            Self::Kafka(_) => false,
         }
     }
 
@@ -256,6 +286,8 @@ impl Destination {
                 Box::new(Datagrams::new(socket, TooLarge::InAFile)?)
             }
             Self::Otlp(endpoint) => Box::new(Requests::connect(endpoint, access, patience)?),
+            #[cfg(feature = "kafka")]
+            Self::Kafka(topic) => Box::new(Records::connect(topic, patience)?),
             Self::Lines(Way::Tcp(host)) => Box::new(Stream::tcp(tcp(host)?, Framing::Lines)?),
             Self::Syslog(Way::Tcp(host)) => Box::new(Stream::tcp(tcp(host)?, Framing::Octets)?),
             Self::Lines(Way::Tls(host)) => Box::new(sealed(host, Framing::Lines)?),
@@ -311,6 +343,14 @@ mod tests {
             slashes.map(|it| it.to_string()),
             Ok("unix:/run/vector.sock".to_owned())
         );
+    }
+
+    #[test]
+    #[cfg(not(feature = "kafka"))]
+    fn a_build_without_kafka_says_how_to_have_it() {
+        let error = "kafka=one:9092/x".parse::<Destination>();
+        let error = error.expect_err("it was built without");
+        assert!(error.contains("--features kafka"), "{error}");
     }
 
     #[test]
