@@ -133,12 +133,15 @@ impl Case {
         }
     }
 
-    /// Tells of this connection.
+    /// Tells of this connection. What it does not know, another one may have.
     pub(super) fn lead(&mut self, view: View<'_>, story: Story) {
         self.story = story;
-        self.owner = view.this.owner();
-        self.peer = None;
-        self.socket = None;
+        let owner = view.this.owner();
+        if owner.process.is_some() {
+            self.owner = owner;
+        }
+        self.peer = peer(view).or(self.peer.take());
+        self.socket = view.this.socket().cloned().or(self.socket.take());
     }
 
     /// Takes one more connection of the same verdict, seen from the end it is told of.
@@ -163,8 +166,7 @@ impl Case {
             self.owner = view.this.owner();
         }
         if self.peer.is_none() {
-            let holder = || view.this.port_holder()?.owner.as_ref();
-            self.peer = view.peer().or_else(holder).cloned();
+            self.peer = peer(view);
         }
         if self.socket.is_none() {
             self.socket = view.this.socket().cloned();
@@ -489,6 +491,12 @@ impl std::fmt::Display for Seconds {
         let hundredths = (self.0 + 5) / 10;
         write!(f, "{}.{:02} s", hundredths / 100, hundredths % 100)
     }
+}
+
+/// The process at the other end, or the one that holds the port.
+fn peer(view: View<'_>) -> Option<Process> {
+    let holder = || view.this.port_holder()?.owner.as_ref();
+    view.peer().or_else(holder).cloned()
 }
 
 /// Set in the ids of findings, see [`EventId`].

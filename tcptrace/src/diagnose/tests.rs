@@ -600,6 +600,20 @@ fn twice(scene: Vec<Event>) -> Vec<Event> {
     [scene, again].concat()
 }
 
+#[test]
+fn who_tells_of_one_connection_knows_what_only_another_one_shows() {
+    let mut events = twice(closed_with_unread_data());
+    // Nothing came from the other end of the connection that failed first, which is judged last.
+    let first_ends = events.len() / 2;
+    let is_reset = |event: &Event| matches!(event.kind, Kind::ResetSent(_));
+    let mut first: Vec<Event> = events.drain(..first_ends).filter(is_reset).collect();
+    events.append(&mut first);
+    let [one] = gathered(&events).try_into().expect("one finding");
+    let told = finding(&one);
+    assert_eq!(told.count, 2);
+    assert_eq!(told.peer.as_ref().map(|it| it.pid), Some(curl().pid));
+}
+
 proptest! {
     #[test]
     fn no_order_of_arrival_changes_the_finding(
