@@ -57,6 +57,16 @@ pub struct Failure {
     pub error: anyhow::Error,
 }
 
+impl Failure {
+    /// The command line asks for what cannot be.
+    pub(crate) fn usage(error: impl Into<anyhow::Error>) -> Self {
+        Self {
+            status: status::USAGE,
+            error: error.into(),
+        }
+    }
+}
+
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         Self {
@@ -87,10 +97,7 @@ pub fn run(args: Vec<OsString>) -> Result<u8, Failure> {
     let Line { cli, file } =
         file::read(&args).map_err(|error| match error.downcast::<clap::Error>() {
             Ok(error) => error.exit(),
-            Err(error) => Failure {
-                status: status::USAGE,
-                error,
-            },
+            Err(error) => Failure::usage(error),
         })?;
     match cli.command {
         None if cli.trace.check_config => {
@@ -223,23 +230,17 @@ fn explain(args: &Explain) -> Result<u8, Failure> {
     }
     match explain::find(&args.name.join(" ")) {
         Ok(found) => print(explain::show::found(&found, color).trim_end()),
-        Err(unknown) => Err(Failure {
-            status: status::USAGE,
-            error: unknown.into(),
-        }),
+        Err(unknown) => Err(Failure::usage(unknown)),
     }
 }
 
 fn man(command: Option<&str>) -> Result<u8, Failure> {
     match manual::page(command) {
         Some(page) => print(page.trim_end()),
-        None => Err(Failure {
-            status: status::USAGE,
-            error: anyhow!(
-                "no manual page for {}: `tcptrace --help` lists the commands",
-                command.unwrap_or_default()
-            ),
-        }),
+        None => Err(Failure::usage(anyhow!(
+            "no manual page for {}: `tcptrace --help` lists the commands",
+            command.unwrap_or_default()
+        ))),
     }
 }
 

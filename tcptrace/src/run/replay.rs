@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 
-use super::{Failure, is_colored, sees, status, tracer};
+use super::{Failure, is_colored, sees, tracer};
 use crate::cli::{Recorded, Replay};
 use crate::config::Selection;
 use crate::diagnose::{Analysis, Limits, Sees};
@@ -33,7 +33,7 @@ const SAID: Duration = Duration::from_millis(200);
 
 /// `tcptrace replay FILE…`.
 pub(super) fn replay(args: &Replay) -> Result<u8, Failure> {
-    let selection = Selection::parse(&args.event, &args.errno, false).map_err(usage)?;
+    let selection = Selection::parse(&args.event, &args.errno, false).map_err(Failure::usage)?;
     let mut outputs = Outputs::of_replay();
     let format = tracer::format(args.output, is_colored(args.color), !args.no_header);
     outputs.add(
@@ -52,13 +52,6 @@ pub(super) fn replay(args: &Replay) -> Result<u8, Failure> {
             }
             Ok(0)
         }
-    }
-}
-
-fn usage(error: anyhow::Error) -> Failure {
-    Failure {
-        status: status::USAGE,
-        error,
     }
 }
 
@@ -130,7 +123,7 @@ impl<'a> Run<'a> {
     ) -> Result<Self, Failure> {
         let Recorded { files, from, to } = recorded;
         if from.zip(*to).is_some_and(|(from, to)| from > to) {
-            return Err(usage(anyhow!("--from is later than --to")));
+            return Err(Failure::usage(anyhow!("--from is later than --to")));
         }
         Ok(Self {
             recorded,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::anyhow;
 
 use super::replay::Run;
-use super::{Failure, print, sees, status};
+use super::{Failure, print, sees};
 use crate::cli;
 use crate::config::Selection;
 use crate::diagnose::{Analysis, Limits};
@@ -25,10 +25,9 @@ pub(super) fn report(args: &cli::Report) -> Result<u8, Failure> {
         && path.symlink_metadata().is_ok()
     {
         let path = path.display();
-        return Err(Failure {
-            status: status::USAGE,
-            error: anyhow!("{path} is there already; remove it, or choose another name with -o"),
-        });
+        return Err(Failure::usage(anyhow!(
+            "{path} is there already; remove it, or choose another name with -o"
+        )));
     }
     let report = Rc::new(RefCell::new(Report::new(args.recorded.from)));
     let mut outputs = Outputs::of_replay();

@@ -10,7 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 
 use super::replay::{Pace, play};
-use super::{Failure, is_colored, status, tracer};
+use super::{Failure, is_colored, tracer};
 use crate::cli::{Recorded, Top};
 use crate::config::Selection;
 use crate::event::Timestamp;
@@ -28,11 +28,11 @@ pub(super) struct OnScreen {
 /// `tcptrace top`.
 pub(super) fn top(mut args: Top) -> Result<u8, Failure> {
     if let Some(option) = args.misplaced() {
-        return Err(usage(anyhow!(
+        return Err(Failure::usage(anyhow!(
             "{option} says nothing to `tcptrace top`: leave it out, or trace without a screen"
         )));
     }
-    check().map_err(usage)?;
+    check().map_err(Failure::usage)?;
     // What is said on standard error would be drawn over.
     args.trace.quiet = true;
     let replayed = !args.replay.is_empty();
@@ -52,13 +52,6 @@ pub(super) fn top(mut args: Top) -> Result<u8, Failure> {
         replay(args, on_screen)
     } else {
         tracer::trace(&args.trace, None, Some(on_screen))
-    }
-}
-
-fn usage(error: anyhow::Error) -> Failure {
-    Failure {
-        status: status::USAGE,
-        error,
     }
 }
 
@@ -99,7 +92,7 @@ fn replay(args: Top, on_screen: OnScreen) -> Result<u8, Failure> {
         from: None,
         to: None,
     };
-    let selection = Selection::parse(&trace.event, &trace.errno, false).map_err(usage)?;
+    let selection = Selection::parse(&trace.event, &trace.errno, false).map_err(Failure::usage)?;
     let mut outputs = Outputs::of_replay();
     outputs.add(Format::Unwritten, Box::new(shared.clone()));
     let runtime = tokio::runtime::Builder::new_current_thread()

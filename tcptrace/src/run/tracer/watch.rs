@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use tcptrace_common::event::{hook, stat};
 
-use super::Upkeep;
+use super::live::Upkeep;
 use super::reload::Reload;
 use super::service::Service;
 use super::top::Feed;
