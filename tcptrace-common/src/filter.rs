@@ -37,8 +37,10 @@ wire! {
         pub close_wait_at_once: u8,
         /// Diagnostics of the kernel half itself go to aya-log.
         pub verbose: u8,
+        /// Hand over the stack of who acts.
+        pub stack: u8,
         /// Zero.
-        pub pad: [u8; 5],
+        pub pad: [u8; 4],
         /// Length of a jiffy, ns.
         pub ns_per_jiffy: u32,
     } size 28
@@ -95,7 +97,8 @@ impl Config {
         last_user: 0,
         close_wait_at_once: 0,
         verbose: 0,
-        pad: [0; 5],
+        stack: 0,
+        pad: [0; 4],
         ns_per_jiffy: 0,
     };
 }

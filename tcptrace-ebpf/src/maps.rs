@@ -20,6 +20,11 @@ use crate::{
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 25, 0);
 
+/// Stacks on their way to the agent, which sets the size: they are large, and must not take the room of
+/// records.
+#[map]
+pub(crate) static STACKS: RingBuf = RingBuf::with_byte_size(1 << 23, 0);
+
 /// Records that found no room in [`EVENTS`], by slot of the hook.
 #[map]
 pub(crate) static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS, 0);

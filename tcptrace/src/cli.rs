@@ -105,8 +105,9 @@ pub struct Top {
 
 impl Top {
     /// Options of a trace that say nothing to a screen.
-    const HAS_NOT: [&str; 10] = [
+    const HAS_NOT: [&str; 11] = [
         "output",
+        "stack",
         "rate_limit",
         "no_header",
         "quiet",
@@ -152,6 +153,7 @@ impl Top {
         let trace = &self.trace;
         let given = [
             (trace.output != Output::Columns, "--output"),
+            (trace.stack, "--stack"),
             (trace.no_header, "--no-header"),
             (trace.quiet, "--quiet"),
             (trace.verbose, "--verbose"),
@@ -416,6 +418,13 @@ pub struct Trace {
     /// Costs a table look-up on every send and receive of the host.
     #[arg(long, help_heading = WHAT)]
     pub last_user: bool,
+    /// Show the line of code: the stack of the program, and of the kernel, where a call of a process
+    /// closed, reset or failed. Since Linux 5.15.
+    ///
+    /// Names and lines come from the program's own file and its debug information. Each such event copies
+    /// up to 16 KiB of the program's stack; no other event costs more.
+    #[arg(long, help_heading = WHAT)]
+    pub stack: bool,
 
     /// How to write events to standard output.
     #[arg(short, long, value_enum, default_value_t = Output::Columns, help_heading = OUTPUT)]

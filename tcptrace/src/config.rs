@@ -312,6 +312,7 @@ impl Filters {
             pid: on(config.pid != 0 || !trace.cmd.is_empty()),
             children: on(trace.children || !trace.cmd.is_empty()),
             last_user: on(trace.last_user),
+            stack: on(trace.stack),
             close_wait_at_once: on(
                 trace.close_wait_after.is_zero() || selection.has("close_wait.entered")
             ),
@@ -329,6 +330,7 @@ impl Filters {
             kinds,
             children: _,
             last_user,
+            stack,
             close_wait_at_once,
             verbose,
             ns_per_jiffy,
@@ -337,6 +339,7 @@ impl Filters {
         let open = Config {
             kinds,
             last_user,
+            stack,
             close_wait_at_once,
             verbose,
             ns_per_jiffy,

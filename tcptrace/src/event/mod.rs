@@ -9,7 +9,10 @@ mod kind;
 mod names;
 mod owner;
 mod sockets;
+mod stack;
 mod units;
+
+use std::sync::Arc;
 
 pub use cause::Cause;
 pub use facts::{
@@ -28,6 +31,7 @@ pub use sockets::{
     CloseWaits, LimitedBy, Listener, NamespaceSockets, ProcessSockets, Sockets, States, TimeWaits,
     Unowned,
 };
+pub use stack::{Frame, Stack};
 pub use units::{Count, Micros, Millis};
 
 /// One thing the kernel did, complete in itself.
@@ -178,5 +182,14 @@ impl Event {
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.kind.name()
+    }
+
+    /// Where in its code the process was that acted.
+    #[must_use]
+    pub fn stack(&self) -> Option<&Arc<Stack>> {
+        self.facts.iter().find_map(|fact| match fact {
+            Fact::Stack(stack) => Some(stack),
+            _ => None,
+        })
     }
 }

@@ -23,6 +23,7 @@ pub mod ports;
 pub mod process;
 pub mod snapshot;
 pub mod sockets;
+pub mod stacks;
 mod whose;
 pub mod workload;
 

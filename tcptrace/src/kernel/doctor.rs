@@ -315,9 +315,9 @@ impl Report {
             });
             let mut uses = until.into_iter().chain(kept);
             let first = uses.next().unwrap_or_default();
-            writeln!(w, "  {name:<20} {state:<8} {first}")?;
+            writeln!(w, "  {name:<22} {state:<8} {first}")?;
             for more in uses {
-                writeln!(w, "  {:<20} {:<8} {more}", "", "")?;
+                writeln!(w, "  {:<22} {:<8} {more}", "", "")?;
             }
         }
         Ok(())
@@ -927,9 +927,9 @@ mod tests {
              Linux 6.18.44.\n",
             "  -> sudo setcap cap_bpf,cap_perfmon,cap_sys_ptrace,cap_dac_read_search,cap_syslog,\
              cap_sys_nice+ep '/usr/bin/tcptrace', or run it with sudo\n",
-            "  CAP_BPF              MISSING  until attached: make the tables of the kernel half",
-            "  CAP_SYS_ADMIN        no       until attached: mount a private tracefs where there is \
-             none\n                                kept by one confined thread: look into other \
+            "  CAP_BPF                MISSING  until attached: make the tables of the kernel half",
+            "  CAP_SYS_ADMIN          no       until attached: mount a private tracefs where there is \
+             none\n                                  kept by one confined thread: look into other \
              network namespaces\n",
         ] {
             assert!(short.contains(part), "{part} is not in:\n{short}");
@@ -951,8 +951,8 @@ mod tests {
         facts.capabilities.push(Capability::CAP_BPF);
         facts.maps_need_cap_bpf = true;
         let text = text(&report(facts, None));
-        let expected = "  CAP_BPF              yes      until attached: make the tables of the \
-                        kernel half and load it\n                                kept: read those \
+        let expected = "  CAP_BPF                yes      until attached: make the tables of the \
+                        kernel half and load it\n                                  kept: read those \
                         tables";
         assert!(text.contains(expected), "{text}");
     }

@@ -45,6 +45,10 @@ const FLOWS: u32 = 1 << 16;
 /// looks.
 const CLOSED: u32 = 1 << 15;
 
+/// Bytes of stacks on their way: some five hundred. The thread that names their functions takes them out
+/// as their events come.
+const STACKS: u32 = 1 << 23;
+
 /// Descriptors of which the last connection is remembered.
 const CLOSED_FDS: u32 = 1 << 14;
 
@@ -164,6 +168,11 @@ impl FilterValues {
     }
 }
 
+/// The smallest ring there is.
+fn page_size() -> u32 {
+    u32::try_from(rustix::param::page_size()).unwrap_or(1 << 16)
+}
+
 /// What is not there need not be taken out.
 fn absent_is_fine(removed: Result<(), MapError>) -> Result<()> {
     match removed {
@@ -215,6 +224,7 @@ impl Kernel {
             comm,
             uid,
             cgroup,
+            stack,
             ..
         } = setup.config;
         raise_memory_limit();
@@ -233,6 +243,7 @@ impl Kernel {
             .override_global("LOOKS", bytes_of(&looks()), true)
             .override_global("CONFIG", bytes_of(&setup.config), true)
             .map_max_entries("EVENTS", setup.ring_bytes)
+            .map_max_entries("STACKS", if stack != 0 { STACKS } else { page_size() })
             .map_max_entries("SOCKS", setup.max_sockets)
             .map_max_entries("FLOWS", if by_owner { FLOWS } else { 1 })
             .map_max_entries("CLOSED", if wants(kind::RESET_SENT) { CLOSED } else { 1 })
@@ -482,6 +493,17 @@ impl Kernel {
             .take_map("EVENTS")
             .context("the ring was taken before")?;
         Ok(RingBuf::try_from(map)?)
+    }
+
+    /// The ring of stacks, once.
+    ///
+    /// # Errors
+    /// It was taken before, or it cannot be mapped.
+    pub fn take_stacks(&mut self) -> Result<RingBuf<MapData>> {
+        let map = self.ebpf.take_map("STACKS");
+        Ok(RingBuf::try_from(
+            map.context("the ring of stacks was taken before")?,
+        )?)
     }
 
     /// The kernel half's own diagnostics, once.

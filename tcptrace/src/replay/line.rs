@@ -12,8 +12,8 @@ use crate::event::{
     Acceptor, CallError, Cause, CloseWait, Comm, Confidence, ConnectFailed, Container, Coverage,
     Dropped, Errno, Event, EventId, Exit, Fact, FdExhausted, Flow, Held, Holding, Holdings, Kind,
     Loss, Nearby, Overflow, OverflowPath, Owner, PeerFin, Pool, PortHolder, Ports, Process,
-    ResetReason, ResetReceived, ResetSent, Retransmit, Side, Socket, SocketId, State, StateChange,
-    Suppressed, SynQueue, Syscall, Timeout, Timestamp, Workload,
+    ResetReason, ResetReceived, ResetSent, Retransmit, Side, Socket, SocketId, Stack, State,
+    StateChange, Suppressed, SynQueue, Syscall, Timeout, Timestamp, Workload,
 };
 use crate::sink::record::{SCHEMA_VERSION, name};
 use crate::sink::{Context, Runs};
@@ -425,6 +425,10 @@ impl<'a> Attributes<'a> {
         }
         let other_end = self.process(name::OTHER_END)?;
         facts.extend(other_end.map(|process| Fact::OtherEnd(Arc::new(process))));
+        if let Some(trace) = self.str(name::CODE_STACKTRACE)? {
+            let missing = self.string(name::STACK_MISSING)?;
+            facts.push(Fact::Stack(Arc::new(Stack::parse(trace, missing))));
+        }
         Ok(facts)
     }
 

@@ -11,6 +11,8 @@ use std::fs::File;
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use caps::{Capability, CapsHashSet};
@@ -24,9 +26,10 @@ use crate::cli::{Output, Trace};
 use crate::config::{self, Filters, Selection};
 use crate::decode::Decoder;
 use crate::diagnose::{Analysis, Limits, Sees};
+use crate::event::EventId;
 use crate::host::attribution::{self, Verifier};
 use crate::host::cgroup::Cgroups;
-use crate::host::{door, sockets};
+use crate::host::{self, door, sockets};
 use crate::kernel::confinement::{self, Part, confine};
 use crate::kernel::doctor::{Attempt, Report};
 use crate::kernel::facts::Facts;
@@ -36,11 +39,13 @@ use crate::kernel::plan::{Plan, Planned, Wanted, plan};
 use crate::kernel::privileges::{self, HOST_PIDS, grant_command, required_missing};
 use crate::metrics::push::{self, Push};
 use crate::metrics::{self, Metrics, server};
+use crate::session::stacks::{self, Stacks};
 use crate::session::{Session, clock, monotonic};
 use crate::sink::text::{self, Columns};
 use crate::sink::{
     self, Access, Delivery, Endpoint, Exports, Format, Headers, Opener, Outputs, Rotation, Tls,
 };
+use crate::source;
 use crate::top::{Screen, Shared};
 use live::Live;
 use reload::Reload;
@@ -80,6 +85,15 @@ pub(super) fn trace(
         children: filters.config.children != 0,
         without: args.without.clone(),
     };
+    if args.stack && host.resolved.layout.has_task_pt_regs != 1 {
+        return Err(Failure {
+            status: status::KERNEL,
+            error: anyhow!(
+                "--stack: this kernel gives no program the registers of a call \
+                 (bpf_task_pt_regs): it takes Linux 5.15"
+            ),
+        });
+    }
     let plan = plan(&wanted, &host.facts, &host.resolved.missing);
     let setup = Setup {
         layout: host.resolved.layout,
@@ -125,6 +139,17 @@ pub(super) fn trace(
     let pushes = publish(args, listeners, (&context, &access), &mut session)?;
     let service = Service::from_env()?;
     let screen = on_screen.map(show).transpose()?;
+    if args.stack {
+        if !report.facts.has(privileges::MAP_FILES) && !args.quiet {
+            // Nobody may be left to read it.
+            let _ = writeln!(
+                io::stderr(),
+                "tcptrace: --stack names no functions of programs without {}: run it with sudo",
+                privileges::MAP_FILES
+            );
+        }
+        session.show_stacks(name_stacks(&mut kernel, &report.facts)?);
+    }
     raise_priority();
     give_up_privileges(args, &report.facts, opener)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -158,6 +183,35 @@ fn show(on_screen: OnScreen) -> Result<(Screen, Shared)> {
         confine(Part::Screen)
     })?;
     Ok((screen, shared))
+}
+
+/// Names stacks, on a thread that can do nothing else.
+fn name_stacks(kernel: &mut Kernel, facts: &Facts) -> Result<Stacks> {
+    /// A stack may lie behind one that another processor is still writing: a moment each, so often.
+    const MOMENT: Duration = Duration::from_millis(1);
+    const MOMENTS: usize = 20;
+    let mut ring = source::stacks::Stacks::new(kernel.take_stacks()?);
+    let kept = privileges::kept_for_stacks(facts);
+    let begin = move || {
+        let mut names = host::stacks::Stacks::new();
+        move |id: EventId, wanted| {
+            let mut stack = ring.take(id.0);
+            for _ in 0..MOMENTS {
+                if stack.is_some() {
+                    break;
+                }
+                thread::sleep(MOMENT);
+                stack = ring.take(id.0);
+            }
+            stack
+                .filter(|_| wanted == stacks::Wanted(true))
+                .map(|it| names.name(&it))
+        }
+    };
+    Stacks::start(begin, move || {
+        privileges::keep_only(&kept)?;
+        confine(Part::Stacks)
+    })
 }
 
 /// What can be said of the options without a look at the host.

@@ -239,6 +239,9 @@ names! {
     OTHER_END_PID = "tcptrace.other_end.pid"
     OTHER_END_NAME = "tcptrace.other_end.name"
     OTHER_END_COMM = "tcptrace.other_end.comm"
+    CODE_STACKTRACE = "code.stacktrace"
+    STACK_FOLDED = "tcptrace.stack.folded"
+    STACK_MISSING = "tcptrace.stack.missing"
     PEER_PID = "tcptrace.peer.pid"
     PEER_NAME = "tcptrace.peer.name"
     LOST_COUNT = "tcptrace.lost.count"
@@ -788,6 +791,11 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
                 (self.0)(name::WORK_OUTBOUND, Value::Strs(&outbound))
             }
             Fact::OtherEnd(process) => self.process(name::OTHER_END, process),
+            Fact::Stack(stack) => {
+                self.text(name::CODE_STACKTRACE, &stack.trace())?;
+                self.text(name::STACK_FOLDED, &stack.folded())?;
+                self.maybe_str(name::STACK_MISSING, stack.missing.as_deref())
+            }
         }
     }
 

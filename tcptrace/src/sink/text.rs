@@ -111,6 +111,9 @@ impl Columns {
         if let Kind::Finding(finding) = &event.kind {
             self.block(event, finding, to);
         }
+        if let Some(stack) = event.stack() {
+            self.stack(stack, to);
+        }
     }
 
     fn time(&self, event: &Event) -> impl fmt::Display + use<> {
@@ -567,6 +570,11 @@ mod tests {
         11:10:03.123 nginx[1234]      timed out    10.0.0.1:8080 > 203.0.113.7:51234 ETIMEDOUT, TCP_USER_TIMEOUT 30.0 s, 15 ret…
         11:10:03.123 nginx[1234]      too many fds -                                 EMFILE in accept4, 1024 of 1024 fds open
         11:10:03.123 nginx[1234]      bad fd       -                                 EBADF (bad descriptor), write fd 17
+            where     libc.so.6+0xf8a10
+                      ngx_write_fd at /src/os/unix/ngx_files.c:226
+                      main at /src/core/nginx.c:382
+                      ? libc.so.6 has no symbol there
+            kernel    ksys_write < do_syscall_64
         11:10:03.123 nginx[1234]      state        10.0.0.1:8080 > 203.0.113.7:51234 ESTABLISHED -> CLOSE_WAIT after 1.2 s
         11:10:03.123 nginx[1234]      retransmit   10.0.0.1:8080 > 203.0.113.7:51234 3 in a row
         11:10:03.123 -                coverage     -                                 reset.sent through raw_tracepoint tcp_send…
@@ -600,6 +608,11 @@ mod tests {
         11:10:03.123 nginx[1234]      timed out    10.0.0.1:8080 > 203.0.113.7:51234 ETIMEDOUT, TCP_USER_TIMEOUT 30.0 s, 15 retransmits
         11:10:03.123 nginx[1234]      too many fds -                                 EMFILE in accept4, 1024 of 1024 fds open
         11:10:03.123 nginx[1234]      bad fd       -                                 EBADF (bad descriptor), write fd 17
+            where     libc.so.6+0xf8a10
+                      ngx_write_fd at /src/os/unix/ngx_files.c:226
+                      main at /src/core/nginx.c:382
+                      ? libc.so.6 has no symbol there
+            kernel    ksys_write < do_syscall_64
         11:10:03.123 nginx[1234]      state        10.0.0.1:8080 > 203.0.113.7:51234 ESTABLISHED -> CLOSE_WAIT after 1.2 s
         11:10:03.123 nginx[1234]      retransmit   10.0.0.1:8080 > 203.0.113.7:51234 3 in a row
         11:10:03.123 -                coverage     -                                 reset.sent through raw_tracepoint tcp_send_reset: RSTs for closed ports are not seen

@@ -168,7 +168,7 @@ impl Live<'_> {
         }
         closed?;
         if !args.quiet {
-            say_summary(&watch.summary, session.looks_skipped())?;
+            say_summary(&watch.summary, &session)?;
         }
         Ok(match stop {
             Stop::Command(status) if status != 0 => status,
@@ -199,8 +199,18 @@ fn fed((screen, shared): (Screen, Shared), watch: &mut Watch) -> Result<(Screen,
 }
 
 /// The counts of the run, for a person.
-fn say_summary(summary: &Summary, skipped: u64) -> io::Result<()> {
+fn say_summary(summary: &Summary, session: &Session) -> io::Result<()> {
     text::summary(summary, &mut io::stderr())?;
+    let stackless = session.stacks_skipped();
+    if stackless > 0 {
+        // Nobody may be left to read it.
+        let _ = writeln!(
+            io::stderr(),
+            "tcptrace: {stackless} events came without their stack: there were more at a time than can be \
+             named, or it took over 3 seconds"
+        );
+    }
+    let skipped = session.looks_skipped();
     if skipped > 0 {
         // Nobody may be left to read it.
         let _ = writeln!(

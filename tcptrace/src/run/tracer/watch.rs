@@ -105,11 +105,12 @@ const HOOKS: [&str; hook::COUNT as usize] = [
 ];
 
 /// Tables that can be full, and what is lost then.
-const TABLES: [(u32, &str); 4] = [
+const TABLES: [(u32, &str); 5] = [
     (stat::SOCKETS_FULL, "sockets"),
     (stat::LISTENERS_FULL, "listeners"),
     (stat::FLOWS_FULL, "flows"),
     (stat::CLOSE_WAITS_FULL, "close_waits"),
+    (stat::STACKS_FULL, "stacks"),
 ];
 
 impl Watch {
