@@ -83,14 +83,12 @@ impl Frame {
             Some((name, place)) => (name, Some(place)),
             None => (line, None),
         };
-        match (name.strip_suffix(KERNEL), place) {
-            (Some(name), None) => Self::of_kernel(name),
-            _ => {
-                let place = place.and_then(|it| it.rsplit_once(':'));
-                let place = place.and_then(|(file, line)| Some((file, line.parse().ok()?)));
-                Self::of_program(name, place)
-            }
+        if let (Some(name), None) = (name.strip_suffix(KERNEL), place) {
+            return Self::of_kernel(name);
         }
+        let place = place.and_then(|it| it.rsplit_once(':'));
+        let place = place.and_then(|(file, line)| Some((file, line.parse().ok()?)));
+        Self::of_program(name, place)
     }
 }
 

@@ -175,3 +175,81 @@ fn is_hook(name: &str) -> bool {
     ];
     OURS.iter().any(|begin| name.starts_with(begin))
 }
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::Zeroable as _;
+
+    use super::*;
+
+    /// This process, at this line, as the kernel half would have seen it.
+    #[inline(never)]
+    fn here() -> (Box<wire::Stack>, u32) {
+        let mut raw = Box::new(wire::Stack::zeroed());
+        let stat = procfs::process::Process::myself().and_then(|it| it.stat());
+        raw.start = stat.expect("there is /proc").startstack;
+        raw.tgid = std::process::id();
+        raw.ip = here as fn() -> (Box<wire::Stack>, u32) as usize as u64;
+        (raw, line!())
+    }
+
+    #[test]
+    fn what_a_process_was_in_has_its_name_and_line_only_while_it_is_the_same() {
+        let (mut raw, line) = here();
+        let stack = Stacks::new().name(&raw);
+        let first = stack.program().next().expect("a frame");
+        assert!(first.name().ends_with("here"), "{first}");
+        let (file, at) = first
+            .place()
+            .and_then(|it| it.rsplit_once(':'))
+            .expect("a place");
+        assert!(file.ends_with("host/stacks.rs"), "{file}");
+        let at: u32 = at.parse().expect("a line");
+        assert!((line - 10..=line).contains(&at), "{at}");
+
+        raw.start += 1;
+        let stack = Stacks::new().name(&raw);
+        let missing = stack.missing.as_deref();
+        assert_eq!(missing, Some("the process runs another program by now"));
+        let frames: Vec<_> = stack.program().map(Frame::name).collect();
+        assert_eq!(frames, [format!("{:#x}", raw.ip)]);
+    }
+
+    #[test]
+    fn what_there_is_no_way_to_know_is_said() {
+        let missing = |change: fn(&mut wire::Stack)| {
+            let (mut raw, _) = here();
+            change(&mut raw);
+            let stack = Stacks::new().name(&raw);
+            assert_eq!(
+                stack
+                    .program()
+                    .filter(|it| !it.name().starts_with("0x"))
+                    .count(),
+                0
+            );
+            stack.missing.expect("it says why")
+        };
+        assert!(missing(|raw| raw.start = 0).contains("exiting"));
+        assert!(missing(|raw| raw.ip = 0).contains("io_uring"));
+        // No process has this number.
+        assert!(missing(|raw| raw.tgid = 1 << 30).contains("gone"));
+    }
+
+    #[test]
+    fn our_own_part_of_the_kernels_is_known_by_its_names() {
+        let names = [
+            "bpf_get_task_stack",
+            "bpf_prog_0123456789abcdef_tcp_send_reset",
+            "bpf_trace_run3",
+            "__bpf_trace_tcp_send_reset",
+            "__traceiter_tcp_send_reset",
+        ];
+        assert!(names.iter().all(|name| is_hook(name)));
+        assert!(
+            !["tcp_send_active_reset", "__tcp_close", "do_syscall_64"]
+                .map(is_hook)
+                .contains(&true)
+        );
+    }
+}

@@ -191,3 +191,97 @@ impl Held {
         (self.event, self.age + now.saturating_sub(self.since))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Frame;
+    use crate::sink::samples;
+
+    const WANTED: Wanted = Wanted(true);
+
+    /// The event with this id.
+    fn event(id: u64) -> Event {
+        Event {
+            id: EventId(id),
+            ..samples::reset_sent()
+        }
+    }
+
+    fn stack(name: &str) -> Stack {
+        Stack::new([Frame::of_program(name, None)], None)
+    }
+
+    /// The names of those that wait no longer, and how old they were, in ms.
+    fn told(released: Vec<Released>) -> Vec<(Option<String>, u128)> {
+        let told = released.into_iter().map(|(event, age)| {
+            let stack = event.stack().map(|stack| stack.trace().to_string());
+            (stack, age.as_millis())
+        });
+        told.collect()
+    }
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn an_event_goes_on_with_its_own_stack() {
+        let look = || |id: EventId, _| (id.0 != 2).then(|| stack(&format!("of{}", id.0)));
+        let mut stacks = Stacks::start(look, || Ok(())).expect("a thread");
+        for id in 1..=3 {
+            assert!(stacks.holds(&event(id), WANTED, ms(5), ms(100)));
+        }
+        assert_eq!(stacks.oldest(), Some(event(1).time));
+        let told = told(stacks.finish(ms(102)));
+        let of = |name: &str| Some(name.to_owned());
+        assert_eq!(told, [(of("of1"), 7), (None, 7), (of("of3"), 7)]);
+        assert_eq!((stacks.skipped(), stacks.oldest()), (1, None));
+    }
+
+    #[test]
+    fn what_nobody_wants_is_taken_out_of_the_way_and_not_waited_for() {
+        let (asked, asks) = mpsc::channel();
+        let look = move || {
+            move |id, wanted| {
+                asked.send((id, wanted)).expect("the test goes on");
+                None
+            }
+        };
+        let mut stacks = Stacks::start(look, || Ok(())).expect("a thread");
+        assert!(!stacks.holds(&event(1), Wanted(false), ms(0), ms(0)));
+        assert_eq!(asks.recv(), Ok((EventId(1), Wanted(false))));
+        assert_eq!(
+            (told(stacks.finish(ms(0))), stacks.skipped()),
+            (Vec::new(), 0)
+        );
+    }
+
+    #[test]
+    fn an_event_waits_three_seconds_and_so_many_wait_at_a_time() {
+        let (release, wait) = mpsc::channel::<()>();
+        let look = move || {
+            move |_, _| {
+                // Ends with the test.
+                _ = wait.recv();
+                None
+            }
+        };
+        let mut stacks = Stacks::start(look, || Ok(())).expect("a thread");
+        let held = (0..2_000).filter(|&id| stacks.holds(&event(id), WANTED, ms(0), ms(1_000)));
+        let held = held.count() as u64;
+        assert_eq!(held, 512);
+        assert_eq!(stacks.skipped(), 2_000 - held);
+        assert_eq!(stacks.ready(ms(3_999)).len(), 0);
+        assert_eq!(stacks.ready(ms(4_000)).len() as u64, held);
+        assert_eq!(stacks.skipped(), 2_000);
+        drop(release);
+    }
+
+    #[test]
+    fn a_thread_that_is_not_confined_names_nothing() {
+        let look = || |_, _| None;
+        let refused = Stacks::start(look, || Err(anyhow!("no seccomp")));
+        assert_eq!(refused.expect_err("it says so").to_string(), "no seccomp");
+    }
+}

@@ -1,6 +1,7 @@
 //! What a binary says of its own frames.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -74,7 +75,7 @@ impl Module {
                 eh_frame_hdr: data(".eh_frame_hdr"),
                 ..ExplicitModuleSectionInfo::default()
             },
-            build_id: build_id.map(|id| id.iter().map(|byte| format!("{byte:02x}")).collect()),
+            build_id: build_id.map(hexadecimal),
         })
     }
 
@@ -88,4 +89,13 @@ impl Module {
             offset.wrapping_sub(part.start).wrapping_add(*address)
         })
     }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    let mut digits = String::new();
+    for byte in bytes {
+        // A String takes all.
+        let _ = write!(digits, "{byte:02x}");
+    }
+    digits
 }

@@ -43,13 +43,13 @@ impl Names {
             debug_syms: false,
             ..Kernel::default()
         });
-        let names = self.kernel.symbolize(&source, Input::AbsAddr(addresses));
-        let mut names = names.unwrap_or_default().into_iter();
-        let named = addresses.iter().map(|address| match names.next() {
+        let found = self.kernel.symbolize(&source, Input::AbsAddr(addresses));
+        let mut found = found.unwrap_or_default().into_iter();
+        let names = addresses.iter().map(|address| match found.next() {
             Some(Symbolized::Sym(Sym { name, .. })) => name.into_owned(),
             _ => format!("{address:#x}"),
         });
-        named.collect()
+        names.collect()
     }
 
     /// Adds what is at this place of a file: innermost first, functions inlined there before the one

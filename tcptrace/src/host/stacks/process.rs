@@ -50,13 +50,17 @@ pub(super) enum Seen {
 impl Process {
     /// The code of a process, if it still is the program whose stack begins at `start`.
     pub(super) fn read(tgid: u32, start: u64) -> Result<Seen, String> {
-        let gone = |_| "the process was gone before it could be looked at".to_owned();
+        let gone = || "the process was gone before it could be looked at".to_owned();
         let pid = i32::try_from(tgid).unwrap_or(i32::MAX);
-        let process = procfs::process::Process::new(pid).map_err(gone)?;
-        let maps = process.maps().map_err(gone)?;
+        let process = procfs::process::Process::new(pid).map_err(|_| gone())?;
+        let maps = process.maps().map_err(|_| gone())?;
         // After the maps: whatever was started meanwhile shows.
-        let stat = process.stat().map_err(gone)?;
-        if stat.startstack != start {
+        let status = process.stat().map_err(|_| gone())?;
+        if maps.len() == 0 {
+            // Nobody has asked for its status yet.
+            return Err(gone());
+        }
+        if status.startstack != start {
             return Ok(Seen::Another);
         }
         let code = maps
@@ -75,9 +79,7 @@ impl Process {
             let file = match known.and_then(|it| it.file.as_ref()) {
                 Some(file) => Ok(Some(Arc::clone(file))),
                 None if map.inode == 0 => Ok(None),
-                None => {
-                    Mapped::open(&format!("/proc/{tgid}/map_files/{start:x}-{end:x}")).map(Some)
-                }
+                None => Mapped::open(format!("/proc/{tgid}/map_files/{start:x}-{end:x}")).map(Some),
             };
             let name = name(&map.pathname);
             let why = match &file {

@@ -99,6 +99,6 @@ fn word(raw: &wire::Stack, address: u64) -> Option<u64> {
 
 /// There is more of the stack than was copied, and this is it.
 fn is_beyond(raw: &wire::Stack, address: u64) -> bool {
-    let copied = u64::from(raw.copied);
-    copied as usize == raw.memory.as_flattened().len() && address >= begin(raw) + copied
+    let all = raw.memory.as_flattened().len() as u64;
+    u64::from(raw.copied) == all && address >= begin(raw) + all
 }
