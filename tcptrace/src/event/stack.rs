@@ -114,7 +114,7 @@ impl Stack {
     pub fn new(frames: impl IntoIterator<Item = Frame>, missing: Option<String>) -> Self {
         let mut stack = Self {
             frames: Vec::new(),
-            missing: missing.map(|why| clean(&why)),
+            missing,
         };
         let mut left = Self::BYTES;
         for frame in frames {
