@@ -12,7 +12,7 @@ use std::thread;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, ProgramArray, RingBuf};
 use aya::programs::fentry::FEntryLink;
 use aya::programs::fexit::FExitLink;
 use aya::programs::kprobe::KProbeLink;
@@ -373,13 +373,10 @@ impl Kernel {
         let first = plan.signals.iter().filter_map(|it| it.candidates.first());
         let mut names = BTreeSet::new();
         for &Program { name, .. } in first.flat_map(|it| it.rung.programs) {
-            names.insert(name.to_owned());
-            if self.stand_ins {
-                names.insert(stand_in_of(name));
-            }
+            names.insert(name);
         }
         let programs = self.ebpf.programs_mut();
-        let left = Mutex::new(programs.filter(|(name, _)| names.contains(*name)));
+        let left = Mutex::new(programs.filter(|(name, _)| names.contains(name)));
         let load = || {
             loop {
                 let next = left.lock().unwrap_or_else(PoisonError::into_inner).next();
@@ -457,10 +454,16 @@ impl Kernel {
         name: &str,
         target: &'static str,
     ) -> Result<Option<RawTracePointLink>> {
-        if !self.stand_ins || !STOOD_FOR.contains(&name) {
+        let index = STOOD_FOR.iter().position(|it| *it == name);
+        let Some(index) = index.filter(|_| self.stand_ins) else {
             return Ok(None);
-        }
-        self.attach_raw_tracepoint(&stand_in_of(name), target)
+        };
+        let program = self.ebpf.program(name).context("it is attached")?;
+        let program = program.fd()?.try_clone()?;
+        let map = self.ebpf.map_mut("STOOD_FOR");
+        let map = map.context("the object has no map STOOD_FOR")?;
+        ProgramArray::try_from(map)?.set(u32::try_from(index)?, &program, 0)?;
+        self.attach_raw_tracepoint(&format!("stand_in_for_{name}"), target)
             .map(Some)
     }
 
@@ -815,10 +818,6 @@ fn in_use(attempts: &[Attempt], name: &str) -> bool {
         of_way.all(|it| it.outcome.is_ok())
     };
     attempts.iter().any(|it| it.program == name && of_way(it))
-}
-
-fn stand_in_of(program: &str) -> String {
-    format!("stand_in_for_{program}")
 }
 
 /// A program that was loaded ahead, or detached again, is loaded.
