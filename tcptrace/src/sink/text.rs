@@ -110,8 +110,7 @@ impl Columns {
         line.end();
         if let Kind::Finding(finding) = &event.kind {
             self.block(event, finding, to);
-        }
-        if let Some(stack) = event.stack() {
+        } else if let Some(stack) = event.stack() {
             self.stack(stack, to);
         }
     }

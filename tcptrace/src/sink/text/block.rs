@@ -20,6 +20,10 @@ impl Columns {
         row("why", &finding.why);
         row("who", &who(event, finding));
         row("evidence", &fmt::from_fn(|f| evidence(f, finding)));
+        if let Some(stack) = event.stack() {
+            self.stack(stack, to);
+        }
+        let mut row = |word: &str, text: &dyn fmt::Display| self.labelled(word, text, to);
         for ruled_out in &finding.ruled_out {
             row("not", ruled_out);
         }
