@@ -176,6 +176,7 @@ impl Watch {
             for (stage, reason) in hooks.into_iter().chain(tables) {
                 metrics.lost(stage, reason, 0);
             }
+            self.count_deliveries(session);
             metrics.set_ready(true);
         }
         if let Some(service) = &self.service {
