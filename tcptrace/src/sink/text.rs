@@ -15,9 +15,10 @@ use bytes::{BufMut as _, BytesMut};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::sentence::{Detail, Verdict, doubt, kernel_word, label, seen};
+use super::sentence::{Detail, Verdict, doubt, kernel_word, label, seen, turned};
 use crate::event::{
-    Confidence, Count, Coverage, Event, Kind, Millis, Owner, Process, Reconciled, Severity, Summary,
+    Confidence, Count, Coverage, Event, Kind, Millis, Owner, Process, Reconciled, Severity,
+    Summary, Target,
 };
 
 /// Lines are this wide where no terminal says otherwise.
@@ -153,6 +154,7 @@ fn style(kind: &Kind) -> Style {
         Kind::StateChanged(_)
         | Kind::Retransmit(_)
         | Kind::Coverage(_)
+        | Kind::TargetChanged(_)
         | Kind::Summary(_)
         | Kind::Sockets(_) => return Style::new(),
     };
@@ -207,6 +209,15 @@ pub fn banner(coverage: &[Coverage], to: &mut impl io::Write) -> io::Result<()> 
         writeln!(to, "  {}", Printable(fmt::from_fn(|f| self::seen(f, gap))))?;
     }
     Ok(())
+}
+
+/// What became of a process that was asked for, in a line.
+#[must_use]
+pub fn turn(process: &Process, target: &Target) -> impl fmt::Display {
+    fmt::from_fn(move |f| {
+        write!(f, "{process} ")?;
+        turned(f, target)
+    })
 }
 
 /// Says what was seen and what was lost, also when it is nothing.
