@@ -34,24 +34,27 @@ fn forked(parent: u64, child: u64) {
         // A new thread is no new process.
         return;
     }
-    let of_traced = config!(children) != 0
-        && PIDS
-            .get_ptr(field!(parent, task_tgid: u32))
-            .is_some_and(is_traced);
+    let by_traced = PIDS
+        .get_ptr(field!(parent, task_tgid: u32))
+        .is_some_and(is_traced);
+    let is_followed = config!(children) != 0 && by_traced;
     match PIDS.get_ptr_mut(tgid) {
         // SAFETY: the element stays readable, and one byte is written whole.
         Some(awaited) if !is_traced(awaited) => unsafe { awaited.write(pid::TRACED) },
         // The process that had this number is gone.
-        Some(_) if !of_traced => {
+        Some(_) if !is_followed => {
             let _ = PIDS.remove(tgid);
-            appeared(tgid, child);
         }
         Some(_) => {}
         // Full: the agent sees a table at its limit when it looks for the dead.
-        None if of_traced => {
+        None if is_followed => {
             let _ = PIDS.insert(tgid, pid::TRACED, u64::from(BPF_ANY));
         }
-        None => appeared(tgid, child),
+        None => {}
+    }
+    // A child of one that lives is no successor of it.
+    if !by_traced {
+        appeared(tgid, child);
     }
 }
 

@@ -51,11 +51,11 @@ enum CommandLine {
 const LINE: usize = 4096;
 
 impl Identity {
-    /// Of a process that runs; `None` when it has ended, also while its parent has not noticed.
+    /// Of a process that runs; `None` when it has ended or is ending, and of a thread of the kernel.
     #[must_use]
     pub fn of(pid: u32) -> Option<Self> {
-        process::started(pid)?;
-        let mut identity = Self::alone(pid)?;
+        // Whoever exits gives its memory up first, and its command line and program with it.
+        let mut identity = Self::alone(pid).filter(|it| it.line != CommandLine::None)?;
         let parent = process::parent(pid).and_then(Self::alone);
         identity.is_worker = parent.is_some_and(|parent| identity.alike(&parent).is_some());
         Some(identity)

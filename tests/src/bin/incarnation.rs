@@ -1,36 +1,23 @@
-//! A service that is started again and again: it reads from the standard input it shares with its
-//! supervisor, byte by byte, what it does in this life, and answers a line with `PID WORD`. Its arguments
-//! mean nothing; they only tell it from others.
+//! A service that is started again and again. What it does in this life it reads, byte by byte, from the
+//! standard input that it shares with its supervisor; each line is answered with `PID WORD`. Arguments mean
+//! nothing: they tell it from others of its name.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::process::{Command, exit};
+use std::process::exit;
 
+use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork};
 
 fn main() -> io::Result<()> {
     loop {
         let line = line()?;
-        let (word, count) = line.split_once(' ').unwrap_or((&line, "0"));
+        let (word, times) = line.split_once(' ').unwrap_or((&line, "0"));
+        let times = times.parse().map_err(|_| invalid())?;
         match word {
-            "fail" => fail(count.parse().map_err(|_| invalid())?)?,
-            // SAFETY: this process has one thread.
-            "fork" => match unsafe { fork() }? {
-                ForkResult::Parent { child } => {
-                    nix::sys::wait::waitpid(child, None)?;
-                }
-                ForkResult::Child => {
-                    fail(count.parse().map_err(|_| invalid())?)?;
-                    exit(0);
-                }
-            },
-            // A process of the same name that is another one.
-            "stranger" => {
-                let own = std::env::current_exe()?;
-                Command::new(own).arg("stranger").status()?;
-            }
-            "end" => return Ok(()),
-            _ => return Err(invalid()),
+            "fail" => fail(times)?,
+            "fork" => fail_in_child(times)?,
+            _ => return Ok(()),
         }
         writeln!(io::stdout(), "{} {word}", std::process::id())?;
     }
@@ -48,10 +35,24 @@ fn fail(times: u32) -> io::Result<()> {
     Ok(())
 }
 
+fn fail_in_child(times: u32) -> io::Result<()> {
+    // SAFETY: this process has one thread.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => {
+            waitpid(child, None)?;
+            Ok(())
+        }
+        ForkResult::Child => exit(i32::from(fail(times).is_err())),
+    }
+}
+
+/// The next line; nothing of the one after it is read. Empty at the end.
 fn line() -> io::Result<String> {
     let mut line = Vec::new();
     let mut byte = [0];
-    while io::stdin().lock().read(&mut byte)? == 1 && byte != *b"\n" {
+    // Not through `Stdin`, which reads ahead.
+    let mut input = std::fs::File::open("/dev/stdin")?;
+    while input.read(&mut byte)? == 1 && byte != *b"\n" {
         line.push(byte[0]);
     }
     String::from_utf8(line).map_err(|_| invalid())

@@ -166,9 +166,15 @@ impl Targets {
             .collect()
     }
 
+    /// Whether this is one of them, also when it has ended since the last look.
+    fn follows(&self, pid: u32) -> bool {
+        let mut now = self.list.iter().flat_map(|it| &it.now);
+        now.any(|birth| birth.pid == pid)
+    }
+
     /// Whether somebody may come.
     pub(super) fn awaits(&self) -> bool {
-        self.follow || self.list.iter().any(|it| it.identity.is_none())
+        self.follow || self.list.iter().any(Followed::is_awaited)
     }
 
     /// What happened since this was asked last.
@@ -260,7 +266,7 @@ impl Targets {
     }
 
     fn look_at(&mut self, followed: &mut Followed, kernel: &mut Kernel) -> Result<()> {
-        if followed.identity.is_none()
+        if followed.is_awaited()
             && let Some(birth) = Birth::of(followed.named)
         {
             self.begin(followed, birth, kernel)?;
@@ -285,18 +291,22 @@ impl Targets {
     fn look_for_ends(&mut self, followed: &mut Followed) {
         let ended: Vec<_> = followed.now.extract_if(.., |it| !it.lives()).collect();
         for Birth { pid, .. } in ended {
-            followed.ended = Some(pid);
-            followed.since = None;
-            let why = followed.identity.as_ref().map(ToString::to_string);
-            let target = Target {
-                turn: Turn::Ended,
-                previous: None,
-                why: why.unwrap_or_default(),
-                after_ms: None,
-                left_out: 0,
-            };
-            self.tell(followed.describe(pid), target);
+            self.tell_end(followed, pid);
         }
+    }
+
+    fn tell_end(&mut self, followed: &mut Followed, pid: u32) {
+        followed.ended = Some(pid);
+        followed.since = None;
+        let why = followed.identity.as_ref().map(ToString::to_string);
+        let target = Target {
+            turn: Turn::Ended,
+            previous: None,
+            why: why.unwrap_or_default(),
+            after_ms: None,
+            left_out: 0,
+        };
+        self.tell(followed.describe(pid), target);
     }
 
     /// Those that stood by when it ended go on for it.
@@ -304,7 +314,8 @@ impl Targets {
         let heirs = self.heirs.iter().filter(|it| it.1.of == followed.named);
         let heirs: Vec<_> = heirs.map(|(&pid, _)| pid).collect();
         for pid in heirs {
-            if !self.judge_for(followed, pid, None, kernel)? {
+            let found = Birth::of(pid).zip(Identity::of(pid));
+            if !self.judge_for(followed, pid, (found.as_ref(), None), kernel)? {
                 self.heirs.remove(&pid);
                 self.dismiss(pid, kernel)?;
             }
@@ -326,8 +337,7 @@ impl Targets {
             return Ok(true);
         };
         let pid = owner.pid;
-        let is_of = |it: &Followed| it.now.iter().any(|birth| birth.pid == pid);
-        if self.list.iter().any(is_of) {
+        if self.follows(pid) {
             return Ok(true);
         }
         if !self.heirs.contains_key(&pid) && kernel.is_candidate(pid)? {
@@ -349,13 +359,18 @@ impl Targets {
     /// Decides what a candidate is. `seen` is what an event told of it.
     fn judge(&mut self, pid: u32, seen: Option<&Process>, kernel: &mut Kernel) -> Result<()> {
         let is_known = self.heirs.get(&pid).is_some_and(|heir| heir.birth.lives());
-        if is_known || self.pids().contains(&pid) {
+        if is_known || self.follows(pid) {
+            return Ok(());
+        }
+        let found = Birth::of(pid).zip(Identity::of(pid));
+        if found.is_none() && seen.is_none() {
+            // It is judged with its first event, if there is one.
             return Ok(());
         }
         let mut list = std::mem::take(&mut self.list);
         let mut judged = Ok(false);
         for followed in &mut list {
-            judged = self.judge_for(followed, pid, seen, kernel);
+            judged = self.judge_for(followed, pid, (found.as_ref(), seen), kernel);
             if !matches!(judged, Ok(false)) {
                 break;
             }
@@ -372,7 +387,7 @@ impl Targets {
         &mut self,
         followed: &mut Followed,
         pid: u32,
-        seen: Option<&Process>,
+        (found, seen): (Option<&(Birth, Identity)>, Option<&Process>),
         kernel: &mut Kernel,
     ) -> Result<bool> {
         let Some(before) = &followed.identity else {
@@ -380,14 +395,13 @@ impl Targets {
         };
         let is_worker = before.is_worker();
         let has_room = followed.has_room();
-        let alive = Birth::of(pid).zip(Identity::of(pid));
-        let why = match (&alive, seen) {
+        let why = match (found, seen) {
             (Some((_, identity)), _) => before.recognise(identity),
-            (None, Some(seen)) if has_room => before.recognise_ended(seen),
+            (None, Some(seen)) if followed.has_place() => before.recognise_ended(seen),
             (None, _) => None,
         };
         let Some(mut why) = why else { return Ok(false) };
-        let birth = alive.map(|(birth, _)| birth);
+        let birth = found.map(|&(birth, _)| birth);
         if !has_room {
             // Of workers one that comes beside another is a sibling.
             let stands_by = !is_worker && self.heirs.len() < HEIRS;
@@ -413,21 +427,15 @@ impl Targets {
             left_out: self.heirs.remove(&pid).map_or(0, |heir| heir.left_out),
         };
         self.dismissed.remove(&pid);
-        let process = match (birth, seen) {
-            (None, Some(seen)) => {
-                followed.ended = Some(pid);
-                seen.clone()
-            }
-            (birth, _) => {
-                if let Some(birth) = birth {
-                    followed.since.get_or_insert_with(Instant::now);
-                    self.begin(followed, birth, kernel)?;
-                }
-                followed.describe(pid)
-            }
-        };
         kernel.dismiss(pid)?;
-        self.tell(process, target);
+        if let Some(birth) = birth {
+            followed.since.get_or_insert_with(Instant::now);
+            self.begin(followed, birth, kernel)?;
+            self.tell(followed.describe(pid), target);
+        } else {
+            self.tell(followed.describe(pid), target);
+            self.tell_end(followed, pid);
+        }
         Ok(true)
     }
 
@@ -437,10 +445,18 @@ impl Targets {
 }
 
 impl Followed {
-    /// Somebody may go on for one that ended.
+    fn is_awaited(&self) -> bool {
+        self.now.is_empty() && self.ended.is_none()
+    }
+
+    /// One that ended has no successor yet.
+    fn has_place(&self) -> bool {
+        self.ended.is_some() && self.now.len() < self.places
+    }
+
+    /// Somebody may go on for one that ended, maybe beside another.
     fn has_room(&self) -> bool {
-        let settling = self.since.is_some_and(|it| it.elapsed() < SETTLING);
-        self.ended.is_some() && (self.now.len() < self.places || settling)
+        self.has_place() || self.since.is_some_and(|it| it.elapsed() < SETTLING)
     }
 
     /// One of its processes, as it was known last.
