@@ -300,6 +300,8 @@ impl Stage {
             ("explain NAME", "explain EPIPE".to_owned()),
             ("-- CMD", "-- true".to_owned()),
             (">/dev/null", String::new()),
+            ("2026-11-20T11:10", "2000-01-01T00:00".to_owned()),
+            ("2026-11-20T11:15", "2100-01-01T00:00".to_owned()),
         ];
         Ok(Self {
             directory,
@@ -439,13 +441,12 @@ fn a_finding_has_the_lines_that_the_readme_shows() {
     in_netns(|netns| {
         let mut stage = Stage::new(netns)?;
         let tracer = Tracer::start(stage.command("tcptrace --pid 1234"))?;
-        let mut listener = listen(&mut stage.server, LOOPBACKS[0], 1)?;
+        let listener = listen(&mut stage.server, LOOPBACKS[0], 1)?;
         // It has read something: one that has read nothing closes on accept.
         let pair = Pair::new(&mut stage.server, &mut stage.client, listener)?;
         stage.client.send(pair.client, b"request")?;
         stage.server.recv(pair.server, 7)?;
         close_unread(&mut stage.server, &mut stage.client, &pair, 4)?;
-        listener.0 = -1;
         let trace = tracer.stop()?;
         let label = |line: &str| {
             let words: Vec<_> = line.split_whitespace().collect();

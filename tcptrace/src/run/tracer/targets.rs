@@ -232,12 +232,7 @@ impl Targets {
     /// # Errors
     /// A map cannot be read or written.
     pub(super) fn look(&mut self, kernel: &mut Kernel) -> Result<()> {
-        let mut list = std::mem::take(&mut self.list);
-        let looked = list
-            .iter_mut()
-            .try_for_each(|followed| self.look_at(followed, kernel));
-        self.list = list;
-        looked?;
+        self.look_at_all(kernel)?;
         if !self.follow {
             return Ok(());
         }
@@ -263,6 +258,15 @@ impl Targets {
             self.dismissed.insert(pid, begun);
         }
         Ok(())
+    }
+
+    fn look_at_all(&mut self, kernel: &mut Kernel) -> Result<()> {
+        let mut list = std::mem::take(&mut self.list);
+        let looked = list
+            .iter_mut()
+            .try_for_each(|followed| self.look_at(followed, kernel));
+        self.list = list;
+        looked
     }
 
     fn look_at(&mut self, followed: &mut Followed, kernel: &mut Kernel) -> Result<()> {
@@ -341,7 +345,7 @@ impl Targets {
             return Ok(true);
         }
         if !self.heirs.contains_key(&pid) && kernel.is_candidate(pid)? {
-            self.look(kernel)?;
+            self.look_at_all(kernel)?;
             self.judge(pid, Some(owner), kernel)?;
         }
         if !self.heirs.contains_key(&pid) && !self.dismissed.contains_key(&pid) {
@@ -397,7 +401,8 @@ impl Targets {
         let has_room = followed.has_room();
         let why = match (found, seen) {
             (Some((_, identity)), _) => before.recognise(identity),
-            (None, Some(seen)) if followed.has_place() => before.recognise_ended(seen),
+            // It may have ended before one that is looked at first began.
+            (None, Some(seen)) if has_room => before.recognise_ended(seen),
             (None, _) => None,
         };
         let Some(mut why) = why else { return Ok(false) };
@@ -449,14 +454,10 @@ impl Followed {
         self.now.is_empty() && self.ended.is_none()
     }
 
-    /// One that ended has no successor yet.
-    fn has_place(&self) -> bool {
-        self.ended.is_some() && self.now.len() < self.places
-    }
-
     /// Somebody may go on for one that ended, maybe beside another.
     fn has_room(&self) -> bool {
-        self.has_place() || self.since.is_some_and(|it| it.elapsed() < SETTLING)
+        let settling = self.since.is_some_and(|it| it.elapsed() < SETTLING);
+        self.ended.is_some() && (self.now.len() < self.places || settling)
     }
 
     /// One of its processes, as it was known last.
