@@ -45,12 +45,11 @@ fn forked(parent: u64, child: u64) {
         Some(_) if !is_followed => {
             let _ = PIDS.remove(tgid);
         }
-        Some(_) => {}
         // Full: the agent sees a table at its limit when it looks for the dead.
         None if is_followed => {
             let _ = PIDS.insert(tgid, pid::TRACED, u64::from(BPF_ANY));
         }
-        None => {}
+        Some(_) | None => {}
     }
     // A child of one that lives is no successor of it.
     if !by_traced {
