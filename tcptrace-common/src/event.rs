@@ -475,6 +475,8 @@ pub mod stat {
     pub const CLOSE_WAITS_FULL: u32 = 4;
     /// Sockets found in another state than the one remembered.
     pub const CHANGES_UNSEEN: u32 = 5;
+    /// Processes that may be successors and found no room in their table.
+    pub const CANDIDATES_FULL: u32 = 6;
     /// One more than the last counter.
-    pub const COUNT: u32 = 6;
+    pub const COUNT: u32 = 7;
 }

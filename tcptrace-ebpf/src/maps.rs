@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use tcptrace_common::{
     event::{CloseWait, FlowKey, ListenerKey, SLOTS, Sock, StandIn, gate, hook, stat},
@@ -32,6 +32,11 @@ pub(crate) static SEQUENCE: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLO
 #[map]
 pub(crate) static STAND_INS: PerCpuArray<StandIn> =
     PerCpuArray::with_max_entries(hook::STAND_INS as u32, 0);
+
+/// The programs that have stand-ins, by hook.
+#[map]
+pub(crate) static STOOD_FOR: ProgramArray =
+    ProgramArray::with_max_entries(hook::STAND_INS as u32, 0);
 
 /// What of a socket the program of a hook is looking at, by its slot.
 #[map]

@@ -129,8 +129,6 @@ fn examples() -> Roff {
 
 #[cfg(test)]
 mod tests {
-    use clap::ValueEnum as _;
-
     use super::*;
 
     #[test]

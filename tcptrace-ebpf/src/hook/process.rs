@@ -3,11 +3,11 @@
 //! successor of a traced process is told the agent.
 
 use aya_ebpf::{bindings::BPF_ANY, macros::raw_tracepoint, programs::RawTracePointContext};
-use tcptrace_common::filter::pid;
+use tcptrace_common::{event::stat, filter::pid};
 
 use crate::{
     kernel::{config, field},
-    maps::{CANDIDATES, NAMES, PIDS},
+    maps::{CANDIDATES, NAMES, PIDS, STATS, count},
     task,
 };
 
@@ -72,6 +72,7 @@ fn appeared(tgid: u32, task: u64) {
     {
         return;
     }
-    // Full: the agent sees a table at its limit when it decides.
-    let _ = CANDIDATES.insert(tgid, 1, u64::from(BPF_ANY));
+    if CANDIDATES.insert(tgid, 1, u64::from(BPF_ANY)).is_err() {
+        count(&STATS, stat::CANDIDATES_FULL);
+    }
 }

@@ -1,7 +1,7 @@
 //! Loading the kernel half and talking to its maps. With `source::ring` the only room that names
 //! aya.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ use std::thread;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, ProgramArray, RingBuf};
 use aya::programs::fentry::FEntryLink;
 use aya::programs::fexit::FExitLink;
 use aya::programs::kprobe::KProbeLink;
@@ -33,7 +33,7 @@ use tcptrace_common::layout::{ABSENT, CAST_CALL, Layout};
 
 use super::doctor::Attempt;
 use super::layout::looks;
-use super::plan::{Plan, Program, Way};
+use super::plan::{Plan, Program, Rung, Way};
 use crate::event::{Comm, Flow};
 
 /// The kernel half as the build script compiled it; empty in a build that cannot trace.
@@ -321,8 +321,7 @@ impl Kernel {
     /// Tries to see what the plan asks for: for each signal the first way whose programs all attach.
     /// A program that serves several signals is attached once and reported for each.
     pub fn attach(&mut self, plan: &Plan) -> Vec<Attempt> {
-        self.load_ahead(plan);
-        let mut failures: BTreeMap<&'static str, String> = BTreeMap::new();
+        let mut failures = self.load_all(plan);
         let mut attempts = Vec::new();
         for planned in &plan.signals {
             for candidate in &planned.candidates {
@@ -366,78 +365,66 @@ impl Kernel {
         attempts
     }
 
-    /// Loads the programs of the first ways on all CPUs at once: the kernel's verifier takes most of the
-    /// time until tcptrace traces. What fails here fails again where it is attached, and is told there.
-    fn load_ahead(&mut self, plan: &Plan) {
-        let first = plan.signals.iter().filter_map(|it| it.candidates.first());
-        let mut names = BTreeSet::new();
-        for &Program { name, .. } in first.flat_map(|it| it.rung.programs) {
-            names.insert(name.to_owned());
-            if self.stand_ins {
-                names.insert(stand_in_of(name));
-            }
-        }
-        let programs = self.ebpf.programs_mut();
-        let left = Mutex::new(programs.filter(|(name, _)| names.contains(*name)));
-        let load = || {
+    /// Loads all programs the plan comes to, on all CPUs at once: the kernel's verifier takes most of the
+    /// time until tcptrace traces. Gives why it does not take those it refuses.
+    fn load_all(&mut self, plan: &Plan) -> BTreeMap<&'static str, String> {
+        let types = &self.types;
+        let programs = self.ebpf.programs_mut().collect();
+        let loads = Mutex::new(Loads {
+            programs,
+            failures: BTreeMap::new(),
+        });
+        let lock = || loads.lock().unwrap_or_else(PoisonError::into_inner);
+        let work = || {
             loop {
-                let next = left.lock().unwrap_or_else(PoisonError::into_inner).next();
-                let _: Result<(), ProgramError> = match next {
-                    Some((_, programs::Program::RawTracePoint(program))) => program.load(),
-                    Some((_, programs::Program::TracePoint(program))) => program.load(),
-                    // These need the kernel's types, or are spare ways.
-                    Some(_) => Ok(()),
-                    None => return,
+                let Some((program, object)) = lock().next(plan) else {
+                    return;
                 };
+                if let Err(error) = load(object, program.target, types) {
+                    lock().failures.insert(program.name, reason(&error));
+                }
             }
         };
         let threads = thread::available_parallelism().map_or(1, usize::from);
-        let threads = threads.min(names.len());
         thread::scope(|scope| {
             for _ in 0..threads {
-                scope.spawn(load);
+                scope.spawn(work);
             }
         });
+        let loads = loads.into_inner().unwrap_or_else(PoisonError::into_inner);
+        loads.failures
     }
 
     fn attach_program(&mut self, way: Way, name: &'static str, target: &'static str) -> Result<()> {
         let object = self.ebpf.program_mut(name);
-        let object = object.with_context(|| format!("the object has no program {name}"));
+        let object = object.with_context(|| format!("the object has no program {name}"))?;
         let link = match way {
             Way::RawTracepoint => {
-                let link = self.attach_raw_tracepoint(name, target)?;
+                let link = attach_raw_tracepoint(object, target)?;
                 Link::RawTracepoint(link, self.attach_stand_in(name, target)?)
             }
             Way::Fentry => {
-                let object: &mut FEntry = object?.try_into()?;
-                let btf = self.types.as_ref().map_err(unreadable)?;
-                load_once(object, |object| object.load(target, btf))?;
+                let object: &mut FEntry = object.try_into()?;
                 let link = object.attach()?;
                 Link::Fentry(object.take_link(link)?)
             }
             Way::Fexit => {
-                let object: &mut FExit = object?.try_into()?;
-                let btf = self.types.as_ref().map_err(unreadable)?;
-                load_once(object, |object| object.load(target, btf))?;
+                let object: &mut FExit = object.try_into()?;
                 let link = object.attach()?;
                 Link::Fexit(object.take_link(link)?)
             }
             Way::Kprobe => {
-                let object: &mut KProbe = object?.try_into()?;
-                load_once(object, KProbe::load)?;
+                let object: &mut KProbe = object.try_into()?;
                 let link = object.attach(target, 0)?;
                 Link::Kprobe(object.take_link(link)?)
             }
             Way::Tracepoint(category) => {
-                let object: &mut TracePoint = object?.try_into()?;
-                load_once(object, TracePoint::load)?;
+                let object: &mut TracePoint = object.try_into()?;
                 let link = with_tracefs(|| Ok(object.attach(category, target)?))?;
                 Link::Tracepoint(object.take_link(link)?)
             }
             Way::Iterator => {
-                let object: &mut Iter = object?.try_into()?;
-                let btf = self.types.as_ref().map_err(unreadable)?;
-                load_once(object, |object| object.load(target, btf))?;
+                let object: &mut Iter = object.try_into()?;
                 let link = object.attach()?;
                 let mut run = object.take_link(link)?.into_file()?;
                 // It writes nothing: reading runs it over everything there is.
@@ -456,24 +443,20 @@ impl Kernel {
         name: &str,
         target: &'static str,
     ) -> Result<Option<RawTracePointLink>> {
-        if !self.stand_ins || !STOOD_FOR.contains(&name) {
+        let index = STOOD_FOR.iter().position(|it| *it == name);
+        let Some(index) = index.filter(|_| self.stand_ins) else {
             return Ok(None);
-        }
-        self.attach_raw_tracepoint(&stand_in_of(name), target)
-            .map(Some)
-    }
-
-    fn attach_raw_tracepoint(
-        &mut self,
-        name: &str,
-        target: &'static str,
-    ) -> Result<RawTracePointLink> {
-        let object = self.ebpf.program_mut(name);
+        };
+        let program = self.ebpf.program(name).context("it is attached")?;
+        let program = program.fd()?.try_clone()?;
+        let map = self.ebpf.map_mut("STOOD_FOR");
+        let map = map.context("the object has no map STOOD_FOR")?;
+        ProgramArray::try_from(map)?.set(u32::try_from(index)?, &program, 0)?;
+        let name = format!("stand_in_for_{name}");
+        let object = self.ebpf.program_mut(&name);
         let object = object.with_context(|| format!("the object has no program {name}"))?;
-        let object: &mut RawTracePoint = object.try_into()?;
-        load_once(object, RawTracePoint::load)?;
-        let link = object.attach(target)?;
-        Ok(object.take_link(link)?)
+        load(object, target, &self.types)?;
+        attach_raw_tracepoint(object, target).map(Some)
     }
 
     /// This program is attached.
@@ -887,19 +870,63 @@ fn in_use(attempts: &[Attempt], name: &str) -> bool {
     attempts.iter().any(|it| it.program == name && of_way(it))
 }
 
-fn stand_in_of(program: &str) -> String {
-    format!("stand_in_for_{program}")
+/// Programs on their way into the kernel.
+struct Loads<'a> {
+    /// Those that nobody has begun with.
+    programs: BTreeMap<&'a str, &'a mut programs::Program>,
+    failures: BTreeMap<&'static str, String>,
 }
 
-/// A program that was loaded ahead, or detached again, is loaded.
-fn load_once<P>(
-    program: &mut P,
-    load: impl FnOnce(&mut P) -> Result<(), ProgramError>,
-) -> Result<(), ProgramError> {
-    match load(program) {
-        Err(ProgramError::AlreadyLoaded) => Ok(()),
-        outcome => outcome,
+impl<'a> Loads<'a> {
+    /// One more to load: for each signal of the first way that has not failed. What kernels may refuse
+    /// is tried first, so that what takes its place is loaded beside the rest.
+    fn next(&mut self, plan: &Plan) -> Option<(&'static Program, &'a mut programs::Program)> {
+        let failures = &self.failures;
+        let works = |rung: &Rung| {
+            !rung
+                .programs
+                .iter()
+                .any(|it| failures.contains_key(it.name))
+        };
+        let rungs = plan.signals.iter().filter_map(|it| {
+            let mut rungs = it.candidates.iter().map(|it| it.rung);
+            rungs.find(|rung| works(rung))
+        });
+        let programs =
+            rungs.flat_map(|rung| rung.programs.iter().map(|program| (rung.way, program)));
+        let left = programs.filter(|(_, program)| self.programs.contains_key(program.name));
+        let (_, program) = left.min_by_key(|(way, _)| !matches!(way, Way::Fentry | Way::Fexit))?;
+        let object = self.programs.remove(program.name)?;
+        Some((program, object))
     }
+}
+
+/// Loads a program, unless it is loaded already.
+fn load(object: &mut programs::Program, target: &str, types: &Result<Btf, BtfError>) -> Result<()> {
+    use programs::Program;
+    let types = || types.as_ref().map_err(unreadable);
+    let outcome = match object {
+        Program::RawTracePoint(object) => object.load(),
+        Program::TracePoint(object) => object.load(),
+        Program::KProbe(object) => object.load(),
+        Program::FEntry(object) => object.load(target, types()?),
+        Program::FExit(object) => object.load(target, types()?),
+        Program::Iter(object) => object.load(target, types()?),
+        _ => bail!("this kind of program is not loaded here"),
+    };
+    match outcome {
+        Err(ProgramError::AlreadyLoaded) => Ok(()),
+        outcome => Ok(outcome?),
+    }
+}
+
+fn attach_raw_tracepoint(
+    object: &mut programs::Program,
+    target: &str,
+) -> Result<RawTracePointLink> {
+    let object: &mut RawTracePoint = object.try_into()?;
+    let link = object.attach(target)?;
+    Ok(object.take_link(link)?)
 }
 
 /// Why nothing can be attached by the kernel's types.

@@ -124,11 +124,10 @@ impl Live<'_> {
                     ended = ended(released, args) => ended.map(Stop::Command),
                 }
             };
+            // Who reads that it traces finds all counters there.
+            watch.begin(&session);
             match announce(args, &mut session, coverage) {
-                Ok(()) => {
-                    watch.begin(&session);
-                    drive(&mut source, &mut session, &mut watch, found, hangup, end).await
-                }
+                Ok(()) => drive(&mut source, &mut session, &mut watch, found, hangup, end).await,
                 Err(error) => Err(error.into()),
             }
         };

@@ -109,11 +109,12 @@ const HOOKS: [&str; hook::COUNT as usize] = [
 ];
 
 /// Tables that can be full, and what is lost then.
-const TABLES: [(u32, &str); 4] = [
+const TABLES: [(u32, &str); 5] = [
     (stat::SOCKETS_FULL, "sockets"),
     (stat::LISTENERS_FULL, "listeners"),
     (stat::FLOWS_FULL, "flows"),
     (stat::CLOSE_WAITS_FULL, "close_waits"),
+    (stat::CANDIDATES_FULL, "candidates"),
 ];
 
 impl Watch {
@@ -181,6 +182,7 @@ impl Watch {
             for (stage, reason) in hooks.into_iter().chain(tables) {
                 metrics.lost(stage, reason, 0);
             }
+            self.count_deliveries(session);
             metrics.set_ready(true);
         }
         if let Some(service) = &self.service {
