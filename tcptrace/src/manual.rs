@@ -171,10 +171,10 @@ mod tests {
     #[test]
     fn every_shell_completes_the_commands_and_their_options() {
         let tcptrace = Cli::command();
-        let commands = tcptrace.get_subcommands();
+        let commands = || std::iter::once(&tcptrace).chain(tcptrace.get_subcommands());
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
             let script = completions(shell);
-            for command in std::iter::once(&tcptrace).chain(commands.clone()) {
+            for command in commands() {
                 let name = command.get_name();
                 assert!(script.contains(name), "{shell} lacks {name}");
                 for option in shown(command) {

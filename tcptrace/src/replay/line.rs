@@ -720,7 +720,7 @@ mod tests {
                 None => assert!(matches!(event.kind, Kind::Finding(_) | Kind::Summary(_))),
             }
         }
-        assert_eq!(again.len(), 17, "all but findings and summaries: {again:?}");
+        assert_eq!(again.len(), 18, "all but findings and summaries: {again:?}");
     }
 
     #[test]

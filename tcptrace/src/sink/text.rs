@@ -582,6 +582,7 @@ mod tests {
         11:10:03.123 nginx[1234]      retransmit   10.0.0.1:8080 > 203.0.113.7:51234 3 in a row
         11:10:03.123 -                coverage     -                                 reset.sent through raw_tracepoint tcp_send…
         11:10:03.123 -                coverage     -                                 not seen: accept_queue.overflow (needs ker…
+        11:10:03.123 nginx[1234]      target       -                                 goes on for 100: it is in nginx.service an…
         11:10:03.123 -                events lost  -                                 3 events of tcp_send_reset: ring_full
         11:10:03.123 -                not exported -                                 37 records for syslog=tcp://logs.example:6…
         11:10:03.123 nginx[1234]      suppressed   -                                 512 more reset.sent (--rate-limit)
@@ -615,6 +616,7 @@ mod tests {
         11:10:03.123 nginx[1234]      retransmit   10.0.0.1:8080 > 203.0.113.7:51234 3 in a row
         11:10:03.123 -                coverage     -                                 reset.sent through raw_tracepoint tcp_send_reset: RSTs for closed ports are not seen
         11:10:03.123 -                coverage     -                                 not seen: accept_queue.overflow (needs kernel 6.6)
+        11:10:03.123 nginx[1234]      target       -                                 goes on for 100: it is in nginx.service and runs the same program; before that 2 events left out
         11:10:03.123 -                events lost  -                                 3 events of tcp_send_reset: ring_full
         11:10:03.123 -                not exported -                                 37 records for syslog=tcp://logs.example:6514: queue_full (cannot connect: Connection refused (os error 111))
         11:10:03.123 nginx[1234]      suppressed   -                                 512 more reset.sent (--rate-limit)
