@@ -817,7 +817,7 @@ mod tests {
         let way = coverage(&report, owners).way;
         assert_eq!(way.as_deref(), Some("fexit inet_csk_accept of 2 arguments"));
         let short = text(&report);
-        assert!(short.starts_with("22 of 22"), "{short}");
+        assert!(short.starts_with("24 of 24"), "{short}");
         assert!(
             short.contains(
                 "Seen, but not by the best way\n  owners of accepted connections\n      through \
