@@ -684,7 +684,7 @@ impl Kernel {
         self.fill("NAMES", &names, true)
     }
 
-    /// Processes that may be successors, and how many there can be at a time.
+    /// Processes that may be successors.
     ///
     /// # Errors
     /// The map cannot be read.

@@ -24,6 +24,8 @@ const SETTLING: Duration = Duration::from_secs(1);
 const IN_THE_RING: Duration = Duration::from_secs(1);
 /// Processes that stand by at a time.
 const HEIRS: usize = 64;
+/// Names a successor may begin under, of all processes: some change theirs again and again.
+const NAMES: usize = 256;
 /// What a look may take for candidates; the others are judged at the next.
 const BUDGET: Duration = Duration::from_millis(2);
 
@@ -204,7 +206,7 @@ impl Targets {
         };
         if self.follow {
             let mut names = identity.names();
-            names.retain(|name| self.names.insert(*name));
+            names.retain(|name| self.names.len() < NAMES && self.names.insert(*name));
             kernel.add_names(&names)?;
         }
         followed.identity = Some(identity);
