@@ -513,6 +513,8 @@ pub mod stat {
     pub const CHANGES_UNSEEN: u32 = 5;
     /// Stacks that found no room in their ring.
     pub const STACKS_FULL: u32 = 6;
+    /// Processes that may be successors and found no room in their table.
+    pub const CANDIDATES_FULL: u32 = 7;
     /// One more than the last counter.
-    pub const COUNT: u32 = 7;
+    pub const COUNT: u32 = 8;
 }

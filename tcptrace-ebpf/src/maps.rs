@@ -119,9 +119,18 @@ pub(crate) const CLOSED_PLACES: u32 = 1 << 15;
 pub(crate) static CLOSED_FDS: LruHashMap<Descriptor, Connection> =
     LruHashMap::with_max_entries(1 << 14, 0);
 
-/// Processes to trace.
+/// Processes to trace, as [`pid`](tcptrace_common::filter::pid) says.
 #[map]
 pub(crate) static PIDS: HashMap<u32, u8> = HashMap::with_max_entries(1 << 14, 0);
+
+/// Names that the successor of a traced process may begin under.
+#[map]
+pub(crate) static NAMES: HashMap<[u8; 16], u8> = HashMap::with_max_entries(256, 0);
+
+/// Processes that began under one of [`NAMES`]: the agent decides which are successors, and takes the
+/// others out.
+#[map]
+pub(crate) static CANDIDATES: HashMap<u32, u8> = HashMap::with_max_entries(1 << 10, 0);
 
 /// Command names to trace.
 #[map]

@@ -107,7 +107,7 @@ pub(crate) fn describe_other(other: u64, task: &mut Task) {
 
 /// The name of a task's process: its leader's.
 #[inline(always)]
-fn name_of(task: u64) -> [u8; 16] {
+pub(crate) fn name_of(task: u64) -> [u8; 16] {
     read_name(field!(task, task_group_leader: u64), layout!(task_comm))
 }
 
@@ -276,7 +276,7 @@ pub(crate) fn socket(fd: u32) -> Option<Socket> {
 }
 
 #[inline(always)]
-fn current() -> u64 {
+pub(crate) fn current() -> u64 {
     if has_typed_task() {
         // SAFETY: the helper takes nothing and returns the running task.
         return unsafe { bpf_get_current_task_btf() } as u64;

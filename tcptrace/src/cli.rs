@@ -119,9 +119,11 @@ impl Top {
         "cmd",
     ];
     /// Options that say nothing to a recording.
-    const LIVE: [&str; 25] = [
+    const LIVE: [&str; 27] = [
         "pid",
         "children",
+        "follow",
+        "wait",
         "comm",
         "uid",
         "port",
@@ -395,9 +397,23 @@ pub struct Trace {
     /// Which sockets.
     #[command(flatten)]
     pub filter: SocketFilter,
-    /// Follow the children of the processes traced.
+    /// Trace the children of the processes of --pid too.
     #[arg(long, help_heading = FILTER)]
     pub children: bool,
+    /// When a process of --pid ends, go on with the one that is started in its place.
+    ///
+    /// That is one in the same service of systemd, pod or container, with the same program or command line;
+    /// elsewhere one with the same program, command line and user. Several that are alike are all followed. Who
+    /// is followed, and why, is told. The trace ends when it is told to.
+    #[arg(long, help_heading = FILTER)]
+    pub follow: bool,
+    /// Wait for a process or cgroup that is not there yet. Names and users need no waiting for: whoever has
+    /// them is traced.
+    ///
+    /// A process is waited for by its number. Who does not know it filters by --comm, or by the cgroup of the
+    /// service: system.slice/NAME.service.
+    #[arg(long, help_heading = FILTER)]
+    pub wait: bool,
 
     /// Events to print, by name or first word; `+NAME` adds to the usual ones, `all` is all.
     #[arg(

@@ -107,15 +107,18 @@ impl Session {
         self.stream.is_full()
     }
 
-    /// Takes one record of the kernel half.
+    /// Takes one record of the kernel half, if the event it tells is admitted.
     ///
     /// # Errors
     /// An output failed.
-    pub fn take(&mut self, bytes: &[u8]) -> Result<(), Error> {
+    pub fn take(&mut self, bytes: &[u8], admit: impl FnOnce(&Event) -> bool) -> Result<(), Error> {
         let Ok(mut decoded) = self.decoder.decode(bytes) else {
             self.stream.tally.malformed += 1;
             return Ok(());
         };
+        if !admit(&decoded.event) {
+            return Ok(());
+        }
         let now = monotonic();
         let age = Duration::from_nanos(now.saturating_sub(decoded.monotonic));
         if decoded.unconfirmed || decoded.shared {
@@ -302,7 +305,11 @@ impl Session {
         self.note_of(Owner::default(), kind)
     }
 
-    fn note_of(&mut self, owner: Owner, kind: Kind) -> Result<(), Error> {
+    /// Prints something about the stream that is about a process.
+    ///
+    /// # Errors
+    /// An output failed.
+    pub fn note_of(&mut self, owner: Owner, kind: Kind) -> Result<(), Error> {
         let event = Event {
             id: self.next_id(),
             time: self.decoder.wall(monotonic()),
@@ -592,7 +599,7 @@ mod tests {
     fn feed(session: &mut Session, records: &[wire::Event]) {
         for record in records {
             session
-                .take(bytemuck::bytes_of(record))
+                .take(bytemuck::bytes_of(record), |_| true)
                 .expect("memory takes it");
         }
     }
@@ -682,7 +689,9 @@ mod tests {
     #[test]
     fn a_record_of_another_version_is_counted_not_guessed() {
         let (mut session, memory) = session(&[], &[]);
-        session.take(b"not a record").expect("it is left out");
+        session
+            .take(b"not a record", |_| true)
+            .expect("it is left out");
         assert_eq!(session.tally().malformed, 1);
         assert!(ids(&memory).is_empty());
     }

@@ -23,7 +23,7 @@ pub use flow::{Address, End, Flow, SocketId, address};
 pub use kind::{
     CallError, CloseWait, ConnectFailed, Coverage, Dropped, FdExhausted, Kind, Loss, Overflow,
     OverflowPath, Reconciled, ResetReceived, ResetSent, Retransmit, Signal, StateChange, Summary,
-    SummaryRow, Suppressed, SynQueue, Timeout,
+    SummaryRow, Suppressed, SynQueue, Target, Timeout, Turn,
 };
 pub use names::{Errno, ResetReason, State, Syscall};
 pub use owner::{Comm, Confidence, Container, Exit, Owner, Process};

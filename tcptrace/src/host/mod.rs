@@ -16,6 +16,7 @@ pub mod counters;
 pub mod descriptors;
 pub mod door;
 pub mod holders;
+pub mod identity;
 pub mod listen_queues;
 pub mod nearby;
 pub mod netns;

@@ -778,7 +778,7 @@ mod tests {
         );
         let short = text(&report);
         assert!(
-            short.starts_with("22 of 22 signals are seen on Linux 6.18.44.\n\nTo do\n"),
+            short.starts_with("24 of 24 signals are seen on Linux 6.18.44.\n\nTo do\n"),
             "{short}"
         );
         let long = written(&report, true);
@@ -817,7 +817,7 @@ mod tests {
         let way = coverage(&report, owners).way;
         assert_eq!(way.as_deref(), Some("fexit inet_csk_accept of 2 arguments"));
         let short = text(&report);
-        assert!(short.starts_with("22 of 22"), "{short}");
+        assert!(short.starts_with("24 of 24"), "{short}");
         assert!(
             short.contains(
                 "Seen, but not by the best way\n  owners of accepted connections\n      through \
@@ -903,7 +903,7 @@ mod tests {
         let short = text(&report);
         assert!(
             short.starts_with(
-                "21 of 22 signals are seen on Linux 6.1.192.\n\nNot seen\n  retransmits\n      \
+                "23 of 24 signals are seen on Linux 6.1.192.\n\nNot seen\n  retransmits\n      \
                  raw_tracepoint tcp_retransmit_skb: Linux 6.1.192 has no tracepoint"
             ),
             "{short}"
@@ -923,7 +923,7 @@ mod tests {
         let report = report(facts, None);
         let short = text(&report);
         for part in [
-            "Nothing was tried: CAP_BPF and CAP_PERFMON missing. 22 of 22 signals could be seen on \
+            "Nothing was tried: CAP_BPF and CAP_PERFMON missing. 24 of 24 signals could be seen on \
              Linux 6.18.44.\n",
             "  -> sudo setcap cap_bpf,cap_perfmon,cap_sys_ptrace,cap_dac_read_search,cap_syslog,\
              cap_sys_nice+ep '/usr/bin/tcptrace', or run it with sudo\n",

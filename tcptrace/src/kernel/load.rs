@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::panic::resume_unwind;
 use std::path::Path;
@@ -27,12 +28,13 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use tcptrace_common::event::{self as wire, SLOTS, gate, hook, kind, stat};
-use tcptrace_common::filter::{Config, NetworkKey, PortKey};
+use tcptrace_common::filter::{Config, NetworkKey, PortKey, pid};
 use tcptrace_common::layout::{ABSENT, CAST_CALL, Layout};
 
 use super::doctor::Attempt;
 use super::layout::looks;
 use super::plan::{Plan, Program, Rung, Way};
+use crate::event::{Comm, Flow};
 
 /// The kernel half as the build script compiled it; empty in a build that cannot trace.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcptrace-ebpf"));
@@ -182,6 +184,14 @@ fn absent_is_fine(removed: Result<(), MapError>) -> Result<()> {
             Ok(())
         }
         removed => Ok(removed?),
+    }
+}
+
+fn is_there<V>(found: Result<V, MapError>) -> Result<bool> {
+    match found {
+        Ok(_) => Ok(true),
+        Err(MapError::KeyNotFound) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -645,17 +655,37 @@ impl Kernel {
         self.set_gate(gate::FIRST_USES, 1)
     }
 
-    /// The processes traced now.
+    /// The processes traced now, by number.
     ///
     /// # Errors
     /// The map cannot be read.
     pub fn pids(&self) -> Result<Vec<u32>> {
-        let map = self
-            .ebpf
-            .map("PIDS")
-            .context("the object has no map PIDS")?;
-        let pids: HashMap<_, u32, u8> = HashMap::try_from(map)?;
-        Ok(pids.keys().filter_map(Result::ok).collect())
+        let pids: HashMap<_, u32, u8> = self.set("PIDS")?;
+        let entries = pids.iter().filter_map(Result::ok);
+        let traced = entries.filter(|&(_, state)| state == pid::TRACED);
+        Ok(traced.map(|(pid, _)| pid).collect())
+    }
+
+    /// A process is traced from now on.
+    ///
+    /// # Errors
+    /// There are more than the map holds.
+    pub fn trace_pid(&mut self, id: u32) -> Result<()> {
+        self.set_pid(id, pid::TRACED)
+    }
+
+    /// The next process that gets this number is traced from its first moment.
+    ///
+    /// # Errors
+    /// There are more than the map holds.
+    pub fn await_pid(&mut self, id: u32) -> Result<()> {
+        self.set_pid(id, pid::AWAITED)
+    }
+
+    fn set_pid(&mut self, id: u32, state: u8) -> Result<()> {
+        let mut pids: HashMap<_, u32, u8> = self.set_mut("PIDS")?;
+        pids.insert(id, state, 0)
+            .with_context(|| format!("too many processes to trace {id} too"))
     }
 
     /// A traced process is gone, and its number may be given to another.
@@ -663,12 +693,62 @@ impl Kernel {
     /// # Errors
     /// The map cannot be written.
     pub fn forget_pid(&mut self, pid: u32) -> Result<()> {
-        let map = self
-            .ebpf
-            .map_mut("PIDS")
-            .context("the object has no map PIDS")?;
-        let mut pids: HashMap<_, u32, u8> = HashMap::try_from(map)?;
+        let mut pids: HashMap<_, u32, u8> = self.set_mut("PIDS")?;
         absent_is_fine(pids.remove(&pid))
+    }
+
+    /// Processes that begin under one of these names are candidates from now on.
+    ///
+    /// # Errors
+    /// There are more than the map holds.
+    pub fn add_names(&mut self, names: &[Comm]) -> Result<()> {
+        let names: Vec<_> = names.iter().map(|name| *name.as_array()).collect();
+        self.fill("NAMES", &names, true)
+    }
+
+    /// Processes that may be successors.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn candidates(&self) -> Result<Vec<u32>> {
+        let candidates: HashMap<_, u32, u8> = self.set("CANDIDATES")?;
+        Ok(candidates.keys().filter_map(Result::ok).collect())
+    }
+
+    /// Whether a process may be a successor.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn is_candidate(&self, pid: u32) -> Result<bool> {
+        let candidates: HashMap<_, u32, u8> = self.set("CANDIDATES")?;
+        is_there(candidates.get(&pid, 0))
+    }
+
+    /// What a candidate is, is decided.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn dismiss(&mut self, pid: u32) -> Result<()> {
+        let mut candidates: HashMap<_, u32, u8> = self.set_mut("CANDIDATES")?;
+        absent_is_fine(candidates.remove(&pid))
+    }
+
+    /// The other end of this connection is a traced process's.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn traces_other_end(&self, flow: &Flow) -> Result<bool> {
+        let Some(peer) = flow.peer else {
+            return Ok(false);
+        };
+        let key = wire::FlowKey {
+            local: v6(peer.ip()),
+            peer: v6(flow.local.ip()),
+            local_port: peer.port(),
+            peer_port: flow.local.port(),
+        };
+        let flows: HashMap<_, [u8; size_of::<wire::FlowKey>()], u64> = self.set("FLOWS")?;
+        is_there(flows.get(&array(&key), 0))
     }
 
     /// Forgets the connections of traced processes that ended before `monotonic`, ns.
@@ -711,6 +791,18 @@ impl Kernel {
             }
         }
         Ok(())
+    }
+
+    fn set<K: Pod, V: Pod>(&self, name: &str) -> Result<HashMap<&MapData, K, V>> {
+        let map = self.ebpf.map(name);
+        let map = map.with_context(|| format!("the object has no map {name}"))?;
+        Ok(HashMap::try_from(map)?)
+    }
+
+    fn set_mut<K: Pod, V: Pod>(&mut self, name: &str) -> Result<HashMap<&mut MapData, K, V>> {
+        let map = self.ebpf.map_mut(name);
+        let map = map.with_context(|| format!("the object has no map {name}"))?;
+        Ok(HashMap::try_from(map)?)
     }
 
     fn gate(&self, index: u32) -> Result<u32> {
@@ -921,6 +1013,13 @@ fn mapped(network: IpNet) -> ([u8; 16], u32) {
             u32::from(network.prefix_len()) + 96,
         ),
         IpNet::V6(network) => (network.network().octets(), u32::from(network.prefix_len())),
+    }
+}
+
+fn v6(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::event::{
     Dropped, Errno, Event, EventId, Exit, Fact, FdExhausted, Flow, Held, Holding, Holdings, Kind,
     Loss, Nearby, Overflow, OverflowPath, Owner, PeerFin, Pool, PortHolder, Ports, Process,
     ResetReason, ResetReceived, ResetSent, Retransmit, Side, Socket, SocketId, Stack, State,
-    StateChange, Suppressed, SynQueue, Syscall, Timeout, Timestamp, Workload,
+    StateChange, Suppressed, SynQueue, Syscall, Target, Timeout, Timestamp, Turn, Workload,
 };
 use crate::sink::record::{SCHEMA_VERSION, name};
 use crate::sink::{Context, Runs};
@@ -488,6 +488,13 @@ impl<'a> Attributes<'a> {
                 note: self.string(name::COVERAGE_NOTE)?,
                 complete: self.flag(name::COVERAGE_COMPLETE),
             }),
+            "tcptrace.target.changed" => Kind::TargetChanged(Target {
+                turn: self.need(name::TARGET_TURN, |it, name| it.word(name, Turn::from_word))?,
+                previous: self.int(name::TARGET_PREVIOUS)?,
+                why: self.need(name::TARGET_WHY, Self::string)?,
+                after_ms: self.int(name::TARGET_AFTER)?,
+                left_out: self.need(name::TARGET_LEFT_OUT, Self::int)?,
+            }),
             "tcptrace.events.lost" => Kind::EventsLost(Loss {
                 hook: self.need(name::LOST_HOOK, Self::string)?,
                 count: self.need(name::LOST_COUNT, Self::int)?,
@@ -717,7 +724,7 @@ mod tests {
                 None => assert!(matches!(event.kind, Kind::Finding(_) | Kind::Summary(_))),
             }
         }
-        assert_eq!(again.len(), 17, "all but findings and summaries: {again:?}");
+        assert_eq!(again.len(), 18, "all but findings and summaries: {again:?}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod live;
 mod reload;
 mod service;
+mod targets;
 mod top;
 mod watch;
 
@@ -35,7 +36,7 @@ use crate::kernel::doctor::{Attempt, Report};
 use crate::kernel::facts::Facts;
 use crate::kernel::layout::Resolved;
 use crate::kernel::load::{Kernel, Loader, Setup};
-use crate::kernel::plan::{Plan, Planned, Wanted, plan};
+use crate::kernel::plan::{Plan, Planned, Processes, Wanted, plan};
 use crate::kernel::privileges::{self, HOST_PIDS, grant_command, required_missing};
 use crate::metrics::push::{self, Push};
 use crate::metrics::{self, Metrics, server};
@@ -50,6 +51,7 @@ use crate::top::{Screen, Shared};
 use live::Live;
 use reload::Reload;
 use service::Service;
+use targets::Targets;
 
 /// Programs that see who accepts a connection.
 const ACCEPTS: [&str; 4] = [
@@ -58,6 +60,9 @@ const ACCEPTS: [&str; 4] = [
     "fexit_inet_csk_accept_2",
     "fexit_inet_csk_accept_4",
 ];
+
+/// The program that sees successors of processes.
+const SUCCESSORS: &str = "sched_process_exec";
 
 /// `tcptrace [FILTER] [OUTPUT]`.
 ///
@@ -77,12 +82,19 @@ pub(super) fn trace(
     let (outputs, deliveries) = outputs(args, opener.as_ref(), (&context, &access), view)?;
     let listeners = listeners(args)?;
     let mut filters = Filters::of(args, &selection)?;
+    if !args.wait {
+        config::check_pids(args.filter.pid.iter().copied())?;
+    }
     let host = Host::look(&args.without);
     check_privileges(&host)?;
 
     let wanted = Wanted {
         kinds: filters.config.kinds,
-        children: filters.config.children != 0,
+        processes: Processes {
+            by_pid: filters.config.pid != 0,
+            children: filters.config.children != 0,
+            successors: args.follow,
+        },
         without: args.without.clone(),
     };
     if args.stack && host.resolved.layout.has_task_pt_regs != 1 {
@@ -108,13 +120,22 @@ pub(super) fn trace(
     } else {
         Some(Held::new(&args.cmd)?)
     };
-    filters
-        .values
-        .pids
-        .extend(command.as_ref().map(|held| held.pid));
+    filters.values.pids = command.iter().map(|held| held.pid).collect();
     kernel.set_filters(&filters.values)?;
     let attempts = kernel.attach(&plan);
     check_attached(&plan, &attempts, selection.required())?;
+    if args.follow && !kernel.is_attached(SUCCESSORS) {
+        return Err(Failure {
+            status: status::KERNEL,
+            error: anyhow!(
+                "--follow: this kernel does not show which programs are started; `tcptrace doctor` \
+                 says more"
+            ),
+        });
+    }
+    // Only now: a number that is given to another process meanwhile would not be noticed.
+    let targets = Targets::new(args, &mut kernel)?;
+    filters.values.pids.extend(targets.pids());
     if !ACCEPTS.iter().any(|program| kernel.is_attached(program)) {
         kernel.watch_first_uses()?;
     }
@@ -160,6 +181,7 @@ pub(super) fn trace(
         filters,
         report,
         kernel,
+        targets,
         session,
         deliveries,
         pushes,
@@ -219,6 +241,23 @@ pub(super) fn check(args: &Trace) -> Result<(Selection, u32), Failure> {
     let selection = selection(args).map_err(Failure::usage)?;
     if args.children && args.filter.pid.is_empty() && args.cmd.is_empty() {
         let error = anyhow!("--children follows the children of --pid PID: name one");
+        return Err(Failure::usage(error));
+    }
+    if args.follow && args.filter.pid.is_empty() {
+        let error = anyhow!(
+            "--follow goes on from the process of --pid PID: name one; --comm, --uid and --cgroup take \
+             whoever comes"
+        );
+        return Err(Failure::usage(error));
+    }
+    let filter = &args.filter;
+    let waits_for = [
+        filter.pid.is_empty(),
+        filter.comm.is_empty(),
+        filter.cgroup.is_empty(),
+    ];
+    if args.wait && waits_for == [true; 3] {
+        let error = anyhow!("--wait waits for --pid PID, --comm NAME or --cgroup PATH: name one");
         return Err(Failure::usage(error));
     }
     let again = |(nth, export)| args.export[..nth].contains(export);

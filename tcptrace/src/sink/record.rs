@@ -62,6 +62,7 @@ pub fn severity(event: &Event) -> Severity {
         | Kind::StateChanged(_)
         | Kind::Retransmit(_)
         | Kind::Coverage(_)
+        | Kind::TargetChanged(_)
         | Kind::EventsSuppressed(_)
         | Kind::Summary(_) => Severity::Info,
         Kind::Sockets(found) => found.severity(),
@@ -255,6 +256,11 @@ names! {
     COVERAGE_WAY = "tcptrace.coverage.way"
     COVERAGE_NOTE = "tcptrace.coverage.note"
     COVERAGE_COMPLETE = "tcptrace.coverage.complete"
+    TARGET_TURN = "tcptrace.target.turn"
+    TARGET_PREVIOUS = "tcptrace.target.previous_pid"
+    TARGET_WHY = "tcptrace.target.why"
+    TARGET_AFTER = "tcptrace.target.after_ms"
+    TARGET_LEFT_OUT = "tcptrace.target.left_out"
     SUMMARY_DURATION = "tcptrace.summary.duration_ms"
     SUMMARY_EVENTS = "tcptrace.summary.events"
     SUMMARY_LOST = "tcptrace.summary.lost"
@@ -622,6 +628,13 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
                 self.maybe_str(name::COVERAGE_WAY, coverage.way.as_deref())?;
                 self.maybe_str(name::COVERAGE_NOTE, coverage.note.as_deref())?;
                 self.flag(name::COVERAGE_COMPLETE, coverage.complete)
+            }
+            Kind::TargetChanged(target) => {
+                self.str(name::TARGET_TURN, target.turn.as_str())?;
+                self.maybe(name::TARGET_PREVIOUS, target.previous)?;
+                self.str(name::TARGET_WHY, &target.why)?;
+                self.maybe(name::TARGET_AFTER, target.after_ms)?;
+                self.int(name::TARGET_LEFT_OUT, target.left_out)
             }
             Kind::EventsLost(loss) => {
                 self.int(name::LOST_COUNT, loss.count)?;

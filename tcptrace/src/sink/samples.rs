@@ -15,7 +15,7 @@ use crate::event::{
     Holding, Holdings, Kind, Loss, Nearby, Overflow, OverflowPath, Owner, PeerFin, Pool,
     PortHolder, Ports, Process, Reconciled, ResetReason, ResetReceived, ResetSent, Retransmit,
     Severity, Side, Socket, SocketId, Stack, State, StateChange, Summary, SummaryRow, Suppressed,
-    SynQueue, Syscall, Timeout, Timestamp, Workload,
+    SynQueue, Syscall, Target, Timeout, Timestamp, Turn, Workload,
 };
 
 pub(crate) use sockets::sockets;
@@ -501,11 +501,23 @@ pub(crate) fn all() -> Vec<Event> {
         ),
         bare(Kind::Coverage(coverage)),
         bare(Kind::Coverage(gap)),
+        successor(),
         bare(Kind::EventsLost(lost())),
         bare(Kind::ExportDropped(dropped())),
         suppressed(),
         bare(Kind::Summary(Box::new(summary()))),
     ]
+}
+
+fn successor() -> Event {
+    let target = Target {
+        turn: Turn::Succeeded,
+        previous: Some(100),
+        why: "it is in nginx.service and runs the same program".to_owned(),
+        after_ms: Some(12),
+        left_out: 2,
+    };
+    event(None, Kind::TargetChanged(target))
 }
 
 fn lost() -> Loss {

@@ -15,9 +15,10 @@ use bytes::{BufMut as _, BytesMut};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::sentence::{Detail, Verdict, doubt, kernel_word, label, seen};
+use super::sentence::{Detail, Verdict, doubt, kernel_word, label, seen, turned};
 use crate::event::{
-    Confidence, Count, Coverage, Event, Kind, Millis, Owner, Process, Reconciled, Severity, Summary,
+    Confidence, Count, Coverage, Event, Kind, Millis, Owner, Process, Reconciled, Severity,
+    Summary, Target,
 };
 
 /// Lines are this wide where no terminal says otherwise.
@@ -155,6 +156,7 @@ fn style(kind: &Kind) -> Style {
         Kind::StateChanged(_)
         | Kind::Retransmit(_)
         | Kind::Coverage(_)
+        | Kind::TargetChanged(_)
         | Kind::Summary(_)
         | Kind::Sockets(_) => return Style::new(),
     };
@@ -209,6 +211,15 @@ pub fn banner(coverage: &[Coverage], to: &mut impl io::Write) -> io::Result<()> 
         writeln!(to, "  {}", Printable(fmt::from_fn(|f| self::seen(f, gap))))?;
     }
     Ok(())
+}
+
+/// What became of a process that was asked for, in a line.
+#[must_use]
+pub fn turn(process: &Process, target: &Target) -> impl fmt::Display {
+    fmt::from_fn(move |f| {
+        write!(f, "{process} ")?;
+        turned(f, target)
+    })
 }
 
 /// Says what was seen and what was lost, also when it is nothing.
@@ -578,6 +589,7 @@ mod tests {
         11:10:03.123 nginx[1234]      retransmit   10.0.0.1:8080 > 203.0.113.7:51234 3 in a row
         11:10:03.123 -                coverage     -                                 reset.sent through raw_tracepoint tcp_send…
         11:10:03.123 -                coverage     -                                 not seen: accept_queue.overflow (needs ker…
+        11:10:03.123 nginx[1234]      target       -                                 goes on for 100: it is in nginx.service an…
         11:10:03.123 -                events lost  -                                 3 events of tcp_send_reset: ring_full
         11:10:03.123 -                not exported -                                 37 records for syslog=tcp://logs.example:6…
         11:10:03.123 nginx[1234]      suppressed   -                                 512 more reset.sent (--rate-limit)
@@ -616,6 +628,7 @@ mod tests {
         11:10:03.123 nginx[1234]      retransmit   10.0.0.1:8080 > 203.0.113.7:51234 3 in a row
         11:10:03.123 -                coverage     -                                 reset.sent through raw_tracepoint tcp_send_reset: RSTs for closed ports are not seen
         11:10:03.123 -                coverage     -                                 not seen: accept_queue.overflow (needs kernel 6.6)
+        11:10:03.123 nginx[1234]      target       -                                 goes on for 100: it is in nginx.service and runs the same program; before that 2 events left out
         11:10:03.123 -                events lost  -                                 3 events of tcp_send_reset: ring_full
         11:10:03.123 -                not exported -                                 37 records for syslog=tcp://logs.example:6514: queue_full (cannot connect: Connection refused (os error 111))
         11:10:03.123 nginx[1234]      suppressed   -                                 512 more reset.sent (--rate-limit)

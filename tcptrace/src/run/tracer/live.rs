@@ -14,6 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::reload::Reload;
 use super::sees_of;
 use super::service::Service;
+use super::targets::{self, Targets};
 use super::watch::Watch;
 use crate::cli::Trace;
 use crate::config::Filters;
@@ -61,6 +62,7 @@ pub(super) struct Live<'a> {
     pub(super) filters: Filters,
     pub(super) report: Report,
     pub(super) kernel: Kernel,
+    pub(super) targets: Targets,
     pub(super) session: Session,
     pub(super) deliveries: (Delivery, Exports),
     pub(super) pushes: Vec<Push>,
@@ -78,6 +80,7 @@ impl Live<'_> {
             filters,
             report,
             mut kernel,
+            targets,
             mut session,
             deliveries,
             pushes,
@@ -98,7 +101,7 @@ impl Live<'_> {
         };
         let mut watch = Watch::new(
             args,
-            kernel,
+            (kernel, targets),
             deliveries,
             filters.clone(),
             &session,
@@ -247,6 +250,15 @@ pub(super) trait Upkeep {
     /// Opens the outputs anew, and takes what has changed in the configuration.
     fn reload(&mut self, session: &mut Session) -> Result<()>;
 
+    /// Looks who has ended and who has come, every [`LOOK`](targets::LOOK) while somebody may.
+    fn look(&mut self, session: &mut Session) -> Result<()>;
+
+    /// Somebody may come.
+    fn awaits(&self) -> bool;
+
+    /// Whether an event is of what is traced.
+    fn admit(&mut self, event: &Event) -> Result<bool>;
+
     /// Nothing is left to trace.
     fn is_over(&self) -> bool;
 }
@@ -262,6 +274,8 @@ async fn drive(
 ) -> Result<Stop, Failure> {
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut look = interval(targets::LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tokio::pin!(stop);
     let mut waiting = false;
     loop {
@@ -278,6 +292,7 @@ async fn drive(
                     return Ok(Stop::Asked);
                 }
             }
+            _ = look.tick(), if upkeep.awaits() => upkeep.look(session)?,
             Some(mut event) = found.recv() => {
                 event.id = session.next_id();
                 session.publish(event, Duration::ZERO)?;
@@ -288,7 +303,7 @@ async fn drive(
             }
             // Signals and the clock get their turn in a storm too.
             () = tokio::task::yield_now(), if waiting => {
-                waiting = take(source, session)? == BATCH;
+                waiting = take(source, session, upkeep)? == BATCH;
             }
         }
         if !waiting {
@@ -301,14 +316,26 @@ async fn drive(
 }
 
 /// Takes a batch of records.
-fn take(source: &mut impl Source, session: &mut Session) -> Result<usize, sink::Error> {
+fn take(
+    source: &mut impl Source,
+    session: &mut Session,
+    upkeep: &mut impl Upkeep,
+) -> Result<usize, Failure> {
     let mut result = Ok(());
+    let mut admitted = Ok(());
     let taken = source.drain(BATCH, |record| {
-        if result.is_ok() {
-            result = session.take(record);
+        if result.is_ok() && admitted.is_ok() {
+            result = session.take(record, |event| {
+                upkeep.admit(event).unwrap_or_else(|error| {
+                    admitted = Err(error);
+                    false
+                })
+            });
         }
     });
-    result.map(|()| taken)
+    admitted?;
+    result?;
+    Ok(taken)
 }
 
 /// Everything is detached: takes what is left and accounts for all there was.
@@ -319,7 +346,7 @@ fn settle(
     duration: Duration,
     (counters, shown): (Option<Result<(Counters, Counters)>>, Shown),
 ) -> Result<(), Failure> {
-    while take(source, session)? > 0 {}
+    while take(source, session, watch)? > 0 {}
     watch.account(session)?;
     session.finish()?;
     let tally = session.tally();
@@ -475,6 +502,18 @@ mod tests {
 
         fn reload(&mut self, session: &mut Session) -> Result<()> {
             Ok(session.reopen()?)
+        }
+
+        fn look(&mut self, _: &mut Session) -> Result<()> {
+            Ok(())
+        }
+
+        fn awaits(&self) -> bool {
+            false
+        }
+
+        fn admit(&mut self, _: &Event) -> Result<bool> {
+            Ok(true)
         }
 
         fn is_over(&self) -> bool {
