@@ -236,7 +236,7 @@ fn lines(mut from: TcpStream, over: &AtomicBool) -> Result<u64> {
             break;
         }
         bytes += came;
-        lines += buffer[..came].iter().filter(|&&it| it == b'\n').count() as u64;
+        lines += buffer[..came].split(|&it| it == b'\n').count() as u64 - 1;
     }
     Ok(lines)
 }

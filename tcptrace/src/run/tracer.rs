@@ -8,8 +8,9 @@ mod watch;
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::io::{self, IsTerminal as _, Read as _};
 use std::net::TcpListener;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -37,9 +38,10 @@ use crate::kernel::privileges::{self, HOST_PIDS, grant_command, required_missing
 use crate::metrics::push::{self, Push};
 use crate::metrics::{self, Metrics, server};
 use crate::session::{Session, clock, monotonic};
-use crate::sink::text::{self, Columns};
+use crate::sink::text::Columns;
 use crate::sink::{
-    self, Access, Delivery, Endpoint, Exports, Format, Headers, Opener, Outputs, Rotation, Tls,
+    self, Access, Delivery, Endpoint, Exports, Format, Headers, Messages, Outputs, Rotation,
+    Speaker, Tls,
 };
 use crate::top::{Screen, Shared};
 use live::Live;
@@ -64,12 +66,12 @@ pub(super) fn trace(
     on_screen: Option<OnScreen>,
 ) -> Result<u8, Failure> {
     let (selection, ring_bytes) = check(args)?;
+    let speaker = Speaker::start(args.quiet, only_write)?;
+    let messages = speaker.messages();
     // Before anything is loaded: what is wrong with the request does not need the kernel.
-    let opener = args.output_file.as_ref().map(|_| Opener::start());
-    let opener = opener.transpose().context("no thread to open files")?;
     let (context, access) = (context()?, access(args)?);
     let view = on_screen.as_ref().map(|it| it.shared.clone());
-    let (outputs, deliveries) = outputs(args, opener.as_ref(), (&context, &access), view)?;
+    let (outputs, deliveries) = outputs(args, (&context, &access), view)?;
     let listeners = listeners(args)?;
     let mut filters = Filters::of(args, &selection)?;
     let host = Host::look(&args.without);
@@ -122,11 +124,16 @@ pub(super) fn trace(
     let analysis = Analysis::new(Limits::default(), sees_of(args, &report));
     let mut session = Session::new(decoder, selection, outputs, verifier, analysis, args.count);
     session.limit_rate(args.rate_limit);
-    let pushes = publish(args, listeners, (&context, &access), &mut session)?;
+    let pushes = publish(
+        args,
+        listeners,
+        (&context, &access),
+        (&mut session, &messages),
+    )?;
     let service = Service::from_env()?;
     let screen = on_screen.map(show).transpose()?;
     raise_priority();
-    give_up_privileges(args, &report.facts, opener)?;
+    give_up_privileges(&report.facts, &messages)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -137,6 +144,7 @@ pub(super) fn trace(
         kernel,
         session,
         deliveries,
+        messages,
         pushes,
         command,
         service,
@@ -212,25 +220,18 @@ fn publish(
     args: &Trace,
     listeners: Vec<TcpListener>,
     (context, access): (&sink::Context, &Access),
-    session: &mut Session,
+    (session, messages): (&mut Session, &Messages),
 ) -> Result<Vec<Push>> {
     if args.metrics.is_empty() {
         return Ok(Vec::new());
     }
-    let quiet = args.quiet;
-    let say = move |what: &str| {
-        if !quiet {
-            // Nobody may be left to read it.
-            let _ = writeln!(io::stderr(), "tcptrace: {}", text::printable(what));
-        }
-    };
     let metrics = Arc::new(Metrics::new());
     metrics.beat(monotonic());
     for listener in listeners {
         // The port may have been left to the kernel.
         let address = listener.local_addr()?;
         server::start(listener, Arc::clone(&metrics))?;
-        say(&format!("metrics at http://{address}/metrics"));
+        messages.say(format_args!("metrics at http://{address}/metrics"));
     }
     let pushes = receivers(args).map(|endpoint| {
         let source = push::Source {
@@ -239,7 +240,8 @@ fn publish(
             metrics: Arc::clone(&metrics),
             resource: sink::resource(context),
         };
-        Push::start(source, say)
+        let messages = messages.clone();
+        Push::start(source, move |what| messages.say(what))
     });
     let pushes = pushes.collect::<Result<_>>()?;
     session.count_in(metrics);
@@ -269,48 +271,44 @@ fn raise_priority() {
 
 /// From here on the program reads: what it needed to attach is given up, for root too, and what its
 /// threads do not do they can do no longer.
-fn give_up_privileges(args: &Trace, facts: &Facts, opener: Option<Opener>) -> Result<()> {
+fn give_up_privileges(facts: &Facts, messages: &Messages) -> Result<()> {
     if facts.has(Capability::CAP_SYS_ADMIN)
         && let Err(error) = door::keep()
-        && !args.quiet
     {
-        // Nobody may be left to read it.
-        let _ = writeln!(
-            io::stderr(),
-            "tcptrace: other network namespaces are not looked into: {error:#}"
-        );
-    }
-    if let (Some(path), Some(opener)) = (&args.output_file, opener) {
-        // What was opened in somebody else's directory must be opened there again.
-        let mut opens = CapsHashSet::new();
-        if !privileges::rehearse(&opens, || sink::File::may_open(path))? {
-            opens = [
-                Capability::CAP_DAC_OVERRIDE,
-                Capability::CAP_DAC_READ_SEARCH,
-            ]
-            .into();
-        }
-        // Behind links its directory may be another one.
-        let files: Vec<_> = path
-            .canonicalize()
-            .into_iter()
-            .chain([path.clone()])
-            .collect();
-        opener.run(move || {
-            privileges::keep_only(&opens)?;
-            confinement::keep_to(files.iter().map(|path| sink::directory_of(path)))?;
-            confine(Part::Files)
-        })??;
+        messages.say(format_args!(
+            "other network namespaces are not looked into: {error:#}"
+        ));
     }
     privileges::keep_only(&privileges::kept(facts))?;
-    if !facts.confinement.seccomp && !args.quiet {
-        // Nobody may be left to read it.
-        let _ = writeln!(
-            io::stderr(),
-            "tcptrace: every call may still be made: this kernel has no seccomp"
-        );
+    if !facts.confinement.seccomp {
+        messages.say("every call may still be made: this kernel has no seccomp");
     }
     confine(Part::Reader)
+}
+
+/// What is left to a thread that writes to what is open.
+fn only_write() -> Result<()> {
+    privileges::keep_only(&CapsHashSet::new())?;
+    confine(Part::Reader)
+}
+
+/// What is left to the thread that writes the output file: to open it anew, in its directory.
+fn only_write_file(path: &Path) -> Result<()> {
+    // What was opened in somebody else's directory must be opened there again.
+    let mut opens = CapsHashSet::new();
+    if !privileges::rehearse(&opens, || sink::File::may_open(path))? {
+        opens = [
+            Capability::CAP_DAC_OVERRIDE,
+            Capability::CAP_DAC_READ_SEARCH,
+        ]
+        .into();
+    }
+    // Behind links its directory may be another one.
+    let behind = path.canonicalize().into_iter();
+    let files: Vec<_> = behind.chain([path.to_owned()]).collect();
+    privileges::keep_only(&opens)?;
+    confinement::keep_to(files.iter().map(|path| sink::directory_of(path)))?;
+    confine(Part::Files)
 }
 
 /// Some dozen names, once in the life of the program.
@@ -408,32 +406,30 @@ fn is_seen(planned: &Planned, attempts: &[Attempt]) -> bool {
     })
 }
 
-/// Where events go, and the threads that take them to standard output and to the exports.
+/// Where events go, and the threads that take them there: to standard output and to the output file, in the
+/// order in which they end, and to the exports.
 fn outputs(
     args: &Trace,
-    opener: Option<&Opener>,
     (context, access): (&sink::Context, &Access),
     view: Option<Shared>,
-) -> Result<(Outputs, (Delivery, Exports)), Failure> {
+) -> Result<(Outputs, (Vec<Delivery>, Exports)), Failure> {
     let mut outputs = Outputs::new(context.clone());
     let format = format(args.output, super::is_colored(args.color), !args.no_header);
-    let (stdout, sink) = Delivery::stdout(|| {
-        privileges::keep_only(&CapsHashSet::new())?;
-        confine(Part::Reader)
-    })?;
+    let (stdout, sink) = Delivery::stdout(only_write)?;
     match view {
         Some(view) => outputs.add(Format::Unwritten, Box::new(view)),
         None => outputs.add(format, Box::new(sink)),
     }
-    if let (Some(path), Some(opener)) = (&args.output_file, opener) {
+    let mut local = vec![stdout];
+    if let Some(path) = args.output_file.clone() {
         let rotation = args.rotate_size.map(|size| Rotation {
             size,
             keep: args.rotate_keep,
         });
-        outputs.add(
-            Format::Json,
-            Box::new(sink::File::open(path, rotation, opener.clone())?),
-        );
+        let file = sink::File::open(&path, rotation)?;
+        let (delivery, sink) = Delivery::file(file, move || only_write_file(&path))?;
+        outputs.add(Format::Json, Box::new(sink));
+        local.push(delivery);
     }
     let mut exports = Exports::default();
     for destination in &args.export {
@@ -445,7 +441,7 @@ fn outputs(
             })?;
         outputs.add(format, Box::new(export));
     }
-    Ok((outputs, (stdout, exports)))
+    Ok((outputs, (local, exports)))
 }
 
 /// The format for standard output.
