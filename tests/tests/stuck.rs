@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -52,21 +52,38 @@ impl Disk {
         Ok(Self(at))
     }
 
-    /// Whoever writes waits from now on, and no signal ends that.
-    fn freeze(&self) -> Result<()> {
-        run(Command::new("fsfreeze").arg("--freeze").arg(&self.0))
-    }
-
-    fn thaw(&self) -> Result<()> {
-        run(Command::new("fsfreeze").arg("--unfreeze").arg(&self.0))
+    fn freeze(&self) -> Result<Frozen> {
+        let mut keeper = Command::new("sh")
+            .args([
+                "-c",
+                "fsfreeze -f \"$0\" && echo frozen; read -r _; fsfreeze -u \"$0\"",
+            ])
+            .arg(&self.0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut said = String::new();
+        let stdout = keeper.stdout.take().context("it is piped")?;
+        BufReader::new(stdout).read_line(&mut said)?;
+        ensure!(said == "frozen\n", "fsfreeze fails");
+        Ok(Frozen(keeper))
     }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // A test that failed may have left it frozen.
-        let _ = self.thaw();
         let _ = run(Command::new("umount").arg(&self.0));
+    }
+}
+
+/// While there is this, whoever writes waits, and no signal ends that. It ends with the test, however the
+/// test does: a process that thaws the disk then.
+struct Frozen(Child);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
     }
 }
 
@@ -83,7 +100,7 @@ fn a_disk_that_is_frozen_for_a_while_holds_up_no_event_and_gets_all_of_them() {
         be_refused(1)?;
         let has_some = || Ok(fs::metadata(&path)?.len() > 0);
         wait_until("something in the file", has_some)?;
-        disk.freeze()?;
+        let frozen = disk.freeze()?;
         be_refused(usize::try_from(EACH)?)?;
         let resets = Cell::new(0);
         let is_last = |record: &Record| {
@@ -91,7 +108,7 @@ fn a_disk_that_is_frozen_for_a_while_holds_up_no_event_and_gets_all_of_them() {
             resets.get() == 1 + EACH
         };
         tracer.wait_for("the last reset", END, is_last)?;
-        disk.thaw()?;
+        drop(frozen);
         fs::rename(&path, &moved)?;
         tracer.signal(Signal::SIGHUP)?;
         be_refused(1)?;
