@@ -1,10 +1,10 @@
-//! What tcptrace says at its end became of the records of an export.
+//! What tcptrace says at its end became of the records of an output.
 
 use anyhow::{Context, Result, ensure};
 
 use crate::Trace;
 
-/// The account of one export.
+/// The account of one output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Account {
     /// Records written for it.
@@ -20,7 +20,19 @@ pub struct Account {
 /// # Errors
 /// When there is none, or it does not add up.
 pub fn account(trace: &Trace, export: &str) -> Result<Account> {
-    let before = format!("tcptrace: --export {export}: ");
+    read(trace, &format!("--export {export}"))
+}
+
+/// The account of `stdout` or `output-file`, where it lost some.
+///
+/// # Errors
+/// When there is none, or it does not add up.
+pub fn lost_locally(trace: &Trace, name: &str) -> Result<Account> {
+    read(trace, name)
+}
+
+fn read(trace: &Trace, name: &str) -> Result<Account> {
+    let before = format!("tcptrace: {name}: ");
     let lines = trace.stderr.iter();
     let mut accounts = lines.filter_map(|line| {
         let words: Vec<_> = line.strip_prefix(&before)?.split_whitespace().collect();

@@ -204,6 +204,7 @@ fn every_thread_of_a_tracer_is_confined() {
             "export",
             "metrics-push",
             "stdout",
+            "stderr",
             "tcptrace",
         ] {
             ensure!(names.iter().any(|it| it == thread), "{thread}: {names:?}");

@@ -1,13 +1,23 @@
-//! `--output-file`: whatever happens to the file, every record is in one, once; or the end says why.
+//! `--output-file`: whatever happens to the file, every record is in one, once, or the end says why; and
+//! nothing waits for it.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use tcptrace_tests::accounts::lost_locally;
 use tcptrace_tests::*;
+
+/// How long the file may take at the end, and the tracer for everything else.
+const END: Duration = Duration::from_secs(5 + 10);
 
 /// Starts to be refused this many times, without waiting for the end.
 fn begin_refused(client: &mut Actor, times: usize) -> Result<()> {
@@ -104,6 +114,50 @@ fn a_full_disk_ends_it_with_the_path_the_reason_and_the_remedy() {
             assert!(last.contains(words), "{last} lacks {words}");
         }
         assert_eq!(fs::metadata(path)?.len(), 256 * 1024, "the disk is full");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_file_that_takes_nothing_holds_up_neither_events_nor_the_end_and_what_it_lacks_is_told() {
+    // Of more than a pipe holds.
+    const REFUSED: usize = 200;
+    in_netns(|netns| {
+        let directory = tempfile::tempdir()?;
+        let path = directory.path().join("pipe");
+        mkfifo(&path, Mode::S_IRWXU)?;
+        let mut reader = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(&path)?;
+        let path = path.to_str().context("a path of this test")?;
+        let tracer = trace(netns, &["--strict", "--output-file", path])?;
+        let mut client = actor("client")?;
+        client.call("be_refused", &[1.into(), REFUSED.into()])?;
+        let asked = Instant::now();
+        let trace = tracer.stop()?;
+        ensure!(asked.elapsed() < END, "it took {:?}", asked.elapsed());
+        assert_eq!(trace.status.code(), Some(5), "{}", trace.stderr.join("\n"));
+        let events = Events(trace.records()?);
+        let resets = events.named("reset.sent").count();
+        ensure!(resets == REFUSED as u64, "the stream itself: {resets}");
+
+        // The whole stream was for it, in its order.
+        let account = lost_locally(&trace, "output-file")?;
+        ensure!(account.produced == events.count(), "{account:?}");
+        let mut came = Vec::new();
+        let read = reader.read_to_end(&mut came);
+        ensure!(
+            read.is_ok() || read.is_err_and(|it| it.kind() == ErrorKind::WouldBlock),
+            "the pipe cannot be read"
+        );
+        let came = String::from_utf8(came)?;
+        let whole: Vec<_> = came.split_inclusive('\n').collect();
+        let whole = whole.iter().filter_map(|line| line.strip_suffix('\n'));
+        let whole: Vec<_> = whole.collect();
+        ensure!(account.sent <= whole.len() as u64, "{account:?}");
+        ensure!(whole.len() < trace.stdout.len(), "it took everything");
+        assert_eq!(whole, trace.stdout[..whole.len()]);
         Ok(())
     });
 }

@@ -278,8 +278,8 @@ fn ensure_kept(pid: u32, report: &Value, bounding_is_empty: bool) -> Result<()> 
     for (name, thread) in threads {
         let expected = match name.as_str() {
             door::NAME => by_one,
-            // It writes, and that is all.
-            "stdout" => 0,
+            // They write, and that is all.
+            "stdout" | "stderr" => 0,
             _ => by_all,
         };
         for which in ["CapEff", "CapPrm"] {

@@ -2,6 +2,7 @@
 //! would.
 
 mod check;
+mod stranger;
 mod tree;
 
 use std::fs::{self, File};
@@ -178,15 +179,14 @@ fn pages_named(page: &str) -> Vec<String> {
         .collect()
 }
 
-/// Packs what `cargo install` builds from, the kernel half in it, and builds it as somebody who has
-/// neither its source nor a compiler for it.
+/// Packs what `cargo install` builds from, the kernel half in it. It is built where it is tried.
 fn make_crates(object: &Path, out: &Path) -> Result<()> {
     let placed = workspace().join(PUBLISHED_OBJECT);
     fs::copy(object, &placed)?;
     let packed = run_command(
         cargo("package")
             .args(["--package", "tcptrace-common", "--package", "tcptrace"])
-            .args(["--locked", "--allow-dirty", "--target-dir"])
+            .args(["--locked", "--allow-dirty", "--no-verify", "--target-dir"])
             .arg(workspace().join("target"))
             .env_remove("AYA_BUILD_SKIP")
             .env_remove("TCPTRACE_BPF_OBJECT"),
@@ -201,6 +201,16 @@ fn make_crates(object: &Path, out: &Path) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+fn unpack(package: &Path, to: &Path) -> Result<()> {
+    run_command(
+        Command::new("tar")
+            .args(["--extract", "--gzip", "--file"])
+            .arg(package)
+            .arg("--directory")
+            .arg(to),
+    )
 }
 
 /// The shipped file whose name ends so.

@@ -29,7 +29,7 @@ const DEBIAN_LLVM: &str = "/usr/lib/llvm-22";
 /// The name under which the build script asks rustup for Debian's compiler.
 pub(crate) const DEBIAN_TOOLCHAIN: &str = "bpf-debian";
 /// The programs that live tests and measurements start, and the packages that hold them.
-const TEST_PROGRAMS: [(&str, &str); 15] = [
+const TEST_PROGRAMS: [(&str, &str); 16] = [
     ("ip", "iproute2"),
     ("nginx", "nginx-light"),
     ("curl", "curl"),
@@ -45,6 +45,7 @@ const TEST_PROGRAMS: [(&str, &str); 15] = [
     ("openssl", "openssl"),
     ("journalctl", "systemd"),
     ("tmux", "tmux"),
+    ("mkfs.ext4", "e2fsprogs"),
 ];
 /// Those of the packages whose daemon the next boot would start. The tests start their own.
 const SERVICES: [(&str, &str); 4] = [

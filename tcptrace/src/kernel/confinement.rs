@@ -1,6 +1,6 @@
 //! What a thread can no longer do once it traces, on top of the capabilities it gave up: a seccomp
-//! filter leaves it the calls of its [`Part`], and landlock keeps the thread that opens files in the
-//! directory of its output.
+//! filter leaves it the calls of its [`Part`], and landlock keeps the thread that writes the output file
+//! in its directory.
 //!
 //! Only that thread is under landlock. Whoever is may look into no process outside its own domain, and
 //! to look into others is what the rest of tcptrace is for:
@@ -30,7 +30,7 @@ pub enum Part {
     Reader,
     /// Enters network namespaces.
     Door,
-    /// Opens the output file and moves it aside.
+    /// Writes the output file, opens it and moves it aside.
     Files,
     /// Delivers records or counts over sockets.
     Export,
@@ -47,7 +47,7 @@ impl Part {
     pub const ALL: [(Self, &'static str); 7] = [
         (Self::Reader, "every thread"),
         (Self::Door, "the thread that enters namespaces"),
-        (Self::Files, "the thread that opens --output-file"),
+        (Self::Files, "the thread that writes --output-file"),
         (Self::Export, "the threads of --export and --metrics otlp"),
         (Self::Metrics, "the thread that answers on --metrics"),
         (Self::Screen, "the thread that draws for top"),

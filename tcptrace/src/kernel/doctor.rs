@@ -404,9 +404,9 @@ impl Report {
             "  {:<10} {}",
             "landlock",
             if landlock {
-                "the thread that opens --output-file is kept to its directory, the others open none"
+                "the thread that writes --output-file is kept to its directory, the others open none"
             } else {
-                "this kernel has none: the thread that opens --output-file could open others"
+                "this kernel has none: the thread that writes --output-file could open others"
             }
         )?;
         if seccomp && every_part {

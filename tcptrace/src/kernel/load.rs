@@ -2,8 +2,9 @@
 //! aya.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
-use std::io::{self, Read as _, Write as _};
+use std::io::Read as _;
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::panic::resume_unwind;
@@ -499,14 +500,17 @@ impl Kernel {
         )?)
     }
 
-    /// The kernel half's own diagnostics, once.
+    /// The kernel half's own diagnostics, once: each is passed to `say`.
     ///
     /// # Errors
     /// They were taken before.
-    pub fn take_log(&mut self) -> Result<KernelLog> {
+    pub fn take_log(
+        &mut self,
+        say: impl Fn(&fmt::Arguments<'_>) + Send + Sync + 'static,
+    ) -> Result<KernelLog> {
         Ok(KernelLog(EbpfLogger::init_with_logger(
             &mut self.ebpf,
-            Stderr,
+            Said(Box::new(say)),
         )?))
     }
 
@@ -849,26 +853,25 @@ impl Kernel {
 
 /// What the kernel half says about itself.
 #[expect(missing_debug_implementations, reason = "aya's logger has none")]
-pub struct KernelLog(EbpfLogger<Stderr>);
+pub struct KernelLog(EbpfLogger<Said>);
 
 impl KernelLog {
-    /// Writes what was said since the last call to standard error.
+    /// Passes on what was said since the last call.
     pub fn flush(&mut self) {
         self.0.flush();
     }
 }
 
-/// Diagnostics on standard error, one line each.
-struct Stderr;
+/// What diagnostics are passed to, one at a time.
+struct Said(Box<dyn Fn(&fmt::Arguments<'_>) + Send + Sync>);
 
-impl log::Log for Stderr {
+impl log::Log for Said {
     fn enabled(&self, _: &log::Metadata<'_>) -> bool {
         true
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        // Nobody may be left to read it.
-        let _ = writeln!(io::stderr(), "tcptrace: kernel half: {}", record.args());
+        (self.0)(record.args());
     }
 
     fn flush(&self) {}

@@ -9,8 +9,9 @@ mod watch;
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::io::{self, IsTerminal as _, Read as _};
 use std::net::TcpListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -42,9 +43,10 @@ use crate::metrics::push::{self, Push};
 use crate::metrics::{self, Metrics, server};
 use crate::session::stacks::{self, Stacks};
 use crate::session::{Session, clock, monotonic};
-use crate::sink::text::{self, Columns};
+use crate::sink::text::Columns;
 use crate::sink::{
-    self, Access, Delivery, Endpoint, Exports, Format, Headers, Opener, Outputs, Rotation, Tls,
+    self, Access, Delivery, Endpoint, Exports, Format, Headers, Messages, Outputs, Rotation,
+    Speaker, Tls,
 };
 use crate::source;
 use crate::top::{Screen, Shared};
@@ -74,17 +76,92 @@ pub(super) fn trace(
     on_screen: Option<OnScreen>,
 ) -> Result<u8, Failure> {
     let (selection, ring_bytes) = check(args)?;
+    let speaker = Speaker::start(args.quiet, only_write)?;
+    let messages = speaker.messages();
     // Before anything is loaded: what is wrong with the request does not need the kernel.
-    let opener = args.output_file.as_ref().map(|_| Opener::start());
-    let opener = opener.transpose().context("no thread to open files")?;
     let (context, access) = (context()?, access(args)?);
     let view = on_screen.as_ref().map(|it| it.shared.clone());
-    let (outputs, deliveries) = outputs(args, opener.as_ref(), (&context, &access), view)?;
+    let (outputs, deliveries) = outputs(args, (&context, &access), view)?;
     let listeners = listeners(args)?;
     let mut filters = Filters::of(args, &selection)?;
     if !args.wait {
         config::check_pids(args.filter.pid.iter().copied())?;
     }
+    let Attached {
+        mut kernel,
+        report,
+        targets,
+        command,
+        reset_reasons,
+    } = attach(args, &mut filters, ring_bytes, selection.required())?;
+    let decoder = Decoder {
+        clock_offset: clock(ClockId::CLOCK_REALTIME) - monotonic(),
+        ns_per_jiffy: filters.config.ns_per_jiffy,
+        reset_reasons: leak(reset_reasons),
+    };
+    let verifier = Verifier::new(attribution::Host {
+        cgroups: Cgroups::open().ok(),
+    });
+    let analysis = Analysis::new(Limits::default(), sees_of(args, &report));
+    let mut session = Session::new(decoder, selection, outputs, verifier, analysis, args.count);
+    session.limit_rate(args.rate_limit);
+    let pushes = publish(
+        args,
+        listeners,
+        (&context, &access),
+        (&mut session, &messages),
+    )?;
+    let service = Service::from_env()?;
+    let screen = on_screen.map(show).transpose()?;
+    if args.stack {
+        if !report.facts.has(privileges::MAP_FILES) {
+            messages.say(format_args!(
+                "--stack names no functions of programs without {}: run it with sudo",
+                privileges::MAP_FILES
+            ));
+        }
+        session.show_stacks(name_stacks(&mut kernel, &report.facts)?);
+    }
+    raise_priority();
+    give_up_privileges(&report.facts, &messages)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let live = Live {
+        args,
+        filters,
+        report,
+        kernel,
+        targets,
+        session,
+        deliveries,
+        messages,
+        pushes,
+        command,
+        service,
+        reload: reloaded.map(|(args, file)| Reload { args, file }),
+        screen,
+    };
+    runtime.block_on(live.run())
+}
+
+/// What is attached.
+struct Attached {
+    kernel: Kernel,
+    report: Report,
+    targets: Targets,
+    command: Option<Held>,
+    reset_reasons: Vec<(u32, String)>,
+}
+
+/// Loads the kernel half and attaches it, with the filters' values in place. Kinds that are `required`
+/// must be seen.
+fn attach(
+    args: &Trace,
+    filters: &mut Filters,
+    ring_bytes: u32,
+    required: u32,
+) -> Result<Attached, Failure> {
     let host = Host::look(&args.without);
     check_privileges(&host)?;
 
@@ -123,7 +200,7 @@ pub(super) fn trace(
     filters.values.pids = command.iter().map(|held| held.pid).collect();
     kernel.set_filters(&filters.values)?;
     let attempts = kernel.attach(&plan);
-    check_attached(&plan, &attempts, selection.required())?;
+    check_attached(&plan, &attempts, required)?;
     if args.follow && !kernel.is_attached(SUCCESSORS) {
         return Err(Failure {
             status: status::KERNEL,
@@ -146,51 +223,13 @@ pub(super) fn trace(
         attempts: Some(attempts),
         listed: sockets::coverage(),
     };
-    let decoder = Decoder {
-        clock_offset: clock(ClockId::CLOCK_REALTIME) - monotonic(),
-        ns_per_jiffy: filters.config.ns_per_jiffy,
-        reset_reasons: leak(host.resolved.reset_reasons),
-    };
-    let verifier = Verifier::new(attribution::Host {
-        cgroups: Cgroups::open().ok(),
-    });
-    let analysis = Analysis::new(Limits::default(), sees_of(args, &report));
-    let mut session = Session::new(decoder, selection, outputs, verifier, analysis, args.count);
-    session.limit_rate(args.rate_limit);
-    let pushes = publish(args, listeners, (&context, &access), &mut session)?;
-    let service = Service::from_env()?;
-    let screen = on_screen.map(show).transpose()?;
-    if args.stack {
-        if !report.facts.has(privileges::MAP_FILES) && !args.quiet {
-            // Nobody may be left to read it.
-            let _ = writeln!(
-                io::stderr(),
-                "tcptrace: --stack names no functions of programs without {}: run it with sudo",
-                privileges::MAP_FILES
-            );
-        }
-        session.show_stacks(name_stacks(&mut kernel, &report.facts)?);
-    }
-    raise_priority();
-    give_up_privileges(args, &report.facts, opener)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let live = Live {
-        args,
-        filters,
-        report,
+    Ok(Attached {
         kernel,
+        report,
         targets,
-        session,
-        deliveries,
-        pushes,
         command,
-        service,
-        reload: reloaded.map(|(args, file)| Reload { args, file }),
-        screen,
-    };
-    runtime.block_on(live.run())
+        reset_reasons: host.resolved.reset_reasons,
+    })
 }
 
 /// Takes the terminal over, on a thread that can do nothing else.
@@ -305,25 +344,18 @@ fn publish(
     args: &Trace,
     listeners: Vec<TcpListener>,
     (context, access): (&sink::Context, &Access),
-    session: &mut Session,
+    (session, messages): (&mut Session, &Messages),
 ) -> Result<Vec<Push>> {
     if args.metrics.is_empty() {
         return Ok(Vec::new());
     }
-    let quiet = args.quiet;
-    let say = move |what: &str| {
-        if !quiet {
-            // Nobody may be left to read it.
-            let _ = writeln!(io::stderr(), "tcptrace: {}", text::printable(what));
-        }
-    };
     let metrics = Arc::new(Metrics::new());
     metrics.beat(monotonic());
     for listener in listeners {
         // The port may have been left to the kernel.
         let address = listener.local_addr()?;
         server::start(listener, Arc::clone(&metrics))?;
-        say(&format!("metrics at http://{address}/metrics"));
+        messages.say(format_args!("metrics at http://{address}/metrics"));
     }
     let pushes = receivers(args).map(|endpoint| {
         let source = push::Source {
@@ -332,7 +364,8 @@ fn publish(
             metrics: Arc::clone(&metrics),
             resource: sink::resource(context),
         };
-        Push::start(source, say)
+        let messages = messages.clone();
+        Push::start(source, move |what| messages.say(what))
     });
     let pushes = pushes.collect::<Result<_>>()?;
     session.count_in(metrics);
@@ -362,48 +395,44 @@ fn raise_priority() {
 
 /// From here on the program reads: what it needed to attach is given up, for root too, and what its
 /// threads do not do they can do no longer.
-fn give_up_privileges(args: &Trace, facts: &Facts, opener: Option<Opener>) -> Result<()> {
+fn give_up_privileges(facts: &Facts, messages: &Messages) -> Result<()> {
     if facts.has(Capability::CAP_SYS_ADMIN)
         && let Err(error) = door::keep()
-        && !args.quiet
     {
-        // Nobody may be left to read it.
-        let _ = writeln!(
-            io::stderr(),
-            "tcptrace: other network namespaces are not looked into: {error:#}"
-        );
-    }
-    if let (Some(path), Some(opener)) = (&args.output_file, opener) {
-        // What was opened in somebody else's directory must be opened there again.
-        let mut opens = CapsHashSet::new();
-        if !privileges::rehearse(&opens, || sink::File::may_open(path))? {
-            opens = [
-                Capability::CAP_DAC_OVERRIDE,
-                Capability::CAP_DAC_READ_SEARCH,
-            ]
-            .into();
-        }
-        // Behind links its directory may be another one.
-        let files: Vec<_> = path
-            .canonicalize()
-            .into_iter()
-            .chain([path.clone()])
-            .collect();
-        opener.run(move || {
-            privileges::keep_only(&opens)?;
-            confinement::keep_to(files.iter().map(|path| sink::directory_of(path)))?;
-            confine(Part::Files)
-        })??;
+        messages.say(format_args!(
+            "other network namespaces are not looked into: {error:#}"
+        ));
     }
     privileges::keep_only(&privileges::kept(facts))?;
-    if !facts.confinement.seccomp && !args.quiet {
-        // Nobody may be left to read it.
-        let _ = writeln!(
-            io::stderr(),
-            "tcptrace: every call may still be made: this kernel has no seccomp"
-        );
+    if !facts.confinement.seccomp {
+        messages.say("every call may still be made: this kernel has no seccomp");
     }
     confine(Part::Reader)
+}
+
+/// What is left to a thread that writes to what is open.
+fn only_write() -> Result<()> {
+    privileges::keep_only(&CapsHashSet::new())?;
+    confine(Part::Reader)
+}
+
+/// What is left to the thread that writes the output file: to open it anew, in its directory.
+fn only_write_file(path: &Path) -> Result<()> {
+    // What was opened in somebody else's directory must be opened there again.
+    let mut opens = CapsHashSet::new();
+    if !privileges::rehearse(&opens, || sink::File::may_open(path))? {
+        opens = [
+            Capability::CAP_DAC_OVERRIDE,
+            Capability::CAP_DAC_READ_SEARCH,
+        ]
+        .into();
+    }
+    // Behind links its directory may be another one.
+    let behind = path.canonicalize().into_iter();
+    let files: Vec<_> = behind.chain([path.to_owned()]).collect();
+    privileges::keep_only(&opens)?;
+    confinement::keep_to(files.iter().map(|path| sink::directory_of(path)))?;
+    confine(Part::Files)
 }
 
 /// Some dozen names, once in the life of the program.
@@ -501,32 +530,30 @@ fn is_seen(planned: &Planned, attempts: &[Attempt]) -> bool {
     })
 }
 
-/// Where events go, and the threads that take them to standard output and to the exports.
+/// Where events go, and the threads that take them there: to standard output and to the output file, in the
+/// order in which they end, and to the exports.
 fn outputs(
     args: &Trace,
-    opener: Option<&Opener>,
     (context, access): (&sink::Context, &Access),
     view: Option<Shared>,
-) -> Result<(Outputs, (Delivery, Exports)), Failure> {
+) -> Result<(Outputs, (Vec<Delivery>, Exports)), Failure> {
     let mut outputs = Outputs::new(context.clone());
     let format = format(args.output, super::is_colored(args.color), !args.no_header);
-    let (stdout, sink) = Delivery::stdout(|| {
-        privileges::keep_only(&CapsHashSet::new())?;
-        confine(Part::Reader)
-    })?;
+    let (stdout, sink) = Delivery::stdout(only_write)?;
     match view {
         Some(view) => outputs.add(Format::Unwritten, Box::new(view)),
         None => outputs.add(format, Box::new(sink)),
     }
-    if let (Some(path), Some(opener)) = (&args.output_file, opener) {
+    let mut local = vec![stdout];
+    if let Some(path) = args.output_file.clone() {
         let rotation = args.rotate_size.map(|size| Rotation {
             size,
             keep: args.rotate_keep,
         });
-        outputs.add(
-            Format::Json,
-            Box::new(sink::File::open(path, rotation, opener.clone())?),
-        );
+        let file = sink::File::open(&path, rotation)?;
+        let (delivery, sink) = Delivery::file(file, move || only_write_file(&path))?;
+        outputs.add(Format::Json, Box::new(sink));
+        local.push(delivery);
     }
     let mut exports = Exports::default();
     for destination in &args.export {
@@ -538,7 +565,7 @@ fn outputs(
             })?;
         outputs.add(format, Box::new(export));
     }
-    Ok((outputs, (stdout, exports)))
+    Ok((outputs, (local, exports)))
 }
 
 /// The format for standard output.

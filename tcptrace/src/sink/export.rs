@@ -1,21 +1,22 @@
-//! Records to a destination over a socket, or to standard output: each has a queue with a bound and a
-//! thread that delivers, so that a dead or slow one delays neither the ring nor another output. What it
-//! cannot have is counted, with the reason: at any moment what was produced for it is what was sent,
-//! lost or waits.
+//! Records to a destination over a socket, to standard output or to the output file: each has a queue with
+//! a bound and a thread that delivers, so that a dead or slow one delays neither the ring nor another
+//! output. What it cannot have is counted, with the reason: at any moment what was produced for it is what
+//! was sent, lost or waits.
 
 mod backoff;
 mod destination;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod link;
+mod local;
+mod messages;
 pub(crate) mod otlp;
 mod queue;
-mod stdout;
 mod tls;
 mod worker;
 
 use std::fmt;
-use std::fs::File;
+use std::fs;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::sync::{Arc, mpsc};
@@ -26,16 +27,20 @@ use anyhow::{Context as _, Result};
 use bytes::Bytes;
 
 pub use destination::Destination;
+pub use local::Local;
+pub(super) use local::Target;
+use local::{ROOM, Stdout, write_out};
+pub use messages::{Messages, Speaker};
 pub use otlp::{Endpoint, Headers, Protocol};
 use queue::Queue;
 pub use queue::{Account, Lost};
-pub use stdout::Stdout;
 pub use tls::Tls;
 
-use super::{Error, Format, Sink};
+use super::{Error, Format, Sink, file};
 use crate::event::{Dropped, Event, Kind};
 
-/// How long all exports together may take at the end to deliver what waits, and then standard output.
+/// How long all exports together may take at the end to deliver what waits, and then standard output, the
+/// output file and standard error each.
 const FLUSH: Duration = Duration::from_secs(5);
 
 /// How often a loss that goes on is told of.
@@ -99,18 +104,38 @@ impl Delivery {
     /// It is not open, or there is no thread to be had.
     pub fn stdout(
         prepare: impl FnOnce() -> Result<()> + Send + 'static,
-    ) -> Result<(Self, Stdout), Error> {
+    ) -> Result<(Self, Local), Error> {
         let failed = |error| Error::failed("open", &"standard output", &error);
         let to = io::stdout().as_fd().try_clone_to_owned().map_err(failed)?;
+        let to = Stdout(fs::File::from(to));
+        Self::local(("stdout", "stdout"), to, prepare).map_err(failed)
+    }
+
+    /// To the output file, which goes by the name of `output-file`. Before anything else the thread does
+    /// `prepare`, which gives up what writing and opening it anew do not take.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub fn file(
+        file: file::File,
+        prepare: impl FnOnce() -> Result<()> + Send + 'static,
+    ) -> io::Result<(Self, Local)> {
+        Self::local(("output-file", "files"), file, prepare)
+    }
+
+    fn local(
+        (name, thread): (&str, &str),
+        mut to: impl Target + Send + 'static,
+        prepare: impl FnOnce() -> Result<()> + Send + 'static,
+    ) -> io::Result<(Self, Local)> {
         let deliver = move |queue: &Queue| {
             prepare()?;
-            Ok(stdout::write_out(queue, File::from(to))?)
+            Ok(write_out(queue, &mut to)?)
         };
-        let queue = Queue::with_room(stdout::ROOM);
-        let delivery = Self::start("stdout".to_owned(), "stdout", queue, deliver);
-        let delivery = delivery.map_err(failed)?;
-        let stdout = Stdout::new(Arc::clone(&delivery.queue));
-        Ok((delivery, stdout))
+        let queue = Queue::with_room(ROOM);
+        let delivery = Self::start(name.to_owned(), thread, queue, deliver)?;
+        let local = Local::new(Arc::clone(&delivery.queue));
+        Ok((delivery, local))
     }
 
     fn start(
@@ -142,7 +167,7 @@ impl Delivery {
     /// That its thread delivers, or is still about to.
     ///
     /// # Errors
-    /// It has ended: it could not be prepared, or standard output takes no more. Told once.
+    /// It has ended: it could not be prepared, or what it writes to takes no more. Told once.
     pub fn check(&self) -> Result<()> {
         self.failed.try_recv().map_or(Ok(()), Err)
     }

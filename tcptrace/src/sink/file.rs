@@ -1,26 +1,21 @@
 //! A file of records: only its owner may read it, and it is moved aside when it has grown.
 
-mod opener;
+mod place;
 
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat};
 use rustix::fs::{AtFlags as UnlinkFlags, renameat, unlinkat};
 
-pub use opener::Opener;
-use opener::Place;
+use place::Place;
 
-use super::{Error, Sink};
-use crate::event::Event;
-
-/// Bytes gathered before a write that nobody asked for.
-const GATHER: usize = 64 * 1024;
+use super::Error;
+use super::export::Target;
 
 /// When a file is moved aside, and how many of those are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,11 +30,8 @@ pub struct Rotation {
 pub struct File {
     path: PathBuf,
     handle: fs::File,
-    opener: Opener,
     rotation: Option<Rotation>,
-    pending: Vec<u8>,
-    /// Bytes in the file, with those pending; `None` for what is no regular file and so cannot be
-    /// moved aside.
+    /// Bytes in the file; `None` for what is no regular file and so cannot be moved aside.
     size: Option<u64>,
 }
 
@@ -49,19 +41,13 @@ impl File {
     /// # Errors
     ///
     /// [`Error::Failed`] with the path, the reason and what to do.
-    pub fn open(
-        path: impl Into<PathBuf>,
-        rotation: Option<Rotation>,
-        opener: Opener,
-    ) -> Result<Self, Error> {
+    pub fn open(path: impl Into<PathBuf>, rotation: Option<Rotation>) -> Result<Self, Error> {
         let path = path.into();
-        let (handle, size) = open(&path, &opener)?;
+        let (handle, size) = open(&path)?;
         Ok(Self {
             path,
             handle,
-            opener,
             rotation,
-            pending: Vec::new(),
             size,
         })
     }
@@ -76,49 +62,76 @@ impl File {
             && may(directory, write | AccessFlags::X_OK).is_ok()
     }
 
-    fn is_due(&self, more: usize) -> bool {
+    /// How many bytes of these records go into the file before it is moved aside, whole records all of
+    /// them; 0 when it is moved aside first.
+    fn room_for(&self, records: &[u8]) -> usize {
         let (Some(rotation), Some(size)) = (self.rotation, self.size) else {
-            return false;
+            return records.len();
         };
-        size > 0 && size + more as u64 > rotation.size
+        let left = usize::try_from(rotation.size.saturating_sub(size)).unwrap_or(usize::MAX);
+        let Some(fitting) = records.get(..left) else {
+            return records.len();
+        };
+        let is_end = |&byte: &u8| byte == b'\n';
+        match fitting.iter().rposition(is_end) {
+            Some(end) => end + 1,
+            None if size > 0 => 0,
+            // Alone in a file it may be larger.
+            None => records
+                .iter()
+                .position(is_end)
+                .map_or(records.len(), |end| end + 1),
+        }
     }
 
     fn rotate(&mut self, keep: u32) -> Result<(), Error> {
-        self.flush()?;
-        let path = self.path.clone();
-        let rotated = self.opener.run(move || move_aside(&path, keep));
-        rotated
-            .flatten()
+        move_aside(&self.path, keep)
             .map_err(|error| Error::failed("rotate", &self.path.display(), &error))?;
         self.reopen()
     }
+
+    /// Writes all of this, or says how much of it before it failed.
+    fn write_all(&mut self, bytes: &[u8]) -> Result<(), (usize, Error)> {
+        let mut written = 0;
+        while written < bytes.len() {
+            let error = match self.handle.write(&bytes[written..]) {
+                Ok(0) => io::ErrorKind::WriteZero.into(),
+                Ok(more) => {
+                    written += more;
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => error,
+            };
+            let error = Error::failed("write to", &self.path.display(), &error);
+            return Err((written, error));
+        }
+        self.size = self.size.map(|size| size + written as u64);
+        Ok(())
+    }
 }
 
-impl Sink for File {
-    fn write(&mut self, _: &Event, record: &Bytes) -> Result<(), Error> {
-        if let Some(rotation) = self.rotation
-            && self.is_due(record.len())
-        {
-            self.rotate(rotation.keep)?;
+impl Target for File {
+    fn write(&mut self, records: &[u8]) -> Result<(), (u64, Error)> {
+        let mut written = 0;
+        while written < records.len() {
+            let left = &records[written..];
+            let outcome = match (self.room_for(left), self.rotation) {
+                (0, Some(rotation)) => self.rotate(rotation.keep).map_err(|error| (0, error)),
+                (fitting, _) => self
+                    .write_all(&left[..fitting])
+                    .map(|()| written += fitting),
+            };
+            outcome.map_err(|(more, error)| {
+                let there = records[..written + more].split(|&byte| byte == b'\n');
+                (there.count() as u64 - 1, error)
+            })?;
         }
-        self.pending.extend_from_slice(record);
-        self.size = self.size.map(|size| size + record.len() as u64);
-        if self.pending.len() >= GATHER {
-            self.flush()
-        } else {
-            Ok(())
-        }
-    }
-
-    fn flush(&mut self) -> Result<(), Error> {
-        let written = self.handle.write_all(&self.pending);
-        self.pending.clear();
-        written.map_err(|error| Error::failed("write to", &self.path.display(), &error))
+        Ok(())
     }
 
     fn reopen(&mut self) -> Result<(), Error> {
-        self.flush()?;
-        (self.handle, self.size) = open(&self.path, &self.opener)?;
+        (self.handle, self.size) = open(&self.path)?;
         Ok(())
     }
 }
@@ -143,15 +156,13 @@ pub fn directory_of(path: &Path) -> &Path {
     }
 }
 
-fn open(path: &Path, opener: &Opener) -> Result<(fs::File, Option<u64>), Error> {
-    let owned = path.to_owned();
-    let file = opener.run(move || {
-        let file = Place::find(&owned)?.open()?;
+fn open(path: &Path) -> Result<(fs::File, Option<u64>), Error> {
+    let open = || {
+        let file = Place::find(path)?.open()?;
         let metadata = file.metadata()?;
         Ok((file, metadata.is_file().then_some(metadata.len())))
-    });
-    file.flatten()
-        .map_err(|error| Error::failed("open", &path.display(), &error))
+    };
+    open().map_err(|error| Error::failed("open", &path.display(), &error))
 }
 
 /// `PATH` becomes `PATH.1`, that `PATH.2` and so on; the last one goes.
@@ -186,21 +197,16 @@ fn gone_is_fine(result: rustix::io::Result<()>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
     use std::os::unix::fs::PermissionsExt as _;
 
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
     use super::*;
-    use crate::sink::samples;
 
-    fn write(file: &mut File, record: &'static str) {
-        file.write(
-            &samples::reset_sent(),
-            &Bytes::from_static(record.as_bytes()),
-        )
-        .expect("the directory is ours");
-    }
-
-    fn opener() -> Opener {
-        Opener::start().expect("a thread")
+    fn write(file: &mut File, records: &str) {
+        file.write(records.as_bytes())
+            .expect("the directory is ours");
     }
 
     fn read(path: &Path) -> String {
@@ -212,9 +218,8 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("events.json");
         for record in ["one\n", "two\n"] {
-            let mut file = File::open(&path, None, opener()).expect("the directory is ours");
+            let mut file = File::open(&path, None).expect("the directory is ours");
             write(&mut file, record);
-            file.flush().expect("the directory is ours");
         }
         assert_eq!(read(&path), "one\ntwo\n");
         let mode = fs::metadata(&path)
@@ -226,26 +231,36 @@ mod tests {
 
     #[test]
     fn it_is_moved_aside_between_records_and_the_oldest_goes() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("events.json");
-        let rotation = Some(Rotation { size: 8, keep: 2 });
-        let mut file = File::open(&path, rotation, opener()).expect("the directory is ours");
-        for record in [
-            "aaa\n",
-            "bbb\n",
-            "ccc\n",
-            "a record beyond the size\n",
-            "ddd\n",
-            "eee\n",
+        // However many come at a time.
+        for parcels in [
+            &["aaa\nbbb\nccc\na record beyond the size\nddd\neee\n"][..],
+            &[
+                "aaa\nbbb\nccc\n",
+                "a record beyond the size\nddd\n",
+                "eee\n",
+            ],
+            &[
+                "aaa\n",
+                "bbb\n",
+                "ccc\n",
+                "a record beyond the size\n",
+                "ddd\n",
+                "eee\n",
+            ],
         ] {
-            write(&mut file, record);
+            let directory = tempfile::tempdir().expect("a directory");
+            let path = directory.path().join("events.json");
+            let rotation = Some(Rotation { size: 8, keep: 2 });
+            let mut file = File::open(&path, rotation).expect("the directory is ours");
+            for records in parcels {
+                write(&mut file, records);
+            }
+            let older = |number| read(&directory.path().join(format!("events.json.{number}")));
+            assert_eq!(read(&path), "ddd\neee\n");
+            assert_eq!(older(1), "a record beyond the size\n");
+            assert_eq!(older(2), "ccc\n");
+            assert!(!directory.path().join("events.json.3").exists());
         }
-        file.flush().expect("the directory is ours");
-        let older = |number| read(&directory.path().join(format!("events.json.{number}")));
-        assert_eq!(read(&path), "ddd\neee\n");
-        assert_eq!(older(1), "a record beyond the size\n");
-        assert_eq!(older(2), "ccc\n");
-        assert!(!directory.path().join("events.json.3").exists());
     }
 
     #[test]
@@ -254,9 +269,8 @@ mod tests {
         let path = directory.path().join("events.json");
         fs::write(&path, "before\n").expect("the directory is ours");
         let rotation = Some(Rotation { size: 8, keep: 0 });
-        let mut file = File::open(&path, rotation, opener()).expect("the directory is ours");
+        let mut file = File::open(&path, rotation).expect("the directory is ours");
         write(&mut file, "after\n");
-        file.flush().expect("the directory is ours");
         assert_eq!(read(&path), "after\n");
         assert_eq!(
             fs::read_dir(directory.path())
@@ -271,13 +285,12 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("events.json");
         let moved = directory.path().join("moved");
-        let mut file = File::open(&path, None, opener()).expect("the directory is ours");
+        let mut file = File::open(&path, None).expect("the directory is ours");
         write(&mut file, "one\n");
         fs::rename(&path, &moved).expect("the directory is ours");
         write(&mut file, "two\n");
         file.reopen().expect("the directory is ours");
         write(&mut file, "three\n");
-        file.flush().expect("the directory is ours");
         assert_eq!(read(&moved), "one\ntwo\n");
         assert_eq!(read(&path), "three\n");
     }
@@ -309,7 +322,7 @@ mod tests {
     fn a_failure_names_the_file() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("missing/events.json");
-        let error = File::open(&path, None, opener())
+        let error = File::open(&path, None)
             .err()
             .expect("there is no such directory");
         let expected = format!(
@@ -318,15 +331,35 @@ mod tests {
         );
         assert_eq!(error.to_string(), expected);
 
-        let mut full = File::open("/dev/full", Some(Rotation { size: 1, keep: 1 }), opener())
-            .expect("it is there");
-        write(&mut full, "a device is never moved aside\n");
-        let error = full.flush().expect_err("it is full");
+        let rotation = Some(Rotation { size: 1, keep: 1 });
+        let mut full = File::open("/dev/full", rotation).expect("it is there");
+        let outcome = full.write(b"a device is never moved aside\n");
+        let (there, error) = outcome.expect_err("it is full");
+        assert_eq!(there, 0);
         assert!(
             error
                 .to_string()
                 .starts_with("cannot write to /dev/full: No space"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn what_is_there_of_records_that_did_not_fit_is_known() {
+        // A pipe that is full after so many bytes and waits for nobody.
+        const ROOM: i32 = 4096;
+        let (reader, writer) = io::pipe().expect("a pipe");
+        fcntl(&writer, FcntlArg::F_SETPIPE_SZ(ROOM)).expect("a page is allowed");
+        fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("a pipe may be so");
+        let mut file = File {
+            path: "a pipe".into(),
+            handle: fs::File::from(OwnedFd::from(writer)),
+            rotation: None,
+            size: None,
+        };
+        let line = [&[b'x'; 999][..], b"\n"].concat();
+        let outcome = file.write(&line.repeat(10));
+        assert_eq!(outcome.map_err(|(there, _)| there), Err(4));
+        drop(reader);
     }
 }

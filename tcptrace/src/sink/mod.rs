@@ -23,10 +23,10 @@ use bytes::{Bytes, BytesMut};
 pub use direct::Direct;
 pub(crate) use export::otlp as otlp_client;
 pub use export::{
-    Access, Account, Delivery, Destination, Endpoint, Export, Exports, Headers, Lost, News,
-    Protocol, Stdout, Tls,
+    Access, Account, Delivery, Destination, Endpoint, Export, Exports, Headers, Local, Lost,
+    Messages, News, Protocol, Speaker, Tls,
 };
-pub use file::{File, Opener, Rotation, create, directory_of};
+pub use file::{File, Rotation, create, directory_of};
 pub use sentence::Body;
 
 use crate::event::{Event, Kind, Timestamp};

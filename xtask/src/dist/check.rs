@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{VERSION_LINE, shipped, tree};
+use super::{TARGET, VERSION_LINE, shipped, stranger, tree, unpack};
 use crate::build;
 use crate::process::{answer, run as run_command, workspace};
 
@@ -43,7 +43,9 @@ pub(super) fn run(out: &Path) -> Result<()> {
             .arg(workspace().join("packaging/rpmlint.toml"))
             .arg(&rpm),
     )?;
+    binstall_finds_the_binary(out)?;
     published_object_is_this_source(out)?;
+    stranger::try_out(out)?;
     tree::try_out(out, &deb)
 }
 
@@ -123,18 +125,52 @@ fn exposure(report: &str) -> Result<f32> {
     Ok(number.parse()?)
 }
 
+/// What the manifest tells cargo-binstall is true of the archive, wherever it is downloaded from.
+/// <https://github.com/cargo-bins/cargo-binstall/blob/main/SUPPORT.md>
+fn binstall_finds_the_binary(out: &Path) -> Result<()> {
+    let manifest = fs::read_to_string(workspace().join("tcptrace/Cargo.toml"))?;
+    let url = told_to_binstall(&manifest, "pkg-url").context("no pkg-url")?;
+    let binary = told_to_binstall(&manifest, "bin-dir").context("no bin-dir")?;
+    let archive = url.rsplit('/').next().unwrap_or_default();
+    let listed = answer(
+        Command::new("tar")
+            .args(["--list", "--gzip", "--file"])
+            .arg(out.join(archive)),
+    );
+    let listed = listed.with_context(|| format!("{archive} is not shipped"))?;
+    ensure!(
+        listed.lines().any(|path| path == binary),
+        "{archive} lacks {binary}"
+    );
+    Ok(())
+}
+
+/// A template of `[package.metadata.binstall]`, filled in.
+fn told_to_binstall(manifest: &str, key: &str) -> Option<String> {
+    let (_, section) = manifest.split_once("[package.metadata.binstall]")?;
+    let value = section.lines().find_map(|line| line.strip_prefix(key))?;
+    let mut value = value
+        .trim_start_matches([' ', '='])
+        .trim_matches('"')
+        .to_owned();
+    for (name, is) in [
+        ("name", "tcptrace"),
+        ("bin", "tcptrace"),
+        ("version", env!("CARGO_PKG_VERSION")),
+        ("target", TARGET),
+        ("archive-format", "tar.gz"),
+    ] {
+        value = value.replace(&format!("{{ {name} }}"), is);
+    }
+    Some(value)
+}
+
 /// The kernel half in the published package is what this source makes, built once more elsewhere.
 fn published_object_is_this_source(out: &Path) -> Result<()> {
     let version = env!("CARGO_PKG_VERSION");
     let unpacked = out.join("unpacked");
     fs::create_dir(&unpacked)?;
-    run_command(
-        Command::new("tar")
-            .args(["--extract", "--gzip", "--file"])
-            .arg(out.join(format!("tcptrace-{version}.crate")))
-            .arg("--directory")
-            .arg(&unpacked),
-    )?;
+    unpack(&out.join(format!("tcptrace-{version}.crate")), &unpacked)?;
     let published = fs::read(unpacked.join(format!("tcptrace-{version}/tcptrace-ebpf.o")))?;
     let again = fs::read(build::object(&[])?)?;
     ensure!(
@@ -155,6 +191,18 @@ mod tests {
     fn what_is_proposed_is_what_follows_the_mark_at_once() {
         let text = "# Words.\n#\noutput = \"json\"\n#port = [80]\n";
         assert_eq!(propose(text), "# Words.\n#\noutput = \"json\"\nport = [80]");
+    }
+
+    #[test]
+    fn binstall_is_told_by_templates() {
+        let manifest = "[package.metadata.binstall]\n\
+                        pkg-url = \"{ repo }/v{ version }/{ name }-{ target }.{ archive-format }\"\n";
+        let version = env!("CARGO_PKG_VERSION");
+        assert_eq!(
+            told_to_binstall(manifest, "pkg-url"),
+            Some(format!("{{ repo }}/v{version}/tcptrace-{TARGET}.tar.gz"))
+        );
+        assert_eq!(told_to_binstall(manifest, "bin-dir"), None);
     }
 
     #[test]

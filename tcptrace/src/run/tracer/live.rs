@@ -1,7 +1,7 @@
 //! The loop of a trace: records as they come until it is told to stop, and the account of all there was.
 
 use std::future::Future;
-use std::io::{self, Write as _};
+use std::io;
 use std::thread;
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ use crate::run::command::{self, Held};
 use crate::run::top::Signals;
 use crate::run::{Failure, sees, status};
 use crate::session::{Session, clock};
-use crate::sink::{self, Delivery, Exports, text};
+use crate::sink::{self, Delivery, Exports, Messages, text};
 use crate::source::Source;
 use crate::source::ring::Ring;
 use crate::top::{Screen, Shared};
@@ -64,7 +64,8 @@ pub(super) struct Live<'a> {
     pub(super) kernel: Kernel,
     pub(super) targets: Targets,
     pub(super) session: Session,
-    pub(super) deliveries: (Delivery, Exports),
+    pub(super) deliveries: (Vec<Delivery>, Exports),
+    pub(super) messages: Messages,
     pub(super) pushes: Vec<Push>,
     pub(super) command: Option<Held>,
     pub(super) service: Service,
@@ -83,6 +84,7 @@ impl Live<'_> {
             targets,
             mut session,
             deliveries,
+            messages,
             pushes,
             command,
             service,
@@ -102,7 +104,7 @@ impl Live<'_> {
         let mut watch = Watch::new(
             args,
             (kernel, targets),
-            deliveries,
+            (deliveries, messages.clone()),
             filters.clone(),
             &session,
             report.polls(ACCEPT_OVERFLOW),
@@ -111,10 +113,10 @@ impl Live<'_> {
         let mut screen = screen.map(|it| fed(it, &mut watch)).transpose()?;
         let comparable = filters.is_open().then(Counters::read).transpose()?;
         session.reconcile_from_now(netns::current()?);
-        if !args.quiet {
-            text::banner(&coverage, &mut io::stderr())?;
-        }
-        let found = look_around(args, filters)?;
+        let mut banner = Vec::new();
+        text::banner(&coverage, &mut banner)?;
+        messages.show(banner);
+        let found = look_around(args, filters, messages.clone())?;
         let released = command.map(Held::release).transpose()?;
         let outcome = {
             let end = async {
@@ -126,8 +128,11 @@ impl Live<'_> {
             };
             // Who reads that it traces finds all counters there.
             watch.begin(&session);
-            match announce(args, &mut session, coverage) {
-                Ok(()) => drive(&mut source, &mut session, &mut watch, found, hangup, end).await,
+            match announce(&mut session, coverage) {
+                Ok(()) => {
+                    messages.say("tracing");
+                    drive(&mut source, &mut session, &mut watch, found, hangup, end).await
+                }
                 Err(error) => Err(error.into()),
             }
         };
@@ -169,9 +174,7 @@ impl Live<'_> {
             _ => {}
         }
         closed?;
-        if !args.quiet {
-            say_summary(&watch.summary, &session)?;
-        }
+        say_summary(&watch.summary, &session, &messages)?;
         Ok(match stop {
             Stop::Command(status) if status != 0 => status,
             _ if args.strict && watch.summary.lost + watch.not_delivered() > 0 => status::LOST,
@@ -201,45 +204,34 @@ fn fed((screen, shared): (Screen, Shared), watch: &mut Watch) -> Result<(Screen,
 }
 
 /// The counts of the run, for a person.
-fn say_summary(summary: &Summary, session: &Session) -> io::Result<()> {
-    text::summary(summary, &mut io::stderr())?;
+fn say_summary(summary: &Summary, session: &Session, messages: &Messages) -> io::Result<()> {
+    let mut counts = Vec::new();
+    text::summary(summary, &mut counts)?;
+    messages.show(counts);
     let stackless = session.stacks_skipped();
     if stackless > 0 {
-        // Nobody may be left to read it.
-        let _ = writeln!(
-            io::stderr(),
-            "tcptrace: {stackless} events came without their stack: there were more at a time than can be \
-             named, or it took over 3 seconds"
-        );
+        messages.say(format_args!(
+            "{stackless} events came without their stack: there were more at a time than can be named, or it \
+             took over 3 seconds"
+        ));
     }
     let skipped = session.looks_skipped();
     if skipped > 0 {
-        // Nobody may be left to read it.
-        let _ = writeln!(
-            io::stderr(),
-            "tcptrace: {skipped} events came without what /proc says of them: more would have been asked \
-             than 20 times a second, or the answer took over a second"
-        );
+        messages.say(format_args!(
+            "{skipped} events came without what /proc says of them: more would have been asked than 20 times a \
+             second, or the answer took over a second"
+        ));
     }
     Ok(())
 }
 
 /// What is seen and what is not comes first in the stream.
-fn announce(
-    args: &Trace,
-    session: &mut Session,
-    coverage: Vec<Coverage>,
-) -> Result<(), sink::Error> {
+fn announce(session: &mut Session, coverage: Vec<Coverage>) -> Result<(), sink::Error> {
     session.advance()?;
     for coverage in coverage {
         session.note(Kind::Coverage(coverage))?;
     }
-    session.flush()?;
-    if !args.quiet {
-        // Nobody may be left to read it.
-        let _ = writeln!(io::stderr(), "tcptrace: tracing");
-    }
-    Ok(())
+    session.flush()
 }
 
 /// What is looked after while records come.
@@ -426,10 +418,13 @@ async fn ended(
 }
 
 /// What is wrong already is looked for beside the loop: it may take a second.
-fn look_around(args: &Trace, filters: Filters) -> Result<mpsc::Receiver<Event>> {
+fn look_around(
+    args: &Trace,
+    filters: Filters,
+    messages: Messages,
+) -> Result<mpsc::Receiver<Event>> {
     let (send, found) = mpsc::channel(64);
     let close_wait_after = args.close_wait_after;
-    let quiet = args.quiet;
     let look = move || {
         let include = |flow: Option<&Flow>, pid| filters.include(flow, pid);
         let request = snapshot::Request {
@@ -446,9 +441,8 @@ fn look_around(args: &Trace, filters: Filters) -> Result<mpsc::Receiver<Event>> 
                 return;
             }
         }
-        for note in snapshot.notes.into_iter().filter(|_| !quiet) {
-            // Nobody may be left to read it.
-            let _ = writeln!(io::stderr(), "tcptrace: at the start: {note}");
+        for note in snapshot.notes {
+            messages.say(format_args!("at the start: {note}"));
         }
     };
     thread::Builder::new().name("snapshot".into()).spawn(look)?;

@@ -2,7 +2,6 @@
 //! are gone, queues of listeners, and the kernel half's own tables.
 
 use std::collections::HashMap;
-use std::io::{self, Write as _};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -21,7 +20,7 @@ use crate::host::{netns, process, sockets};
 use crate::kernel::load::{FilterValues, Kernel, KernelLog};
 use crate::session::{Session, monotonic};
 use crate::sink::text::{self, printable};
-use crate::sink::{Delivery, Error, Exports};
+use crate::sink::{Delivery, Error, Exports, Messages};
 use crate::top::Shared;
 
 /// The kernel half, and what is known of it so far.
@@ -31,9 +30,10 @@ pub(super) struct Watch {
     kernel: Kernel,
     targets: Targets,
     log: Option<KernelLog>,
-    stdout: Delivery,
+    /// Of standard output and of the output file, in the order in which they end.
+    local: Vec<Delivery>,
     exports: Exports,
-    quiet: bool,
+    messages: Messages,
     lost: [u64; hook::COUNT as usize],
     stats: [u64; stat::COUNT as usize],
     missed: HashMap<String, u64>,
@@ -123,12 +123,16 @@ impl Watch {
     pub(super) fn new(
         args: &Trace,
         (mut kernel, targets): (Kernel, Targets),
-        (stdout, exports): (Delivery, Exports),
+        ((local, exports), messages): ((Vec<Delivery>, Exports), Messages),
         filters: Filters,
         session: &Session,
         polls_accept_queues: bool,
     ) -> Result<Self> {
-        let log = args.verbose.then(|| kernel.take_log()).transpose()?;
+        let log = args.verbose.then(|| {
+            let messages = messages.clone();
+            kernel.take_log(move |said| messages.warn(format_args!("kernel half: {said}")))
+        });
+        let log = log.transpose()?;
         let polls_accept_queues = polls_accept_queues && session.wants("accept_queue.overflow");
         let queues = (polls_accept_queues || session.wants("syn_queue.overflow"))
             .then(|| queues(args, &filters, polls_accept_queues))
@@ -138,9 +142,9 @@ impl Watch {
             kernel,
             targets,
             log,
-            stdout,
+            local,
             exports,
-            quiet: args.quiet,
+            messages,
             lost: [0; hook::COUNT as usize],
             stats: [0; stat::COUNT as usize],
             missed: HashMap::new(),
@@ -281,18 +285,19 @@ impl Watch {
         Ok(())
     }
 
-    /// Tells what standard output and exports lost, and to a person how exports go.
+    /// Tells what outputs lost, and to a person how exports go.
     fn tell_of_deliveries(&mut self, session: &mut Session) -> Result<()> {
-        self.stdout.check()?;
+        self.check_local()?;
         self.exports.check()?;
         self.count_deliveries(session);
         let now = Instant::now();
-        let dropped = self.stdout.dropped(now, false).into_iter();
+        let local = self.local.iter_mut();
+        let dropped = local.flat_map(|it| it.dropped(now, false));
         for dropped in dropped.chain(self.exports.dropped(now, false)) {
             session.note(Kind::ExportDropped(dropped))?;
         }
         for news in self.exports.news() {
-            self.say(&news.to_string());
+            self.messages.say(news);
         }
         Ok(())
     }
@@ -301,46 +306,46 @@ impl Watch {
         let Some(metrics) = session.metrics() else {
             return;
         };
-        for (name, account) in self.exports.accounts().chain([self.stdout.account()]) {
+        let local = self.local.iter().map(Delivery::account);
+        for (name, account) in self.exports.accounts().chain(local) {
             metrics.exported(name, &account);
         }
     }
 
-    /// Delivers what waits, and tells what became of all records of each export, and of standard output
-    /// where it did not take all.
+    /// Delivers what waits, and tells what became of all records of each export, and of those of standard
+    /// output and of the output file where it did not take all.
     pub(super) async fn close_deliveries(&mut self, session: &mut Session) -> Result<()> {
         self.exports.close().await;
         for (name, account) in self.exports.accounts() {
-            self.say(&format!("--export {name}: {account}"));
+            self.messages
+                .say(format_args!("--export {name}: {account}"));
         }
         for dropped in self.exports.dropped(Instant::now(), true) {
             session.note(Kind::ExportDropped(dropped))?;
         }
-        session.flush()?;
-        self.stdout.close().await;
+        for local in &mut self.local {
+            session.flush()?;
+            local.close().await;
+            for dropped in local.dropped(Instant::now(), true) {
+                session.note(Kind::ExportDropped(dropped))?;
+            }
+            let (name, account) = local.account();
+            if account.lost.total() > 0 {
+                self.messages.say(format_args!("{name}: {account}"));
+            }
+        }
         self.count_deliveries(session);
-        for dropped in self.stdout.dropped(Instant::now(), true) {
-            session.note(Kind::ExportDropped(dropped))?;
-        }
-        let (name, account) = self.stdout.account();
-        if account.lost.total() > 0 {
-            self.say(&format!("{name}: {account}"));
-        }
-        session.flush()?;
-        self.stdout.check()
+        self.check_local()
     }
 
-    /// Records that standard output and exports did not get.
+    fn check_local(&self) -> Result<()> {
+        self.local.iter().try_for_each(Delivery::check)
+    }
+
+    /// Records that an output did not get.
     pub(super) fn not_delivered(&self) -> u64 {
-        let (_, stdout) = self.stdout.account();
-        self.exports.lost() + stdout.lost.total()
-    }
-
-    fn say(&self, what: &str) {
-        if !self.quiet {
-            // Nobody may be left to read it.
-            let _ = writeln!(io::stderr(), "tcptrace: {}", printable(what));
-        }
+        let local = self.local.iter().map(|it| it.account().1.lost.total());
+        self.exports.lost() + local.sum::<u64>()
     }
 
     fn tell_stuck(&mut self, session: &mut Session) -> Result<()> {
@@ -427,7 +432,7 @@ impl Watch {
         }
         self.filters.values.pids = self.targets.pids();
         for (process, target) in news {
-            self.say(&text::turn(&process, &target).to_string());
+            self.messages.say(text::turn(&process, &target));
             session.note_of(Owner::exact(process), Kind::TargetChanged(target))?;
         }
         Ok(())
@@ -499,9 +504,10 @@ impl Upkeep for Watch {
         };
         // A line of its own in what the service manager is told would be an order.
         let status = printable(&status).to_string();
-        if self.reload.is_some() && (changed.is_err() || !self.quiet) {
-            // Nobody may be left to read it.
-            let _ = writeln!(io::stderr(), "tcptrace: configuration: {status}");
+        match (&self.reload, &changed) {
+            (None, _) => {}
+            (_, Ok(_)) => self.messages.say(format_args!("configuration: {status}")),
+            (_, Err(_)) => self.messages.warn(format_args!("configuration: {status}")),
         }
         if let Some(service) = &self.service {
             service.ready(&format!("configuration: {status}"));
@@ -516,7 +522,7 @@ impl Upkeep for Watch {
         let came: Vec<_> = self.awaited.extract_if(.., |name| there(name)).collect();
         for name in came {
             self.look_for_cgroups()?;
-            self.say(&format!("--cgroup {name} is there"));
+            self.messages.say(format_args!("--cgroup {name} is there"));
         }
         Ok(())
     }

@@ -128,6 +128,8 @@ struct State {
     /// Bytes that came since the thread was woken.
     fresh: usize,
     account: Account,
+    /// What is written to is to be opened anew.
+    reopen: bool,
     /// Nothing more comes.
     closing: bool,
     /// What still waits was counted as lost.
@@ -145,6 +147,8 @@ impl Default for Queue {
 pub(super) enum Work {
     /// These come next; none where there is only something to finish.
     Records(Vec<Bytes>),
+    /// What is written to is to be opened anew.
+    Reopen,
     /// There was nothing for as long as was waited.
     Idle,
     /// There will be nothing any more.
@@ -192,6 +196,12 @@ impl Queue {
             state.fresh = 0;
             self.changed.notify_one();
         }
+    }
+
+    /// What is written to is to be opened anew, before whatever waits is written.
+    pub(super) fn reopen(&self) {
+        self.lock().reopen = true;
+        self.changed.notify_one();
     }
 
     /// Nothing more comes.
@@ -257,7 +267,7 @@ impl Queue {
         if wants {
             let unfinished = state.handed > 0;
             let idle = |state: &mut State| {
-                let nothing = state.parcels.len() == state.handed;
+                let nothing = state.parcels.len() == state.handed && !state.reopen;
                 nothing && !state.ended && (state.handed > 0 || !state.closing)
             };
             let patience = if unfinished { Some(ARRIVAL) } else { patience };
@@ -271,6 +281,9 @@ impl Queue {
             if !unfinished && idle(&mut state) {
                 return Work::Idle;
             }
+        }
+        if mem::take(&mut state.reopen) && !state.ended {
+            return Work::Reopen;
         }
         if state.ended || (state.closing && state.parcels.is_empty()) {
             return Work::Over;
@@ -313,6 +326,19 @@ impl Queue {
         }
         // Who refuses all is as good as gone.
         state.account.failing = done.why.filter(|_| done.sent == 0);
+    }
+
+    /// So many records of the first parcel handed over have been dealt with; the others wait.
+    pub(super) fn settle_part(&self, records: u64) {
+        let mut state = self.lock();
+        if state.ended {
+            return;
+        }
+        if let Some((_, held)) = state.parcels.front_mut() {
+            *held -= records;
+            state.account.waiting -= records;
+            state.account.sent += records;
+        }
     }
 
     /// The link, or opening one, failed.

@@ -7,10 +7,11 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use hyper::StatusCode;
-use hyper::header::{HeaderMap, RETRY_AFTER};
+use hyper::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimeParser;
 use prost::Message;
+use serde_json::Value;
 
 use super::endpoint::Protocol;
 
@@ -102,7 +103,7 @@ impl Answer {
             (Protocol::Grpc, None) if self.status.is_success() => Verdict::Refused(
                 "the answer is not of gRPC; http:// and https:// are for OTLP over HTTP".to_owned(),
             ),
-            (Protocol::Http, _) if self.status.is_success() => taken(&self.body),
+            (Protocol::Http, _) if self.status.is_success() => taken(self.partial_success()),
             _ => self.failed(protocol, now),
         }
     }
@@ -111,10 +112,21 @@ impl Answer {
         self.headers.get(name)?.to_str().ok()
     }
 
+    /// A receiver should answer as it was asked. Quickwit answers in JSON all the same:
+    /// <https://github.com/quickwit-oss/quickwit/issues/6786>
+    fn partial_success(&self) -> Option<PartialSuccess> {
+        let kind = self.header(CONTENT_TYPE.as_str()).unwrap_or_default();
+        if kind.starts_with("application/json") {
+            in_json(&self.body)
+        } else {
+            in_protobuf(&self.body)
+        }
+    }
+
     fn grpc(&self, code: &str) -> Verdict {
         if code == "0" {
             // One byte for compression, four for the length, and the message.
-            return taken(self.body.get(5..).unwrap_or_default());
+            return taken(in_protobuf(self.body.get(5..).unwrap_or_default()));
         }
         let message = percent_decoded(self.header("grpc-message").unwrap_or_default());
         let why = told(&format!("gRPC status {code}"), &message);
@@ -149,11 +161,35 @@ impl Answer {
     }
 }
 
-fn taken(body: &[u8]) -> Verdict {
-    // Whoever says that all went well need not say it in OTLP.
-    let partial = Response::decode(body)
-        .ok()
-        .and_then(|it| it.partial_success);
+/// Whoever says that all went well need not say it in OTLP.
+fn in_protobuf(body: &[u8]) -> Option<PartialSuccess> {
+    Response::decode(body).ok()?.partial_success
+}
+
+/// The same with the names of JSON or of protocol buffers. 64 bits are text in JSON, as a rule.
+fn in_json(body: &[u8]) -> Option<PartialSuccess> {
+    let answer: Value = serde_json::from_slice(body).ok()?;
+    let named = |of: &Value, names: &[&str]| names.iter().find_map(|&name| of.get(name).cloned());
+    let partial = named(&answer, &["partialSuccess", "partial_success"])?;
+    let rejected = named(
+        &partial,
+        &[
+            "rejectedLogRecords",
+            "rejected_log_records",
+            "rejectedDataPoints",
+            "rejected_data_points",
+        ],
+    );
+    let rejected = rejected.and_then(|it| it.as_i64().or_else(|| it.as_str()?.parse().ok()));
+    let message = named(&partial, &["errorMessage", "error_message"]);
+    let message = message.and_then(|it| it.as_str().map(str::to_owned));
+    Some(PartialSuccess {
+        rejected: rejected.unwrap_or_default(),
+        error_message: message.unwrap_or_default(),
+    })
+}
+
+fn taken(partial: Option<PartialSuccess>) -> Verdict {
     let partial = partial.unwrap_or_default();
     let rejected = u64::try_from(partial.rejected).unwrap_or_default();
     Verdict::Taken(rejected, told("rejected", &partial.error_message))
@@ -248,9 +284,25 @@ mod tests {
     fn over_http_the_status_tells() {
         let taken = || Verdict::Taken(0, "rejected".to_owned());
         assert_eq!(http(200, &[], b""), taken());
-        assert_eq!(http(200, &[], b"{\"partialSuccess\":null}"), taken());
-        let partial = Verdict::Taken(3, "rejected: too old".to_owned());
-        assert_eq!(http(200, &[], PARTIAL), partial);
+        assert_eq!(http(200, &[], b"<html>"), taken());
+        let partial = || Verdict::Taken(3, "rejected: too old".to_owned());
+        assert_eq!(http(200, &[], PARTIAL), partial());
+        let json = [("content-type", "application/json; charset=utf-8")];
+        for body in [
+            r#"{"partialSuccess":{"rejectedLogRecords":"3","errorMessage":"too old"}}"#,
+            r#"{"partial_success":{"rejected_log_records":3,"error_message":"too old"}}"#,
+            r#"{"partialSuccess":{"rejectedDataPoints":"3","errorMessage":"too old"}}"#,
+        ] {
+            assert_eq!(http(200, &json, body.as_bytes()), partial(), "{body}");
+        }
+        for body in [
+            "",
+            "{}",
+            r#"{"partialSuccess":null}"#,
+            r#"{"partialSuccess":{}}"#,
+        ] {
+            assert_eq!(http(200, &json, body.as_bytes()), taken(), "{body}");
+        }
         // { 2: "no such tenant" }
         let said = http(400, &[], b"\x12\x0eno such tenant");
         assert_eq!(said, refused("HTTP status 400 Bad Request: no such tenant"));

@@ -1,55 +1,16 @@
-//! The one thread that opens output files, so that all others may be kept from opening any for writing;
-//! and how: in a directory that others may write to it follows no link and takes no file of theirs.
+//! Where an output file is, and how it is opened: in a directory that others may write to no link is followed
+//! and no file of theirs taken.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path};
-use std::sync::mpsc::{self, Sender};
-use std::thread;
 
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, linkat, openat, statat, unlinkat,
 };
 use rustix::process::geteuid;
-
-type Work = Box<dyn FnOnce() + Send>;
-
-/// Where output files are opened. The thread ends with the last clone.
-#[derive(Clone, Debug)]
-pub struct Opener(Sender<Work>);
-
-impl Opener {
-    /// Starts the thread.
-    ///
-    /// # Errors
-    /// There is none to be had.
-    pub fn start() -> io::Result<Self> {
-        let (send, works) = mpsc::channel::<Work>();
-        let serve = move || works.into_iter().for_each(|work| work());
-        thread::Builder::new().name("files".into()).spawn(serve)?;
-        Ok(Self(send))
-    }
-
-    /// Does this on the thread, and waits for it.
-    ///
-    /// # Errors
-    /// The thread has ended.
-    pub fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> io::Result<T> {
-        let (tell, told) = mpsc::sync_channel(1);
-        let ended = || io::Error::other("the thread that opens files has ended");
-        let work = move || {
-            // The caller waits.
-            let _ = tell.send(work());
-        };
-        self.0.send(Box::new(work)).map_err(|_| ended())?;
-        told.recv().map_err(|_| ended())
-    }
-}
 
 /// The directory of a file, and its name there.
 pub(super) struct Place<'a> {
