@@ -1,6 +1,6 @@
 //! An end that reset the other: it closed in a way that makes a RST, or was made to.
 
-use super::connection::View;
+use super::connection::{Seen, View};
 use super::verdict::{Verdict, Words, connection, fd, peer, then_got, who};
 use super::{waiting, writing};
 use crate::event::{
@@ -25,7 +25,7 @@ pub(super) fn judge(view: View<'_>) -> Option<Verdict> {
         // A full queue is told of its listener, a refusal of who was refused.
         Some(Cause::AcceptQueueOverflow | Cause::NoListener | Cause::KeepaliveTimeout) => None,
         _ if reset.answers_syn => None,
-        _ if reset.answers_segment => after_close(view, seen.socket()),
+        _ if reset.answers_segment => after_close(view, seen),
         _ => None,
     }
 }
@@ -37,7 +37,8 @@ pub(super) fn judge_exit(view: View<'_>) -> Option<Verdict> {
 }
 
 /// A segment came for a connection that was closed here, or that nobody knows.
-fn after_close(view: View<'_>, socket: Option<&Socket>) -> Option<Verdict> {
+fn after_close(view: View<'_>, answered: &Seen) -> Option<Verdict> {
+    let (socket, at) = (answered.socket(), answered.first.time);
     if view.this.exit().is_some() {
         return Some(exited(view));
     }
@@ -53,6 +54,14 @@ fn after_close(view: View<'_>, socket: Option<&Socket>) -> Option<Verdict> {
     }
     // On one host the other end shows whom it met: a last acknowledgement meets nobody.
     if view.other.is_unseen() && socket.is_some_and(|it| it.flow.local.ip().is_loopback()) {
+        return None;
+    }
+    // So does one that closed first and was not hurt: it acknowledged the other's end, a moment too late.
+    let closed_first = |(closed, _): (&Seen, _)| closed.first.time <= at;
+    if view.other.closed().is_some_and(closed_first)
+        && view.other.reset_received().is_none()
+        && view.other.first_error().is_none()
+    {
         return None;
     }
     // A listener answers for connections it has never heard of.

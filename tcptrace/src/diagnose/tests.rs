@@ -281,6 +281,51 @@ fn a_refusal_names_the_listener_that_may_be_meant() {
 }
 
 #[test]
+fn a_late_acknowledgement_is_no_stale_connection() {
+    let accepted = Socket {
+        accepted_ago_us: Some(180),
+        bytes_received: 0,
+        bytes_sent: 0,
+        ..at_server(State::Established)
+    };
+    let closes = event(
+        10,
+        Some(envoy()),
+        Some(accepted),
+        change(State::Established, State::FinWait1),
+    );
+    // The client has closed too, and is gone when the server acknowledges that.
+    let gone = Socket {
+        id: SocketId::default(),
+        side: None,
+        ..at_client(State::Closed)
+    };
+    let answer = ResetSent {
+        answers_segment: true,
+        no_socket: true,
+        syscall: None,
+        ..reset()
+    };
+    let causes = |events: &[Event]| {
+        let found = findings(events);
+        found.iter().map(|it| finding(it).cause).collect::<Vec<_>>()
+    };
+    let late = event(3_700, None, Some(gone), Kind::ResetSent(answer));
+    assert_eq!(
+        causes(&[closes.clone(), late.clone()]),
+        [Cause::ClosedOnAccept]
+    );
+    // Data would have hurt it: then the connection was forgotten.
+    let hurt = event(
+        3_710,
+        Some(envoy()),
+        Some(at_server(State::FinWait1)),
+        received(libc::ECONNRESET),
+    );
+    assert_eq!(causes(&[closes, late, hurt]), [Cause::StaleConnection]);
+}
+
+#[test]
 fn a_reset_from_elsewhere_after_a_silence() {
     let socket = Socket {
         heard_ago_ms: Some(350_010),
