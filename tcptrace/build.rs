@@ -18,6 +18,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya_build::{Package, Toolchain};
+use object::build::elf::{Builder, SectionData};
+use object::elf::SHT_STRTAB;
 
 const OBJECT: &str = "tcptrace-ebpf";
 const SOURCE: &str = "../tcptrace-ebpf";
@@ -157,12 +159,33 @@ fn compile(object: &Path) -> Result<String> {
             compiler.description
         )
     })?;
-    ensure!(
-        object.is_file(),
-        "{} was not made by the build of {OBJECT}",
-        object.display()
-    );
+    let made = fs::read(object)
+        .with_context(|| format!("the build of {OBJECT} left no {}", object.display()))?;
+    let stripped = without_debug_sections(&made).context("the kernel half cannot be stripped")?;
+    fs::write(object, stripped)?;
     Ok(compiler.description)
+}
+
+/// The object without what only debuggers and linkers read: five sixths of it, and each start would go
+/// through all its relocations. What the kernel is told of types and lines, in `.BTF` and `.BTF.ext`, has
+/// its numbers already.
+fn without_debug_sections(object: &[u8]) -> Result<Vec<u8>> {
+    let mut builder = Builder::read64(object)?;
+    for section in &mut builder.sections {
+        let name = section.name.as_slice();
+        let prefixes: [&[u8]; 3] = [b".debug", b".rel.debug", b".rel.BTF"];
+        section.delete = prefixes.iter().any(|prefix| name.starts_with(prefix));
+    }
+    builder.delete_orphans();
+    // LLVM has the names of sections among those of symbols, which `object` does not.
+    let names = builder.sections.add();
+    names.name = b".shstrtab".as_slice().into();
+    names.sh_type = SHT_STRTAB;
+    names.sh_addralign = 1;
+    names.data = SectionData::SectionString;
+    let mut stripped = Vec::new();
+    builder.write(&mut stripped)?;
+    Ok(stripped)
 }
 
 /// A rustc that can make BPF code.

@@ -263,6 +263,40 @@ wire! {
     } size 24
 }
 
+/// Size of a piece of [`Stack::memory`], bytes.
+pub const STACK_CHUNK: usize = 1024;
+
+wire! {
+    /// The stack of the task behind an event, in a ring of its own.
+    pub struct Stack {
+        /// The [`Event::id`].
+        pub id: u64,
+        /// `mm->start_stack` of the process, which `/proc/PID/stat` shows too and every program started
+        /// has anew; 0: it has no memory any more.
+        pub start: u64,
+        /// Where the program was when it entered the kernel; 0: its registers are not known.
+        pub ip: u64,
+        /// Its stack pointer.
+        pub sp: u64,
+        /// Its frame pointer's register, whatever the program keeps there.
+        pub fp: u64,
+        /// Its link register; only on arm64.
+        pub lr: u64,
+        /// Process id (thread group).
+        pub tgid: u32,
+        /// Bytes of `kernel` that hold addresses, or a negative error.
+        pub kernel_bytes: i32,
+        /// Bytes of `memory` that could be copied.
+        pub copied: u32,
+        /// Zero or whatever was there before.
+        pub pad: u32,
+        /// Return addresses in the kernel, innermost first.
+        pub kernel: [u64; 48],
+        /// The program's stack, from `sp` rounded down to a multiple of [`STACK_CHUNK`].
+        pub memory: [[u8; STACK_CHUNK]; 16],
+    } size 16832
+}
+
 /// What an [`Event`] is about.
 pub mod kind {
     /// A RST went out.
@@ -424,6 +458,8 @@ pub mod flag {
     pub const NONBLOCK: u32 = 1 << 13;
     /// A connection of the same listener has been seen to send.
     pub const SERVICE_ANSWERS: u32 = 1 << 14;
+    /// The stack of `Event::task` is in the ring of stacks, where it was put before this event.
+    pub const STACK: u32 = 1 << 15;
 }
 
 /// [`Event::reason`] where the kernel gives none.
@@ -475,6 +511,10 @@ pub mod stat {
     pub const CLOSE_WAITS_FULL: u32 = 4;
     /// Sockets found in another state than the one remembered.
     pub const CHANGES_UNSEEN: u32 = 5;
+    /// Stacks that found no room in their ring.
+    pub const STACKS_FULL: u32 = 6;
+    /// Processes that may be successors and found no room in their table.
+    pub const CANDIDATES_FULL: u32 = 7;
     /// One more than the last counter.
-    pub const COUNT: u32 = 6;
+    pub const COUNT: u32 = 8;
 }

@@ -11,6 +11,8 @@ wire! {
         pub pid: u8,
         /// Add the children of matching processes to `PIDS`.
         pub children: u8,
+        /// Match `CANDIDATES` too, and add processes that come under a name in `NAMES` to them.
+        pub follow: u8,
         /// Match `COMMS`.
         pub comm: u8,
         /// Match `UIDS`.
@@ -37,8 +39,10 @@ wire! {
         pub close_wait_at_once: u8,
         /// Diagnostics of the kernel half itself go to aya-log.
         pub verbose: u8,
+        /// Hand over the stack of who acts.
+        pub stack: u8,
         /// Zero.
-        pub pad: [u8; 5],
+        pub pad: [u8; 3],
         /// Length of a jiffy, ns.
         pub ns_per_jiffy: u32,
     } size 28
@@ -66,6 +70,14 @@ wire! {
     } size 18
 }
 
+/// Values of `PIDS`.
+pub mod pid {
+    /// The process of this number is traced.
+    pub const TRACED: u8 = 1;
+    /// The next process that gets this number will be.
+    pub const AWAITED: u8 = 2;
+}
+
 /// Which end a port or network filter is about.
 pub mod role {
     /// Either end.
@@ -82,6 +94,7 @@ impl Config {
         kinds: 0,
         pid: 0,
         children: 0,
+        follow: 0,
         comm: 0,
         uid: 0,
         cgroup: 0,
@@ -95,7 +108,8 @@ impl Config {
         last_user: 0,
         close_wait_at_once: 0,
         verbose: 0,
-        pad: [0; 5],
+        stack: 0,
+        pad: [0; 3],
         ns_per_jiffy: 0,
     };
 }

@@ -142,6 +142,8 @@ layout! {
         task_files: "task_struct" "files",
         task_cred: "task_struct" "cred",
         task_stack: "task_struct" "stack",
+        task_mm: "task_struct" "mm",
+        mm_start_stack: "mm_struct" "start_stack",
         task_nsproxy: "task_struct" "nsproxy",
         nsproxy_net: "nsproxy" "net_ns",
         task_cgroups: "task_struct" "cgroups",
@@ -170,6 +172,11 @@ layout! {
         regs_arg1: "pt_regs" "si|regs+8",
         regs_arg2: "pt_regs" "dx|regs+16",
         regs_arg3: "pt_regs" "r10|regs+24",
+        regs_ip: "pt_regs" "ip|pc",
+        regs_sp: "pt_regs" "sp",
+        regs_fp: "pt_regs" "bp|regs+232",
+        /// x86 has none.
+        regs_lr: "pt_regs" "regs+240",
     }
     values {
         /// First byte of `tcp_rcv_state_process`.

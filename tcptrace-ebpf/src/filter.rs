@@ -8,7 +8,7 @@ use tcptrace_common::{
 
 use crate::{
     kernel::config,
-    maps::{CGROUPS, COMMS, FLOWS, NETNS, NETWORKS, PIDS, PORTS, UIDS},
+    maps::{CANDIDATES, CGROUPS, COMMS, FLOWS, NETNS, NETWORKS, PIDS, PORTS, UIDS},
     sock::Socket,
     words,
 };
@@ -91,13 +91,27 @@ pub(crate) fn has_owner_filter() -> bool {
     config!(pid) | config!(comm) | config!(uid) | config!(cgroup) != 0
 }
 
-/// The filters that ask who owns the socket match.
+/// The filters that ask who owns the socket match, as far as this half can say: of a candidate the agent
+/// will.
 #[inline(always)]
-pub(crate) fn owner_matches(owner: &Task) -> bool {
+fn owner_matches(owner: &Task) -> bool {
+    is_asked_for(owner, config!(follow) != 0)
+}
+
+/// The filters that ask who owns the socket match: also the other ends of its connections are traced.
+#[inline(always)]
+pub(crate) fn is_traced(owner: &Task) -> bool {
+    is_asked_for(owner, false)
+}
+
+#[inline(always)]
+fn is_asked_for(owner: &Task, as_candidate: bool) -> bool {
     if owner.tgid == 0 || !has_owner_filter() {
         return false;
     }
-    (config!(pid) == 0 || PIDS.get_ptr(owner.tgid).is_some())
+    (config!(pid) == 0
+        || PIDS.get_ptr(owner.tgid).is_some()
+        || as_candidate && CANDIDATES.get_ptr(owner.tgid).is_some())
         && (config!(comm) == 0 || COMMS.get_ptr(owner.comm).is_some())
         && (config!(uid) == 0 || UIDS.get_ptr(owner.uid).is_some())
         && (config!(cgroup) == 0 || CGROUPS.get_ptr(owner.cgroup).is_some())

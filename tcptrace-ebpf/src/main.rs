@@ -28,6 +28,7 @@ mod maps;
 mod owner;
 mod segment;
 mod sock;
+mod stack;
 mod stand_in;
 mod task;
 mod words;

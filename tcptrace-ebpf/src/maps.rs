@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use tcptrace_common::{
     event::{CloseWait, FlowKey, ListenerKey, SLOTS, Sock, StandIn, gate, hook, stat},
@@ -20,6 +20,11 @@ use crate::{
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 25, 0);
 
+/// Stacks on their way to the agent, which sets the size: they are large, and must not take the room of
+/// records.
+#[map]
+pub(crate) static STACKS: RingBuf = RingBuf::with_byte_size(1 << 23, 0);
+
 /// Records that found no room in [`EVENTS`], by slot of the hook.
 #[map]
 pub(crate) static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS, 0);
@@ -32,6 +37,11 @@ pub(crate) static SEQUENCE: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLO
 #[map]
 pub(crate) static STAND_INS: PerCpuArray<StandIn> =
     PerCpuArray::with_max_entries(hook::STAND_INS as u32, 0);
+
+/// The programs that have stand-ins, by hook.
+#[map]
+pub(crate) static STOOD_FOR: ProgramArray =
+    ProgramArray::with_max_entries(hook::STAND_INS as u32, 0);
 
 /// What of a socket the program of a hook is looking at, by its slot.
 #[map]
@@ -109,9 +119,18 @@ pub(crate) const CLOSED_PLACES: u32 = 1 << 15;
 pub(crate) static CLOSED_FDS: LruHashMap<Descriptor, Connection> =
     LruHashMap::with_max_entries(1 << 14, 0);
 
-/// Processes to trace.
+/// Processes to trace, as [`pid`](tcptrace_common::filter::pid) says.
 #[map]
 pub(crate) static PIDS: HashMap<u32, u8> = HashMap::with_max_entries(1 << 14, 0);
+
+/// Names that the successor of a traced process may begin under.
+#[map]
+pub(crate) static NAMES: HashMap<[u8; 16], u8> = HashMap::with_max_entries(256, 0);
+
+/// Processes that began under one of [`NAMES`]: the agent decides which are successors, and takes the
+/// others out.
+#[map]
+pub(crate) static CANDIDATES: HashMap<u32, u8> = HashMap::with_max_entries(1 << 10, 0);
 
 /// Command names to trace.
 #[map]

@@ -261,7 +261,7 @@ pub(crate) fn exits(known: Option<&mut Sock>, flags: u32) {
 /// If the process is traced, so is the socket.
 #[inline(always)]
 pub(crate) fn hold(socket: Socket, holder: &Task) {
-    if filter::owner_matches(holder) {
+    if filter::is_traced(holder) {
         if let Some(known) = of(socket) {
             known.held = 1;
         }
@@ -272,7 +272,7 @@ pub(crate) fn hold(socket: Socket, holder: &Task) {
 /// The other end of a traced process's connection is traced too: makes this end known to it.
 #[inline(always)]
 pub(crate) fn publish(socket: Socket, known: &Sock) {
-    if known.held != 0 || filter::owner_matches(&known.owner) {
+    if known.held != 0 || filter::is_traced(&known.owner) {
         publish_flow(socket);
     }
 }

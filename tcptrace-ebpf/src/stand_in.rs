@@ -8,25 +8,26 @@
 //! this one was skipped.
 //! <https://github.com/torvalds/linux/blob/v6.18/kernel/trace/bpf_trace.c> (`__bpf_trace_run`)
 //!
-//! It is a program of its own with the same body, verified once more. To call the other one's from it
-//! (`bpf_tail_call`) would be cheaper, but each program has one stack a CPU since 6.13, and the kernel
-//! relies on its not running twice there.
-//! <https://github.com/torvalds/linux/blob/v6.18/kernel/bpf/verifier.c> (`bpf_enable_priv_stack`)
+//! A stand-in does the work by a tail call of the program it stands in for. It is verified once then, and
+//! runs with its own interrupted run below it on the stack, which it is kept from sharing: see
+//! [`keep_to_one_stack`].
 
 use core::mem::offset_of;
 
+use aya_ebpf::programs::RawTracePointContext;
 use tcptrace_common::event::{StandIn, hook};
 
-use crate::maps::STAND_INS;
+use crate::maps::{STAND_INS, STOOD_FOR};
 
 const TIMES: usize = offset_of!(StandIn, times);
 const RUNS: usize = offset_of!(StandIn, runs);
 const STANDS_IN: usize = offset_of!(StandIn, stands_in);
 
-/// Does the work of a hook whose program may have a stand-in. Before 6.1 it has none: the kernel runs a
-/// program inside itself, which then counts where its stand-in would.
+/// Does the work of a hook whose program has a stand-in. Inside itself the program counts where its
+/// stand-in does: called by that, or before 6.1 by the kernel.
 #[inline(always)]
-pub(crate) fn run(hook: u8, work: impl FnOnce()) -> i32 {
+pub(crate) fn run(ctx: &RawTracePointContext, hook: u8, work: impl FnOnce()) -> i32 {
+    keep_to_one_stack(ctx, hook);
     if let Some(state) = State::of(hook) {
         let inside = state.read(RUNS);
         state.write(STANDS_IN, inside);
@@ -40,16 +41,36 @@ pub(crate) fn run(hook: u8, work: impl FnOnce()) -> i32 {
 
 /// Does the work where the program could not.
 #[inline(always)]
-pub(crate) fn stand_in(hook: u8, work: impl FnOnce()) -> i32 {
+pub(crate) fn stand_in(ctx: &RawTracePointContext, hook: u8) -> i32 {
     if let Some(state) = State::of(hook)
         && state.read(RUNS) != 0
     {
-        state.write(STANDS_IN, 1);
         state.write(TIMES, state.read(TIMES) + 1);
-        work();
-        state.write(STANDS_IN, 0);
+        call(ctx, hook);
+        // It was not called.
+        state.write(TIMES, state.read(TIMES) - 1);
     }
     0
+}
+
+/// Goes on as the program of this hook, where there is one.
+#[inline(always)]
+fn call(ctx: &RawTracePointContext, hook: u8) {
+    // SAFETY: the program takes the same context.
+    unsafe { STOOD_FOR.tail_call(ctx, u32::from(hook)) };
+}
+
+/// Since 6.13 the kernel may give a program a stack of its own, one a CPU, which relies on its never
+/// running inside itself. A program that holds a tail call is given none. This one is never made, and
+/// the verifier takes it out.
+/// <https://github.com/torvalds/linux/blob/v6.18/kernel/bpf/verifier.c> (`check_max_stack_depth`)
+#[inline(always)]
+fn keep_to_one_stack(ctx: &RawTracePointContext, hook: u8) {
+    static NEVER: u8 = 0;
+    // SAFETY: a static is valid for reads. Volatile, or the compiler would take the call out.
+    if unsafe { (&raw const NEVER).read_volatile() } != 0 {
+        call(ctx, hook);
+    }
 }
 
 /// Where this hook's program counts now: what it adds to may be just what it has interrupted.

@@ -11,9 +11,9 @@ use tcptrace_common::{
 
 use crate::{
     filter,
-    kernel::{LOOKS, field, has_typed_task, layout, own_field, read, read_name},
+    kernel::{LOOKS, config, field, has_typed_task, layout, own_field, read, read_name},
     sock::{self, Socket},
-    words,
+    stack, words,
 };
 
 /// <https://github.com/torvalds/linux/blob/v6.18/include/linux/sched.h>
@@ -107,7 +107,7 @@ pub(crate) fn describe_other(other: u64, task: &mut Task) {
 
 /// The name of a task's process: its leader's.
 #[inline(always)]
-fn name_of(task: u64) -> [u8; 16] {
+pub(crate) fn name_of(task: u64) -> [u8; 16] {
     read_name(field!(task, task_group_leader: u64), layout!(task_comm))
 }
 
@@ -117,6 +117,9 @@ fn name_of(task: u64) -> [u8; 16] {
 pub(crate) fn record(event: &mut Event, fd: i32) {
     describe(&mut event.task);
     event.flags |= flag::TASK_CONTEXT;
+    if config!(stack) != 0 && stack::take(event.id) {
+        event.flags |= flag::STACK;
+    }
     if event.task.flags & PF_EXITING != 0 {
         event.flags |= flag::EXITING;
         event.exit_code = exit_code();
@@ -173,6 +176,12 @@ impl Call {
         // SAFETY: the argument is the running task.
         let regs = unsafe { bpf_task_pt_regs(task) } as u64;
         Self { regs }
+    }
+
+    /// Address of the registers the call was made with; 0: there are none to trust.
+    #[inline(always)]
+    pub(crate) fn regs(self) -> u64 {
+        self.regs
     }
 
     /// The call's number, else -1.
@@ -267,7 +276,7 @@ pub(crate) fn socket(fd: u32) -> Option<Socket> {
 }
 
 #[inline(always)]
-fn current() -> u64 {
+pub(crate) fn current() -> u64 {
     if has_typed_task() {
         // SAFETY: the helper takes nothing and returns the running task.
         return unsafe { bpf_get_current_task_btf() } as u64;

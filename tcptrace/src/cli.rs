@@ -105,8 +105,9 @@ pub struct Top {
 
 impl Top {
     /// Options of a trace that say nothing to a screen.
-    const HAS_NOT: [&str; 10] = [
+    const HAS_NOT: [&str; 11] = [
         "output",
+        "stack",
         "rate_limit",
         "no_header",
         "quiet",
@@ -118,9 +119,11 @@ impl Top {
         "cmd",
     ];
     /// Options that say nothing to a recording.
-    const LIVE: [&str; 25] = [
+    const LIVE: [&str; 27] = [
         "pid",
         "children",
+        "follow",
+        "wait",
         "comm",
         "uid",
         "port",
@@ -152,6 +155,7 @@ impl Top {
         let trace = &self.trace;
         let given = [
             (trace.output != Output::Columns, "--output"),
+            (trace.stack, "--stack"),
             (trace.no_header, "--no-header"),
             (trace.quiet, "--quiet"),
             (trace.verbose, "--verbose"),
@@ -393,9 +397,23 @@ pub struct Trace {
     /// Which sockets.
     #[command(flatten)]
     pub filter: SocketFilter,
-    /// Follow the children of the processes traced.
+    /// Trace the children of the processes of --pid too.
     #[arg(long, help_heading = FILTER)]
     pub children: bool,
+    /// When a process of --pid ends, go on with the one that is started in its place.
+    ///
+    /// That is one in the same service of systemd, pod or container, with the same program or command line;
+    /// elsewhere one with the same program, command line and user. Several that are alike are all followed. Who
+    /// is followed, and why, is told. The trace ends when it is told to.
+    #[arg(long, help_heading = FILTER)]
+    pub follow: bool,
+    /// Wait for a process or cgroup that is not there yet. Names and users need no waiting for: whoever has
+    /// them is traced.
+    ///
+    /// A process is waited for by its number. Who does not know it filters by --comm, or by the cgroup of the
+    /// service: system.slice/NAME.service.
+    #[arg(long, help_heading = FILTER)]
+    pub wait: bool,
 
     /// Events to print, by name or first word; `+NAME` adds to the usual ones, `all` is all.
     #[arg(
@@ -416,6 +434,13 @@ pub struct Trace {
     /// Costs a table look-up on every send and receive of the host.
     #[arg(long, help_heading = WHAT)]
     pub last_user: bool,
+    /// Show the line of code: the stack of the program, and of the kernel, where a call of a process
+    /// closed, reset or failed. Since Linux 5.15.
+    ///
+    /// Names and lines come from the program's own file and its debug information. Each such event copies
+    /// up to 16 KiB of the program's stack; no other event costs more.
+    #[arg(long, help_heading = WHAT)]
+    pub stack: bool,
 
     /// How to write events to standard output.
     #[arg(short, long, value_enum, default_value_t = Output::Columns, help_heading = OUTPUT)]

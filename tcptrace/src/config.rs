@@ -235,11 +235,12 @@ impl Filters {
     /// # Errors
     /// There is no such thing.
     pub fn of_sockets(filter: &SocketFilter) -> Result<Self> {
-        for &pid in &filter.pid {
-            if !process::alive(pid) {
-                bail!("--pid: there is no process {pid}; `pgrep -l NAME` finds the number");
-            }
-        }
+        check_pids(filter.pid.iter().copied())?;
+        let cgroups = cgroups(&filter.cgroup)?;
+        Self::resolve(filter, cgroups)
+    }
+
+    fn resolve(filter: &SocketFilter, cgroups: Vec<u64>) -> Result<Self> {
         let netns = filter
             .netns
             .iter()
@@ -262,7 +263,7 @@ impl Filters {
                 .map(|name| *Comm::from(name.as_str()).as_array())
                 .collect(),
             uids: filter.uid.clone(),
-            cgroups: cgroups(&filter.cgroup)?,
+            cgroups,
             netns: netns.collect::<Result<_>>()?,
             ports: [
                 ports(&filter.port, role::ANY),
@@ -300,18 +301,27 @@ impl Filters {
         Ok(Self { config, values })
     }
 
-    /// The same for a trace, which asks for more than sockets.
+    /// The same for a trace, which asks for more than sockets. Its processes may have ended, or not be
+    /// there yet.
     ///
     /// # Errors
-    /// As of [`of_sockets`](Self::of_sockets).
+    /// As of [`of_sockets`](Self::of_sockets), besides.
     pub fn of(trace: &Trace, selection: &Selection) -> Result<Self> {
-        let Self { config, values } = Self::of_sockets(&trace.filter)?;
+        let names = &trace.filter.cgroup;
+        let cgroups = if trace.wait {
+            cgroups_there(names)?
+        } else {
+            cgroups(names)?
+        };
+        let Self { config, values } = Self::resolve(&trace.filter, cgroups)?;
         let on = |given: bool| u8::from(given);
         let config = Config {
             kinds: selection.kinds(),
             pid: on(config.pid != 0 || !trace.cmd.is_empty()),
             children: on(trace.children || !trace.cmd.is_empty()),
+            follow: on(trace.follow),
             last_user: on(trace.last_user),
+            stack: on(trace.stack),
             close_wait_at_once: on(
                 trace.close_wait_after.is_zero() || selection.has("close_wait.entered")
             ),
@@ -328,7 +338,9 @@ impl Filters {
         let Config {
             kinds,
             children: _,
+            follow: _,
             last_user,
+            stack,
             close_wait_at_once,
             verbose,
             ns_per_jiffy,
@@ -337,6 +349,7 @@ impl Filters {
         let open = Config {
             kinds,
             last_user,
+            stack,
             close_wait_at_once,
             verbose,
             ns_per_jiffy,
@@ -427,6 +440,30 @@ impl Filters {
                 || network(role::ANY, local.ip())
                 || peer.is_some_and(|peer| network(role::ANY, peer.ip())))
     }
+}
+
+/// That these processes are there.
+///
+/// # Errors
+/// One is not.
+pub fn check_pids(mut pids: impl Iterator<Item = u32>) -> Result<()> {
+    match pids.find(|&pid| !process::alive(pid)) {
+        Some(pid) => bail!("--pid: there is no process {pid}; `pgrep -l NAME` finds the number"),
+        None => Ok(()),
+    }
+}
+
+/// As [`cgroups`], of those that are there.
+///
+/// # Errors
+/// There is no cgroup v2.
+pub fn cgroups_there(names: &[String]) -> Result<Vec<u64>> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let cgroups = Cgroups::open().context("--cgroup")?;
+    let there = names.iter().filter_map(|name| cgroups.resolve(name).ok());
+    Ok(there.flatten().collect())
 }
 
 /// Ids of the cgroups named, and of all below them now.

@@ -37,6 +37,8 @@ pub struct Decoded {
     pub unconfirmed: bool,
     /// More than one reference to the socket's file existed.
     pub shared: bool,
+    /// The stack of who acted is in the ring of stacks.
+    pub stack: bool,
 }
 
 /// A listener as the kernel half remembers it.
@@ -88,6 +90,7 @@ impl Decoder {
         Ok(Decoded {
             unconfirmed: raw.inode != 0 && actor.is_none() && !is(flag::TASK_CONTEXT),
             shared: is(flag::FILE_SHARED),
+            stack: is(flag::STACK),
             monotonic: raw.time,
             event: Event {
                 id: EventId(raw.id),

@@ -24,6 +24,42 @@ const EXIT_STATUS: [(&str, &str); 8] = [
     ("130", "A second SIGINT or SIGTERM."),
 ];
 
+/// The examples of the first page: a command, and what it is for. `tests/tests/examples.rs` runs them.
+pub const EXAMPLES: [(&str, &str); 8] = [
+    (
+        "sudo tcptrace --pid 1234",
+        "Trace the sockets of a process, and their other ends on this host, until it ends.",
+    ),
+    (
+        "sudo tcptrace --pid 1234 --children --follow",
+        "Trace it and the processes it starts, and go on when it is started again.",
+    ),
+    (
+        "sudo tcptrace --cgroup system.slice/nginx.service --wait",
+        "Trace a service from its start.",
+    ),
+    (
+        "sudo tcptrace --port 443 --errno ECONNRESET,EPIPE --duration 5m",
+        "Print the failures with these errors, with what caused them.",
+    ),
+    (
+        "sudo tcptrace -o json -- curl http://127.0.0.1:1/",
+        "Trace a command, and write records for other programs.",
+    ),
+    (
+        "sudo tcptrace --output-file incident.json --rotate-size 100MiB",
+        "Keep a recording.",
+    ),
+    (
+        "tcptrace replay --event finding incident.json",
+        "Explain what it holds once more.",
+    ),
+    (
+        "tcptrace explain broken pipe",
+        "Say what an error of a program's log means.",
+    ),
+];
+
 /// The page of tcptrace, or of one of its commands, in roff; `None` when there is no such command.
 #[must_use]
 pub fn page(command: Option<&str>) -> Option<String> {
@@ -45,6 +81,7 @@ pub fn page(command: Option<&str>) -> Option<String> {
         man.render_options_section(page)?;
         man.render_subcommands_section(page)?;
         exit_status().to_writer(page)?;
+        examples().to_writer(page)?;
         man.render_version_section(page)
     }))
 }
@@ -79,10 +116,19 @@ fn exit_status() -> Roff {
     roff
 }
 
+fn examples() -> Roff {
+    let mut roff = Roff::new();
+    roff.control("SH", ["EXAMPLES"]);
+    for (command, what) in EXAMPLES {
+        roff.control("TP", []);
+        roff.text([bold(command)]);
+        roff.text([roman(what)]);
+    }
+    roff
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::ValueEnum as _;
-
     use super::*;
 
     #[test]
@@ -112,12 +158,35 @@ mod tests {
     }
 
     #[test]
-    fn every_shell_completes_the_commands_and_options() {
-        for shell in Shell::value_variants() {
-            let script = completions(*shell);
-            for word in ["doctor", "close-wait-after", "selftest"] {
-                assert!(script.contains(word), "{shell} lacks {word}");
+    fn every_page_has_the_options_of_its_command() {
+        for command in Cli::command().get_subcommands() {
+            let page = page(Some(command.get_name())).expect("a page");
+            for option in shown(command) {
+                let option = format!("\\-\\-{}", option.replace('-', "\\-"));
+                assert!(page.contains(&option), "{}: {option}", command.get_name());
             }
         }
+    }
+
+    #[test]
+    fn every_shell_completes_the_commands_and_their_options() {
+        let tcptrace = Cli::command();
+        let commands = || std::iter::once(&tcptrace).chain(tcptrace.get_subcommands());
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let script = completions(shell);
+            for command in commands() {
+                let name = command.get_name();
+                assert!(script.contains(name), "{shell} lacks {name}");
+                for option in shown(command) {
+                    assert!(script.contains(option), "{shell} lacks {name} --{option}");
+                }
+            }
+        }
+    }
+
+    /// The options a user is told of.
+    fn shown(command: &clap::Command) -> impl Iterator<Item = &str> {
+        let shown = command.get_arguments().filter(|it| !it.is_hide_set());
+        shown.filter_map(clap::Arg::get_long)
     }
 }

@@ -263,6 +263,7 @@ impl Metrics {
             | Kind::StateChanged(_)
             | Kind::Retransmit(_)
             | Kind::Coverage(_)
+            | Kind::TargetChanged(_)
             | Kind::EventsLost(_)
             | Kind::EventsSuppressed(_)
             | Kind::ExportDropped(_)

@@ -24,7 +24,7 @@ use crate::kernel::doctor::Report;
 use crate::kernel::facts::Facts;
 use crate::kernel::layout::{self, Resolved};
 use crate::kernel::load::Loader;
-use crate::kernel::plan::{CAST, Wanted, plan};
+use crate::kernel::plan::{CAST, Processes, Wanted, plan};
 use crate::kernel::privileges::required_missing;
 use crate::kernel::symbols::{self, RCV_STATE_PROCESS};
 use crate::sink::text::Color;
@@ -185,7 +185,7 @@ fn doctor(output: ReportFormat, verbose: bool, without: Vec<String>) -> Result<u
     } = Host::look(&without);
     let wanted = Wanted {
         kinds: u32::MAX,
-        children: true,
+        processes: Processes::ALL,
         without,
     };
     let plan = plan(&wanted, &facts, &resolved.missing);

@@ -3,6 +3,7 @@
 
 mod facts;
 mod limit;
+pub mod stacks;
 mod stream;
 
 use std::borrow::Cow;
@@ -24,6 +25,7 @@ use crate::host::process::{self, Processes};
 use crate::metrics::Metrics;
 use crate::sink::{Error, Outputs};
 use facts::Facts;
+use stacks::{Stacks, Wanted};
 pub use stream::Stream;
 
 /// As the analysis hashes.
@@ -36,6 +38,7 @@ pub struct Session {
     verifier: Verifier,
     processes: Processes,
     facts: Facts,
+    stacks: Option<Stacks>,
     stream: Stream,
     own_ids: u64,
 }
@@ -60,9 +63,15 @@ impl Session {
             verifier,
             processes: Processes::default(),
             facts: Facts::of_host(),
+            stacks: None,
             stream: Stream::new(selection, outputs, analysis, limit),
             own_ids: 0,
         }
+    }
+
+    /// Waits for the stacks of who acted.
+    pub fn show_stacks(&mut self, stacks: Stacks) {
+        self.stacks = Some(stacks);
     }
 
     /// Prints at most this many events a second of one kind, cause and process.
@@ -98,15 +107,18 @@ impl Session {
         self.stream.is_full()
     }
 
-    /// Takes one record of the kernel half.
+    /// Takes one record of the kernel half, if the event it tells is admitted.
     ///
     /// # Errors
     /// An output failed.
-    pub fn take(&mut self, bytes: &[u8]) -> Result<(), Error> {
+    pub fn take(&mut self, bytes: &[u8], admit: impl FnOnce(&Event) -> bool) -> Result<(), Error> {
         let Ok(mut decoded) = self.decoder.decode(bytes) else {
             self.stream.tally.malformed += 1;
             return Ok(());
         };
+        if !admit(&decoded.event) {
+            return Ok(());
+        }
         let now = monotonic();
         let age = Duration::from_nanos(now.saturating_sub(decoded.monotonic));
         if decoded.unconfirmed || decoded.shared {
@@ -115,6 +127,14 @@ impl Session {
         let event = &mut decoded.event;
         if let Kind::FdExhausted(exhausted) = &mut event.kind {
             count_descriptors(&event.owner, exhausted, age);
+        }
+        if decoded.stack
+            && let Some(stacks) = &mut self.stacks
+        {
+            let wanted = Wanted(self.stream.wants(event) && !self.stream.is_full());
+            if stacks.holds(event, wanted, age, Duration::from_nanos(now)) {
+                return Ok(());
+            }
         }
         self.pass_on(event, age)
     }
@@ -172,7 +192,16 @@ impl Session {
 
     /// Waits until the host has answered a question about an event that is held back.
     pub async fn answered(&self) {
-        self.facts.answered().await;
+        let stacks = async {
+            match &self.stacks {
+                Some(stacks) => stacks.answered().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.facts.answered() => {}
+            () = stacks => {}
+        }
     }
 
     /// Goes on with the events about which the host has answered, and with those that have waited
@@ -181,7 +210,12 @@ impl Session {
     /// # Errors
     /// An output failed.
     pub fn resume(&mut self) -> Result<(), Error> {
-        let ready = self.facts.ready(Duration::from_nanos(monotonic()));
+        let now = Duration::from_nanos(monotonic());
+        let named = self.stacks.as_mut().map(|stacks| stacks.ready(now));
+        for (mut event, age) in named.unwrap_or_default() {
+            self.pass_on(&mut event, age)?;
+        }
+        let ready = self.facts.ready(now);
         ready.iter().try_for_each(|event| self.stream.take(event))
     }
 
@@ -189,6 +223,12 @@ impl Session {
     #[must_use]
     pub fn looks_skipped(&self) -> u64 {
         self.facts.skipped()
+    }
+
+    /// Events that came without their stack, as it took too long or too many waited.
+    #[must_use]
+    pub fn stacks_skipped(&self) -> u64 {
+        self.stacks.as_ref().map_or(0, Stacks::skipped)
     }
 
     /// Events of this name, without the prefix, are wanted.
@@ -209,7 +249,11 @@ impl Session {
         }
         self.tell_suppressed(now, false)?;
         let now = self.decoder.wall(now);
-        let now = self.facts.oldest().map_or(now, |held| held.min(now));
+        let held = [
+            self.facts.oldest(),
+            self.stacks.as_ref().and_then(Stacks::oldest),
+        ];
+        let now = held.into_iter().flatten().fold(now, Timestamp::min);
         self.stream.advance(now)
     }
 
@@ -219,6 +263,11 @@ impl Session {
     /// # Errors
     /// An output failed.
     pub fn finish(&mut self) -> Result<(), Error> {
+        let now = Duration::from_nanos(monotonic());
+        let named = self.stacks.as_mut().map(|stacks| stacks.finish(now));
+        for (mut event, age) in named.unwrap_or_default() {
+            self.pass_on(&mut event, age)?;
+        }
         let ready = self.facts.finish(Duration::from_nanos(monotonic()));
         for event in &ready {
             self.stream.take(event)?;
@@ -256,7 +305,11 @@ impl Session {
         self.note_of(Owner::default(), kind)
     }
 
-    fn note_of(&mut self, owner: Owner, kind: Kind) -> Result<(), Error> {
+    /// Prints something about the stream that is about a process.
+    ///
+    /// # Errors
+    /// An output failed.
+    pub fn note_of(&mut self, owner: Owner, kind: Kind) -> Result<(), Error> {
         let event = Event {
             id: self.next_id(),
             time: self.decoder.wall(monotonic()),
@@ -311,6 +364,12 @@ impl Session {
             period.end = now;
         }
     }
+}
+
+/// The loop may have taken a boost to keep up with a storm; who looks at the host has time.
+fn lower_priority() {
+    // SAFETY: the call reads its arguments only. On Linux 0 is the calling thread.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) };
 }
 
 /// What ran out, read just after.
@@ -540,7 +599,7 @@ mod tests {
     fn feed(session: &mut Session, records: &[wire::Event]) {
         for record in records {
             session
-                .take(bytemuck::bytes_of(record))
+                .take(bytemuck::bytes_of(record), |_| true)
                 .expect("memory takes it");
         }
     }
@@ -630,7 +689,9 @@ mod tests {
     #[test]
     fn a_record_of_another_version_is_counted_not_guessed() {
         let (mut session, memory) = session(&[], &[]);
-        session.take(b"not a record").expect("it is left out");
+        session
+            .take(b"not a record", |_| true)
+            .expect("it is left out");
         assert_eq!(session.tally().malformed, 1);
         assert!(ids(&memory).is_empty());
     }

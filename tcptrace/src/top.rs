@@ -1,8 +1,8 @@
 //! `tcptrace top`: processes, listeners and findings on a screen that is kept up to date.
 //!
-//! Events and what is polled go into a [`View`], which knows no terminal. [`draw`] makes a screen of it and
-//! of what the person at the keys has chosen ([`ui`]). A thread of its own draws and reads the keys
-//! ([`screen`]): a terminal that takes its time holds up no event.
+//! Events and what is polled go into a [`View`], which knows no terminal. `draw` makes a screen of it and
+//! of what the person at the keys has chosen (`ui`). A thread of its own draws and reads the keys
+//! (`screen`): a terminal that takes its time holds up no event.
 
 mod draw;
 mod keys;

@@ -1,8 +1,9 @@
 //! What eBPF the kernel holds, and which of it no process does.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use anyhow::{Context, Result};
 
@@ -78,4 +79,51 @@ fn next_id(command: libc::c_long, after: u32) -> io::Result<Option<u32>> {
         error if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         error => Err(error),
     }
+}
+
+/// The programs a process holds by a descriptor, and how many bytes of instructions the verifier left of
+/// all with one name: the kernel keeps its first 15 bytes.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn instructions(pid: u32) -> Result<BTreeMap<String, u32>> {
+    const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
+    const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+    /// The beginning of `struct bpf_prog_info`, in words of 4 bytes: the length, and the name.
+    const XLATED_PROG_LEN: usize = 5;
+    const NAME: std::ops::Range<usize> = 16..20;
+    let bpf = |command: libc::c_long, attr: &mut [u32]| {
+        let size = size_of_val(attr);
+        // SAFETY: the kernel reads and writes `size` bytes of `attr`, and the memory it names.
+        let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_mut_ptr(), size) };
+        match i32::try_from(result) {
+            Ok(result) if result >= 0 => Ok(result),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    let mut found = BTreeMap::new();
+    for (sort, id) in held_by(pid)? {
+        if sort != "prog_id" {
+            continue;
+        }
+        let fd = bpf(BPF_PROG_GET_FD_BY_ID, &mut [id, 0, 0])?;
+        // SAFETY: the descriptor is new and nobody else's.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let mut info = [0_u32; 20];
+        let address = info.as_mut_ptr() as u64;
+        let low = u32::try_from(address & u64::from(u32::MAX))?;
+        let high = u32::try_from(address >> 32)?;
+        let size = u32::try_from(size_of_val(&info))?;
+        let fd_number = fd.as_raw_fd().cast_unsigned();
+        bpf(BPF_OBJ_GET_INFO_BY_FD, &mut [fd_number, size, low, high])?;
+        let name: Vec<u8> = info[NAME]
+            .iter()
+            .flat_map(|word| word.to_ne_bytes())
+            .collect();
+        let name = String::from_utf8_lossy(&name)
+            .trim_end_matches('\0')
+            .to_owned();
+        *found.entry(name).or_insert(0) += info[XLATED_PROG_LEN];
+    }
+    Ok(found)
 }

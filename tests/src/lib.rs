@@ -19,6 +19,7 @@ pub mod accounts;
 pub mod bpf;
 pub mod browser;
 pub mod certificates;
+pub mod cgroup;
 pub mod findings;
 pub mod hosts;
 pub mod http;
@@ -99,15 +100,20 @@ pub fn trace_unfiltered(args: &[&str]) -> Result<Tracer> {
 /// # Errors
 /// When it cannot be started.
 pub fn actor(name: &str) -> Result<Actor> {
-    // Beside the test programs' own directory, where cargo puts the package's binaries.
-    let test = std::env::current_exe()?;
-    let built = test
-        .parent()
-        .and_then(|deps| deps.parent())
-        .context("a test outside target")?;
-    let mut command = Command::new(built.join("actor"));
+    let mut command = Command::new(built("actor")?);
     command.arg(name);
     Actor::spawn(command).with_context(|| format!("cannot start the actor {name}"))
+}
+
+/// A program of this package.
+///
+/// # Errors
+/// When this is no test of it.
+pub fn built(program: &str) -> Result<PathBuf> {
+    // Beside the test programs' own directory, where cargo puts the package's binaries.
+    let test = std::env::current_exe()?;
+    let built = test.parent().and_then(|deps| deps.parent());
+    Ok(built.context("a test outside target")?.join(program))
 }
 
 /// A new process of this name that has become this user.

@@ -39,6 +39,9 @@ fn wrong_usage_is_refused_with_2_and_a_reason() {
     refused(&["--peer", "example"], 2, &["example"]);
     refused(&["-4", "-6"], 2, &["--ipv4", "--ipv6"]);
     refused(&["--children"], 2, &["--pid"]);
+    refused(&["--comm", "x", "--follow"], 2, &["--pid", "--comm"]);
+    refused(&["--wait", "--port", "80"], 2, &["--pid", "--cgroup"]);
+    refused(&["--wait", "--follow", "--", "true"], 2, &["--pid"]);
     refused(&["--event", "resets"], 2, &["resets", "reset.sent"]);
     refused(&["--errno", "ENOPE"], 2, &["ENOPE"]);
     refused(&["--pid", "0"], 2, &["0"]);

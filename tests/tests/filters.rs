@@ -1,10 +1,9 @@
 //! Each filter lets through what it names, and the other end of it on this host, and no more.
 
-use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use tcptrace_tests::cgroup::Cgroup;
 use tcptrace_tests::*;
 
 /// Two servers and a client, over IPv4 and IPv6: each server closes with unread bytes.
@@ -263,49 +262,11 @@ fn by_process_and_its_children() {
     });
 }
 
-/// A cgroup of its own for a test; gone once the processes in it are.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    /// Below the cgroup v2 tree of this host.
-    fn new(name: &str) -> Result<Self> {
-        let mounts = fs::read_to_string("/proc/mounts")?;
-        let tree = mounts.lines().find_map(|mount| {
-            let mut words = mount.split(' ').skip(1);
-            let (at, kind) = (words.next()?, words.next()?);
-            (kind == "cgroup2").then_some(at)
-        });
-        let tree = tree.context("no cgroup v2 is mounted here, and this test needs one")?;
-        let path = Path::new(tree).join(format!("{name}-{}", std::process::id()));
-        fs::create_dir(&path).with_context(|| path.display().to_string())?;
-        Ok(Self(path))
-    }
-
-    fn take(&self, actor: &Actor) -> Result<()> {
-        Ok(fs::write(
-            self.0.join("cgroup.procs"),
-            actor.pid().to_string(),
-        )?)
-    }
-
-    fn path(&self) -> Result<&str> {
-        self.0.to_str().context("a name of this test")
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir(&self.0) {
-            eprintln!("cannot remove {}: {error}", self.0.display());
-        }
-    }
-}
-
 #[test]
 fn by_cgroup() {
     in_netns(|netns| {
         // First of all, so that it is dropped after the actors.
-        let cgroup = Cgroup::new("tcptrace-test-filter")?;
+        let cgroup = Cgroup::new(&format!("tcptrace-test-filter-{}", std::process::id()))?;
         let path = cgroup.path()?;
         let name = path.rsplit('/').next().context("a name")?;
         let (by_path, by_name) = (
@@ -314,7 +275,7 @@ fn by_cgroup() {
         );
         let (mut inside, mut outside) = (actor("inside")?, actor("outside")?);
         let mut client = actor("client")?;
-        cgroup.take(&inside)?;
+        cgroup.take(inside.pid())?;
         let mut pairs = vec![];
         for server in [&mut inside, &mut outside] {
             for addr in LOOPBACKS {

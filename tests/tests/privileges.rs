@@ -247,11 +247,12 @@ fn set(thread: &BTreeMap<String, String>, name: &str) -> Result<u64> {
     Ok(u64::from_str_radix(thread.get(name).context("a set")?, 16)?)
 }
 
-/// What `doctor` says is kept, by every thread and by one.
+/// What `doctor` says is kept, by every thread and by the one that enters namespaces.
 fn kept(report: &Value) -> Result<[u64; 2]> {
     let mut kept = [0, 0];
     for it in report["capabilities"].as_array().context("a list")? {
-        if it["effective"] == true && !it["kept_for"].is_null() {
+        let only_when_asked = || it["kept_for"].as_str()?.strip_prefix("with --");
+        if it["effective"] == true && !it["kept_for"].is_null() && only_when_asked().is_none() {
             let name: Capability = it["name"].as_str().context("a name")?.parse()?;
             kept[usize::from(it["kept_by_one_thread"] == true)] |= name.bitmask();
         }

@@ -498,7 +498,10 @@ fn twenty_thousand_sockets_are_counted_as_ss_counts_them() {
         for line in text.lines() {
             assert!(line.chars().count() <= 120, "{line}");
         }
-        assert!(text.contains(&format!("!       {CLOSED}")), "{text}");
+        // It is marked once it is a second old, which it may be.
+        let leak = text.lines().find(|line| line.contains(" unread "));
+        let count = leak.and_then(|leak| leak.trim_start_matches([' ', '!']).split(' ').next());
+        assert_eq!(count, Some(CLOSED.to_string().as_str()), "{text}");
         Ok(())
     });
 }

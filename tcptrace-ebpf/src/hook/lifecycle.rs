@@ -14,12 +14,12 @@ use crate::{
 
 #[raw_tracepoint]
 fn tcp_destroy_sock(ctx: RawTracePointContext) -> i32 {
-    stand_in::run(hook::DESTROY_SOCK, || destroyed(Socket(ctx.arg(0))))
+    stand_in::run(&ctx, hook::DESTROY_SOCK, || destroyed(Socket(ctx.arg(0))))
 }
 
 #[raw_tracepoint]
 fn stand_in_for_tcp_destroy_sock(ctx: RawTracePointContext) -> i32 {
-    stand_in::stand_in(hook::DESTROY_SOCK, || destroyed(Socket(ctx.arg(0))))
+    stand_in::stand_in(&ctx, hook::DESTROY_SOCK)
 }
 
 #[inline(always)]

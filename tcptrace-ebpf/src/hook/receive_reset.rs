@@ -18,12 +18,12 @@ use crate::{
 
 #[raw_tracepoint]
 fn tcp_receive_reset(ctx: RawTracePointContext) -> i32 {
-    stand_in::run(hook::RECEIVE_RESET, || received(Socket(ctx.arg(0))))
+    stand_in::run(&ctx, hook::RECEIVE_RESET, || received(Socket(ctx.arg(0))))
 }
 
 #[raw_tracepoint]
 fn stand_in_for_tcp_receive_reset(ctx: RawTracePointContext) -> i32 {
-    stand_in::stand_in(hook::RECEIVE_RESET, || received(Socket(ctx.arg(0))))
+    stand_in::stand_in(&ctx, hook::RECEIVE_RESET)
 }
 
 #[inline(always)]

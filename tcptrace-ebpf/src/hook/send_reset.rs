@@ -29,12 +29,12 @@ use crate::{
 
 #[raw_tracepoint]
 fn tcp_send_reset(ctx: RawTracePointContext) -> i32 {
-    stand_in::run(hook::SEND_RESET, || reset(&ctx))
+    stand_in::run(&ctx, hook::SEND_RESET, || reset(&ctx))
 }
 
 #[raw_tracepoint]
 fn stand_in_for_tcp_send_reset(ctx: RawTracePointContext) -> i32 {
-    stand_in::stand_in(hook::SEND_RESET, || reset(&ctx))
+    stand_in::stand_in(&ctx, hook::SEND_RESET)
 }
 
 #[inline(always)]

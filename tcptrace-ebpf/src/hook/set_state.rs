@@ -38,12 +38,12 @@ const ECONNRESET: i32 = 104;
 
 #[raw_tracepoint]
 fn inet_sock_set_state(ctx: RawTracePointContext) -> i32 {
-    stand_in::run(hook::SET_STATE, || changes(&ctx))
+    stand_in::run(&ctx, hook::SET_STATE, || changes(&ctx))
 }
 
 #[raw_tracepoint]
 fn stand_in_for_inet_sock_set_state(ctx: RawTracePointContext) -> i32 {
-    stand_in::stand_in(hook::SET_STATE, || changes(&ctx))
+    stand_in::stand_in(&ctx, hook::SET_STATE)
 }
 
 #[inline(always)]

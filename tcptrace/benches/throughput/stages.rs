@@ -109,7 +109,9 @@ impl Agent {
             Self::Session(session) => {
                 for batch in records.chunks(4096) {
                     for record in batch {
-                        session.take(bytes_of(record)).expect("nothing can fail");
+                        session
+                            .take(bytes_of(record), |_| true)
+                            .expect("nothing can fail");
                     }
                     session.flush().expect("nothing can fail");
                 }

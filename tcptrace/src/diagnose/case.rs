@@ -1,6 +1,7 @@
 //! A case: failures of one cause, process and peer, told as one finding.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::connection::View;
@@ -13,8 +14,8 @@ use super::subject::{Subject, service};
 use super::verdict::{Verdict, Words};
 use super::waiting;
 use crate::event::{
-    Cause, Certainty, End, Errno, Event, EventId, Finding, Kind, Millis, Owner, Process, Severity,
-    Socket, Timestamp,
+    Cause, Certainty, End, Errno, Event, EventId, Fact, Finding, Kind, Millis, Owner, Process,
+    Severity, Socket, Stack, Timestamp,
 };
 
 /// The failures of one subject.
@@ -34,6 +35,8 @@ pub(super) struct Case {
     actor: Option<Box<Process>>,
     socket: Option<Socket>,
     peer: Option<Process>,
+    /// Where the process was in its code.
+    stack: Option<Arc<Stack>>,
     /// The processes it stands for, as far as [`PIDS`].
     pids: Vec<u32>,
     /// What it is a consequence of.
@@ -107,6 +110,7 @@ impl Case {
             actor: None,
             socket: None,
             peer: None,
+            stack: None,
             pids: Vec::new(),
             caused_by: None,
             count: 0,
@@ -142,6 +146,7 @@ impl Case {
         }
         self.peer = peer(view).or(self.peer.take());
         self.socket = view.this.socket().cloned().or(self.socket.take());
+        self.stack = view.this.stack().or(self.stack.take());
     }
 
     /// Takes one more connection of the same verdict, seen from the end it is told of.
@@ -167,6 +172,9 @@ impl Case {
         }
         if self.peer.is_none() {
             self.peer = peer(view);
+        }
+        if self.stack.is_none() {
+            self.stack = view.this.stack();
         }
         if self.socket.is_none() {
             self.socket = view.this.socket().cloned();
@@ -198,6 +206,9 @@ impl Case {
         }
         if self.socket.is_none() {
             self.socket.clone_from(&event.socket);
+        }
+        if self.stack.is_none() {
+            self.stack = event.stack().cloned();
         }
         self.actor = self.actor.take().or_else(|| event.actor.clone());
         self.evidence.add((event.time, event.id));
@@ -340,7 +351,7 @@ impl Case {
             socket: self.socket.clone(),
             owner: self.owner.clone(),
             actor: self.actor.clone(),
-            facts: Vec::new(),
+            facts: self.stack.clone().map(Fact::Stack).into_iter().collect(),
             kind: Kind::Finding(Box::new(finding)),
         }
     }

@@ -2,10 +2,11 @@
 
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use crate::event::{
     CallError, Cause, Confidence, ConnectFailed, Errno, Event, EventId, Exit, Fact, Flow, Kind,
-    Owner, PortHolder, Process, ResetReceived, ResetSent, Side, Socket, SocketId, State,
+    Owner, PortHolder, Process, ResetReceived, ResetSent, Side, Socket, SocketId, Stack, State,
     StateChange, Timeout, Timestamp,
 };
 
@@ -232,6 +233,16 @@ impl End {
             Fact::OtherEnd(process) => Some(&**process),
             _ => None,
         })
+    }
+
+    /// Where the process was in its code when it first did something of all this.
+    pub(super) fn stack(&self) -> Option<Arc<Stack>> {
+        let told = self.seen.iter().filter_map(|seen| {
+            let stack = seen.first.stack()?;
+            Some((seen.first.time, stack))
+        });
+        told.min_by_key(|&(time, _)| time)
+            .map(|(_, stack)| Arc::clone(stack))
     }
 
     /// Every sort of event seen here.

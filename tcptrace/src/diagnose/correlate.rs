@@ -219,6 +219,7 @@ impl Analysis {
             | Kind::FdInvalid(_)
             | Kind::Retransmit(_)
             | Kind::Coverage(_)
+            | Kind::TargetChanged(_)
             | Kind::EventsLost(_)
             | Kind::ExportDropped(_)
             | Kind::EventsSuppressed(_)

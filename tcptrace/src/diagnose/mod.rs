@@ -64,6 +64,7 @@ pub fn cause(event: &Event) -> Option<Cause> {
         | Kind::StateChanged(_)
         | Kind::Retransmit(_)
         | Kind::Coverage(_)
+        | Kind::TargetChanged(_)
         | Kind::EventsLost(_)
         | Kind::ExportDropped(_)
         | Kind::Summary(_)
@@ -93,6 +94,7 @@ pub fn error_type(event: &Event) -> Option<Cow<'static, str>> {
         | Kind::SynQueueOverflow(_)
         | Kind::Retransmit(_)
         | Kind::Coverage(_)
+        | Kind::TargetChanged(_)
         | Kind::Summary(_)
         | Kind::Sockets(_) => None,
     };

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::{Process, State};
+use super::{Process, Stack, State};
 
 /// A descriptor table in a few rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -146,4 +146,6 @@ pub enum Fact {
     Workload(Arc<Workload>),
     /// Who holds the other end of the connection, on this host.
     OtherEnd(Arc<Process>),
+    /// Where in its code the process was that acted; of a finding, the one it is told of.
+    Stack(Arc<Stack>),
 }

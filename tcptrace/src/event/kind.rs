@@ -42,6 +42,8 @@ pub enum Kind {
     Finding(Box<Finding>),
     /// What is seen on this kernel, and what is not.
     Coverage(Coverage),
+    /// Another process is traced, or none any more.
+    TargetChanged(Target),
     /// Events the kernel could not hand over.
     EventsLost(Loss),
     /// Records that an export could not deliver.
@@ -114,6 +116,7 @@ impl Kind {
             Self::Retransmit(_) => 12,
             Self::Finding(_) => 13,
             Self::Coverage(_)
+            | Self::TargetChanged(_)
             | Self::EventsLost(_)
             | Self::EventsSuppressed(_)
             | Self::ExportDropped(_)
@@ -141,6 +144,7 @@ impl Kind {
             Self::Retransmit(_) => "tcptrace.retransmit",
             Self::Finding(_) => "tcptrace.finding",
             Self::Coverage(_) => "tcptrace.coverage",
+            Self::TargetChanged(_) => "tcptrace.target.changed",
             Self::EventsLost(_) => "tcptrace.events.lost",
             Self::ExportDropped(_) => "tcptrace.export.dropped",
             Self::EventsSuppressed(_) => "tcptrace.events.suppressed",
@@ -362,6 +366,52 @@ pub struct Coverage {
     pub complete: bool,
 }
 
+/// What became of a process that was asked for; the owner of the event is that process.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Target {
+    /// What became of it.
+    pub turn: Turn,
+    /// Whom it goes on for.
+    pub previous: Option<u32>,
+    /// How it is recognised.
+    pub why: String,
+    /// How long after its start that was; until then the other ends of its connections were not traced.
+    pub after_ms: Option<u64>,
+    /// Events of its own before that, which are not in the stream.
+    pub left_out: u64,
+}
+
+/// What becomes of a process that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// It ended, and its successor is waited for.
+    Ended,
+    /// It goes on for one that ended.
+    Succeeded,
+    /// It was waited for, and is there.
+    Appeared,
+}
+
+impl Turn {
+    const ALL: [Self; 3] = [Self::Ended, Self::Succeeded, Self::Appeared];
+
+    /// The word in the record.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ended => "ended",
+            Self::Succeeded => "succeeded",
+            Self::Appeared => "appeared",
+        }
+    }
+
+    /// The turn of a word in a record.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|it| it.as_str() == word)
+    }
+}
+
 /// A signal: something tcptrace can be asked to see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Signal(pub &'static str);
@@ -472,6 +522,7 @@ mod tests {
             let is_of_the_stream = matches!(
                 event.kind,
                 Kind::Coverage(_)
+                    | Kind::TargetChanged(_)
                     | Kind::EventsLost(_)
                     | Kind::EventsSuppressed(_)
                     | Kind::ExportDropped(_)

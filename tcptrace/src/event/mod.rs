@@ -9,7 +9,10 @@ mod kind;
 mod names;
 mod owner;
 mod sockets;
+mod stack;
 mod units;
+
+use std::sync::Arc;
 
 pub use cause::Cause;
 pub use facts::{
@@ -20,7 +23,7 @@ pub use flow::{Address, End, Flow, SocketId, address};
 pub use kind::{
     CallError, CloseWait, ConnectFailed, Coverage, Dropped, FdExhausted, Kind, Loss, Overflow,
     OverflowPath, Reconciled, ResetReceived, ResetSent, Retransmit, Signal, StateChange, Summary,
-    SummaryRow, Suppressed, SynQueue, Timeout,
+    SummaryRow, Suppressed, SynQueue, Target, Timeout, Turn,
 };
 pub use names::{Errno, ResetReason, State, Syscall};
 pub use owner::{Comm, Confidence, Container, Exit, Owner, Process};
@@ -28,6 +31,7 @@ pub use sockets::{
     CloseWaits, LimitedBy, Listener, NamespaceSockets, ProcessSockets, Sockets, States, TimeWaits,
     Unowned,
 };
+pub use stack::{Frame, Stack};
 pub use units::{Count, Micros, Millis};
 
 /// One thing the kernel did, complete in itself.
@@ -178,5 +182,14 @@ impl Event {
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.kind.name()
+    }
+
+    /// Where in its code the process was that acted.
+    #[must_use]
+    pub fn stack(&self) -> Option<&Arc<Stack>> {
+        self.facts.iter().find_map(|fact| match fact {
+            Fact::Stack(stack) => Some(stack),
+            _ => None,
+        })
     }
 }

@@ -16,6 +16,7 @@ pub mod counters;
 pub mod descriptors;
 pub mod door;
 pub mod holders;
+pub mod identity;
 pub mod listen_queues;
 pub mod nearby;
 pub mod netns;
@@ -23,6 +24,7 @@ pub mod ports;
 pub mod process;
 pub mod snapshot;
 pub mod sockets;
+pub mod stacks;
 mod whose;
 pub mod workload;
 

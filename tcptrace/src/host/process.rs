@@ -28,9 +28,48 @@ pub fn pids() -> io::Result<impl Iterator<Item = u32>> {
 /// It exists and has not ended: a zombie holds nothing any more.
 #[must_use]
 pub fn alive(pid: u32) -> bool {
-    open(pid)
-        .and_then(|process| process.stat().ok())
-        .is_some_and(|stat| !"ZXx".contains(stat.state))
+    started(pid).is_some()
+}
+
+/// When a process started, in the kernel's clock ticks since boot: with its number that is one process and no
+/// other. `None` when it has ended, also while its parent has not noticed.
+#[must_use]
+pub fn started(pid: u32) -> Option<u64> {
+    let stat = open(pid)?.stat().ok()?;
+    (!"ZXx".contains(stat.state)).then_some(stat.starttime)
+}
+
+/// How long ago that was, to a tick.
+#[must_use]
+pub fn age(started: u64) -> Duration {
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
+    now.saturating_sub(since_boot(started))
+}
+
+fn since_boot(ticks: u64) -> Duration {
+    Duration::from_millis(ticks.saturating_mul(1000) / procfs::ticks_per_second().max(1))
+}
+
+/// The process that a process belongs to.
+#[must_use]
+pub fn parent(pid: u32) -> Option<u32> {
+    u32::try_from(open(pid)?.stat().ok()?.ppid).ok()
+}
+
+/// The children of a process, and theirs.
+#[must_use]
+pub fn descendants(pid: u32) -> Vec<u32> {
+    let all = pids().into_iter().flatten();
+    let mut left: Vec<_> = all
+        .filter_map(|child| Some((child, parent(child)?)))
+        .collect();
+    let mut found = vec![pid];
+    let mut next = 0;
+    while let Some(&of) = found.get(next) {
+        found.extend(left.extract_if(.., |it| it.1 == of).map(|it| it.0));
+        next += 1;
+    }
+    found.split_off(1)
 }
 
 /// The process as an event names it; `None` when it is gone.
@@ -140,13 +179,12 @@ impl Details {
             file.read_to_string(&mut cgroups).ok()?;
             container::parse(&cgroups)
         });
-        let ticks = procfs::ticks_per_second();
         Some(Self {
             exe,
             deleted,
             comm: Comm::from(stat.comm.as_str()),
             container: container.map(Arc::new),
-            started: Duration::from_millis(stat.starttime.saturating_mul(1000) / ticks.max(1)),
+            started: since_boot(stat.starttime),
         })
     }
 }

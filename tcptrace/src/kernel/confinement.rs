@@ -38,17 +38,20 @@ pub enum Part {
     Metrics,
     /// Draws the screen of `top` and reads its keys.
     Screen,
+    /// Reads the binaries of other processes.
+    Stacks,
 }
 
 impl Part {
     /// Each, and in words which thread it is.
-    pub const ALL: [(Self, &'static str); 6] = [
+    pub const ALL: [(Self, &'static str); 7] = [
         (Self::Reader, "every thread"),
         (Self::Door, "the thread that enters namespaces"),
         (Self::Files, "the thread that writes --output-file"),
         (Self::Export, "the threads of --export and --metrics otlp"),
         (Self::Metrics, "the thread that answers on --metrics"),
         (Self::Screen, "the thread that draws for top"),
+        (Self::Stacks, "the thread that names what --stack shows"),
     ];
 }
 
@@ -83,6 +86,7 @@ const ALL: &[Part] = &[
     Part::Export,
     Part::Metrics,
     Part::Screen,
+    Part::Stacks,
 ];
 const ANY: &[When] = &[];
 

@@ -315,9 +315,9 @@ impl Report {
             });
             let mut uses = until.into_iter().chain(kept);
             let first = uses.next().unwrap_or_default();
-            writeln!(w, "  {name:<20} {state:<8} {first}")?;
+            writeln!(w, "  {name:<22} {state:<8} {first}")?;
             for more in uses {
-                writeln!(w, "  {:<20} {:<8} {more}", "", "")?;
+                writeln!(w, "  {:<22} {:<8} {more}", "", "")?;
             }
         }
         Ok(())
@@ -778,7 +778,7 @@ mod tests {
         );
         let short = text(&report);
         assert!(
-            short.starts_with("22 of 22 signals are seen on Linux 6.18.44.\n\nTo do\n"),
+            short.starts_with("24 of 24 signals are seen on Linux 6.18.44.\n\nTo do\n"),
             "{short}"
         );
         let long = written(&report, true);
@@ -817,7 +817,7 @@ mod tests {
         let way = coverage(&report, owners).way;
         assert_eq!(way.as_deref(), Some("fexit inet_csk_accept of 2 arguments"));
         let short = text(&report);
-        assert!(short.starts_with("22 of 22"), "{short}");
+        assert!(short.starts_with("24 of 24"), "{short}");
         assert!(
             short.contains(
                 "Seen, but not by the best way\n  owners of accepted connections\n      through \
@@ -903,7 +903,7 @@ mod tests {
         let short = text(&report);
         assert!(
             short.starts_with(
-                "21 of 22 signals are seen on Linux 6.1.192.\n\nNot seen\n  retransmits\n      \
+                "23 of 24 signals are seen on Linux 6.1.192.\n\nNot seen\n  retransmits\n      \
                  raw_tracepoint tcp_retransmit_skb: Linux 6.1.192 has no tracepoint"
             ),
             "{short}"
@@ -923,13 +923,13 @@ mod tests {
         let report = report(facts, None);
         let short = text(&report);
         for part in [
-            "Nothing was tried: CAP_BPF and CAP_PERFMON missing. 22 of 22 signals could be seen on \
+            "Nothing was tried: CAP_BPF and CAP_PERFMON missing. 24 of 24 signals could be seen on \
              Linux 6.18.44.\n",
             "  -> sudo setcap cap_bpf,cap_perfmon,cap_sys_ptrace,cap_dac_read_search,cap_syslog,\
              cap_sys_nice+ep '/usr/bin/tcptrace', or run it with sudo\n",
-            "  CAP_BPF              MISSING  until attached: make the tables of the kernel half",
-            "  CAP_SYS_ADMIN        no       until attached: mount a private tracefs where there is \
-             none\n                                kept by one confined thread: look into other \
+            "  CAP_BPF                MISSING  until attached: make the tables of the kernel half",
+            "  CAP_SYS_ADMIN          no       until attached: mount a private tracefs where there is \
+             none\n                                  kept by one confined thread: look into other \
              network namespaces\n",
         ] {
             assert!(short.contains(part), "{part} is not in:\n{short}");
@@ -951,8 +951,8 @@ mod tests {
         facts.capabilities.push(Capability::CAP_BPF);
         facts.maps_need_cap_bpf = true;
         let text = text(&report(facts, None));
-        let expected = "  CAP_BPF              yes      until attached: make the tables of the \
-                        kernel half and load it\n                                kept: read those \
+        let expected = "  CAP_BPF                yes      until attached: make the tables of the \
+                        kernel half and load it\n                                  kept: read those \
                         tables";
         assert!(text.contains(expected), "{text}");
     }

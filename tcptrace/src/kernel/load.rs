@@ -1,10 +1,11 @@
 //! Loading the kernel half and talking to its maps. With `source::ring` the only room that names
 //! aya.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io::Read as _;
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::panic::resume_unwind;
 use std::path::Path;
@@ -13,7 +14,7 @@ use std::thread;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, ProgramArray, RingBuf};
 use aya::programs::fentry::FEntryLink;
 use aya::programs::fexit::FExitLink;
 use aya::programs::kprobe::KProbeLink;
@@ -28,12 +29,13 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use tcptrace_common::event::{self as wire, SLOTS, gate, hook, kind, stat};
-use tcptrace_common::filter::{Config, NetworkKey, PortKey};
+use tcptrace_common::filter::{Config, NetworkKey, PortKey, pid};
 use tcptrace_common::layout::{ABSENT, CAST_CALL, Layout};
 
 use super::doctor::Attempt;
 use super::layout::looks;
-use super::plan::{Plan, Program, Way};
+use super::plan::{Plan, Program, Rung, Way};
+use crate::event::{Comm, Flow};
 
 /// The kernel half as the build script compiled it; empty in a build that cannot trace.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcptrace-ebpf"));
@@ -45,6 +47,10 @@ const FLOWS: u32 = 1 << 16;
 /// Places for connections closed from this end; fewer would not be found where the kernel half
 /// looks.
 const CLOSED: u32 = 1 << 15;
+
+/// Bytes of stacks on their way: some five hundred. The thread that names their functions takes them out
+/// as their events come.
+const STACKS: u32 = 1 << 23;
 
 /// Descriptors of which the last connection is remembered.
 const CLOSED_FDS: u32 = 1 << 14;
@@ -165,6 +171,11 @@ impl FilterValues {
     }
 }
 
+/// The smallest ring there is.
+fn page_size() -> u32 {
+    u32::try_from(rustix::param::page_size()).unwrap_or(1 << 16)
+}
+
 /// What is not there need not be taken out.
 fn absent_is_fine(removed: Result<(), MapError>) -> Result<()> {
     match removed {
@@ -174,6 +185,14 @@ fn absent_is_fine(removed: Result<(), MapError>) -> Result<()> {
             Ok(())
         }
         removed => Ok(removed?),
+    }
+}
+
+fn is_there<V>(found: Result<V, MapError>) -> Result<bool> {
+    match found {
+        Ok(_) => Ok(true),
+        Err(MapError::KeyNotFound) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -216,6 +235,7 @@ impl Kernel {
             comm,
             uid,
             cgroup,
+            stack,
             ..
         } = setup.config;
         raise_memory_limit();
@@ -234,6 +254,7 @@ impl Kernel {
             .override_global("LOOKS", bytes_of(&looks()), true)
             .override_global("CONFIG", bytes_of(&setup.config), true)
             .map_max_entries("EVENTS", setup.ring_bytes)
+            .map_max_entries("STACKS", if stack != 0 { STACKS } else { page_size() })
             .map_max_entries("SOCKS", setup.max_sockets)
             .map_max_entries("FLOWS", if by_owner { FLOWS } else { 1 })
             .map_max_entries("CLOSED", if wants(kind::RESET_SENT) { CLOSED } else { 1 })
@@ -312,8 +333,7 @@ impl Kernel {
     /// Tries to see what the plan asks for: for each signal the first way whose programs all attach.
     /// A program that serves several signals is attached once and reported for each.
     pub fn attach(&mut self, plan: &Plan) -> Vec<Attempt> {
-        self.load_ahead(plan);
-        let mut failures: BTreeMap<&'static str, String> = BTreeMap::new();
+        let mut failures = self.load_all(plan);
         let mut attempts = Vec::new();
         for planned in &plan.signals {
             for candidate in &planned.candidates {
@@ -357,78 +377,66 @@ impl Kernel {
         attempts
     }
 
-    /// Loads the programs of the first ways on all CPUs at once: the kernel's verifier takes most of the
-    /// time until tcptrace traces. What fails here fails again where it is attached, and is told there.
-    fn load_ahead(&mut self, plan: &Plan) {
-        let first = plan.signals.iter().filter_map(|it| it.candidates.first());
-        let mut names = BTreeSet::new();
-        for &Program { name, .. } in first.flat_map(|it| it.rung.programs) {
-            names.insert(name.to_owned());
-            if self.stand_ins {
-                names.insert(stand_in_of(name));
-            }
-        }
-        let programs = self.ebpf.programs_mut();
-        let left = Mutex::new(programs.filter(|(name, _)| names.contains(*name)));
-        let load = || {
+    /// Loads all programs the plan comes to, on all CPUs at once: the kernel's verifier takes most of the
+    /// time until tcptrace traces. Gives why it does not take those it refuses.
+    fn load_all(&mut self, plan: &Plan) -> BTreeMap<&'static str, String> {
+        let types = &self.types;
+        let programs = self.ebpf.programs_mut().collect();
+        let loads = Mutex::new(Loads {
+            programs,
+            failures: BTreeMap::new(),
+        });
+        let lock = || loads.lock().unwrap_or_else(PoisonError::into_inner);
+        let work = || {
             loop {
-                let next = left.lock().unwrap_or_else(PoisonError::into_inner).next();
-                let _: Result<(), ProgramError> = match next {
-                    Some((_, programs::Program::RawTracePoint(program))) => program.load(),
-                    Some((_, programs::Program::TracePoint(program))) => program.load(),
-                    // These need the kernel's types, or are spare ways.
-                    Some(_) => Ok(()),
-                    None => return,
+                let Some((program, object)) = lock().next(plan) else {
+                    return;
                 };
+                if let Err(error) = load(object, program.target, types) {
+                    lock().failures.insert(program.name, reason(&error));
+                }
             }
         };
         let threads = thread::available_parallelism().map_or(1, usize::from);
-        let threads = threads.min(names.len());
         thread::scope(|scope| {
             for _ in 0..threads {
-                scope.spawn(load);
+                scope.spawn(work);
             }
         });
+        let loads = loads.into_inner().unwrap_or_else(PoisonError::into_inner);
+        loads.failures
     }
 
     fn attach_program(&mut self, way: Way, name: &'static str, target: &'static str) -> Result<()> {
         let object = self.ebpf.program_mut(name);
-        let object = object.with_context(|| format!("the object has no program {name}"));
+        let object = object.with_context(|| format!("the object has no program {name}"))?;
         let link = match way {
             Way::RawTracepoint => {
-                let link = self.attach_raw_tracepoint(name, target)?;
+                let link = attach_raw_tracepoint(object, target)?;
                 Link::RawTracepoint(link, self.attach_stand_in(name, target)?)
             }
             Way::Fentry => {
-                let object: &mut FEntry = object?.try_into()?;
-                let btf = self.types.as_ref().map_err(unreadable)?;
-                load_once(object, |object| object.load(target, btf))?;
+                let object: &mut FEntry = object.try_into()?;
                 let link = object.attach()?;
                 Link::Fentry(object.take_link(link)?)
             }
             Way::Fexit => {
-                let object: &mut FExit = object?.try_into()?;
-                let btf = self.types.as_ref().map_err(unreadable)?;
-                load_once(object, |object| object.load(target, btf))?;
+                let object: &mut FExit = object.try_into()?;
                 let link = object.attach()?;
                 Link::Fexit(object.take_link(link)?)
             }
             Way::Kprobe => {
-                let object: &mut KProbe = object?.try_into()?;
-                load_once(object, KProbe::load)?;
+                let object: &mut KProbe = object.try_into()?;
                 let link = object.attach(target, 0)?;
                 Link::Kprobe(object.take_link(link)?)
             }
             Way::Tracepoint(category) => {
-                let object: &mut TracePoint = object?.try_into()?;
-                load_once(object, TracePoint::load)?;
+                let object: &mut TracePoint = object.try_into()?;
                 let link = with_tracefs(|| Ok(object.attach(category, target)?))?;
                 Link::Tracepoint(object.take_link(link)?)
             }
             Way::Iterator => {
-                let object: &mut Iter = object?.try_into()?;
-                let btf = self.types.as_ref().map_err(unreadable)?;
-                load_once(object, |object| object.load(target, btf))?;
+                let object: &mut Iter = object.try_into()?;
                 let link = object.attach()?;
                 let mut run = object.take_link(link)?.into_file()?;
                 // It writes nothing: reading runs it over everything there is.
@@ -447,24 +455,20 @@ impl Kernel {
         name: &str,
         target: &'static str,
     ) -> Result<Option<RawTracePointLink>> {
-        if !self.stand_ins || !STOOD_FOR.contains(&name) {
+        let index = STOOD_FOR.iter().position(|it| *it == name);
+        let Some(index) = index.filter(|_| self.stand_ins) else {
             return Ok(None);
-        }
-        self.attach_raw_tracepoint(&stand_in_of(name), target)
-            .map(Some)
-    }
-
-    fn attach_raw_tracepoint(
-        &mut self,
-        name: &str,
-        target: &'static str,
-    ) -> Result<RawTracePointLink> {
-        let object = self.ebpf.program_mut(name);
+        };
+        let program = self.ebpf.program(name).context("it is attached")?;
+        let program = program.fd()?.try_clone()?;
+        let map = self.ebpf.map_mut("STOOD_FOR");
+        let map = map.context("the object has no map STOOD_FOR")?;
+        ProgramArray::try_from(map)?.set(u32::try_from(index)?, &program, 0)?;
+        let name = format!("stand_in_for_{name}");
+        let object = self.ebpf.program_mut(&name);
         let object = object.with_context(|| format!("the object has no program {name}"))?;
-        let object: &mut RawTracePoint = object.try_into()?;
-        load_once(object, RawTracePoint::load)?;
-        let link = object.attach(target)?;
-        Ok(object.take_link(link)?)
+        load(object, target, &self.types)?;
+        attach_raw_tracepoint(object, target).map(Some)
     }
 
     /// This program is attached.
@@ -483,6 +487,17 @@ impl Kernel {
             .take_map("EVENTS")
             .context("the ring was taken before")?;
         Ok(RingBuf::try_from(map)?)
+    }
+
+    /// The ring of stacks, once.
+    ///
+    /// # Errors
+    /// It was taken before, or it cannot be mapped.
+    pub fn take_stacks(&mut self) -> Result<RingBuf<MapData>> {
+        let map = self.ebpf.take_map("STACKS");
+        Ok(RingBuf::try_from(
+            map.context("the ring of stacks was taken before")?,
+        )?)
     }
 
     /// The kernel half's own diagnostics, once: each is passed to `say`.
@@ -644,17 +659,37 @@ impl Kernel {
         self.set_gate(gate::FIRST_USES, 1)
     }
 
-    /// The processes traced now.
+    /// The processes traced now, by number.
     ///
     /// # Errors
     /// The map cannot be read.
     pub fn pids(&self) -> Result<Vec<u32>> {
-        let map = self
-            .ebpf
-            .map("PIDS")
-            .context("the object has no map PIDS")?;
-        let pids: HashMap<_, u32, u8> = HashMap::try_from(map)?;
-        Ok(pids.keys().filter_map(Result::ok).collect())
+        let pids: HashMap<_, u32, u8> = self.set("PIDS")?;
+        let entries = pids.iter().filter_map(Result::ok);
+        let traced = entries.filter(|&(_, state)| state == pid::TRACED);
+        Ok(traced.map(|(pid, _)| pid).collect())
+    }
+
+    /// A process is traced from now on.
+    ///
+    /// # Errors
+    /// There are more than the map holds.
+    pub fn trace_pid(&mut self, id: u32) -> Result<()> {
+        self.set_pid(id, pid::TRACED)
+    }
+
+    /// The next process that gets this number is traced from its first moment.
+    ///
+    /// # Errors
+    /// There are more than the map holds.
+    pub fn await_pid(&mut self, id: u32) -> Result<()> {
+        self.set_pid(id, pid::AWAITED)
+    }
+
+    fn set_pid(&mut self, id: u32, state: u8) -> Result<()> {
+        let mut pids: HashMap<_, u32, u8> = self.set_mut("PIDS")?;
+        pids.insert(id, state, 0)
+            .with_context(|| format!("too many processes to trace {id} too"))
     }
 
     /// A traced process is gone, and its number may be given to another.
@@ -662,12 +697,62 @@ impl Kernel {
     /// # Errors
     /// The map cannot be written.
     pub fn forget_pid(&mut self, pid: u32) -> Result<()> {
-        let map = self
-            .ebpf
-            .map_mut("PIDS")
-            .context("the object has no map PIDS")?;
-        let mut pids: HashMap<_, u32, u8> = HashMap::try_from(map)?;
+        let mut pids: HashMap<_, u32, u8> = self.set_mut("PIDS")?;
         absent_is_fine(pids.remove(&pid))
+    }
+
+    /// Processes that begin under one of these names are candidates from now on.
+    ///
+    /// # Errors
+    /// There are more than the map holds.
+    pub fn add_names(&mut self, names: &[Comm]) -> Result<()> {
+        let names: Vec<_> = names.iter().map(|name| *name.as_array()).collect();
+        self.fill("NAMES", &names, true)
+    }
+
+    /// Processes that may be successors.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn candidates(&self) -> Result<Vec<u32>> {
+        let candidates: HashMap<_, u32, u8> = self.set("CANDIDATES")?;
+        Ok(candidates.keys().filter_map(Result::ok).collect())
+    }
+
+    /// Whether a process may be a successor.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn is_candidate(&self, pid: u32) -> Result<bool> {
+        let candidates: HashMap<_, u32, u8> = self.set("CANDIDATES")?;
+        is_there(candidates.get(&pid, 0))
+    }
+
+    /// What a candidate is, is decided.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn dismiss(&mut self, pid: u32) -> Result<()> {
+        let mut candidates: HashMap<_, u32, u8> = self.set_mut("CANDIDATES")?;
+        absent_is_fine(candidates.remove(&pid))
+    }
+
+    /// The other end of this connection is a traced process's.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn traces_other_end(&self, flow: &Flow) -> Result<bool> {
+        let Some(peer) = flow.peer else {
+            return Ok(false);
+        };
+        let key = wire::FlowKey {
+            local: v6(peer.ip()),
+            peer: v6(flow.local.ip()),
+            local_port: peer.port(),
+            peer_port: flow.local.port(),
+        };
+        let flows: HashMap<_, [u8; size_of::<wire::FlowKey>()], u64> = self.set("FLOWS")?;
+        is_there(flows.get(&array(&key), 0))
     }
 
     /// Forgets the connections of traced processes that ended before `monotonic`, ns.
@@ -710,6 +795,18 @@ impl Kernel {
             }
         }
         Ok(())
+    }
+
+    fn set<K: Pod, V: Pod>(&self, name: &str) -> Result<HashMap<&MapData, K, V>> {
+        let map = self.ebpf.map(name);
+        let map = map.with_context(|| format!("the object has no map {name}"))?;
+        Ok(HashMap::try_from(map)?)
+    }
+
+    fn set_mut<K: Pod, V: Pod>(&mut self, name: &str) -> Result<HashMap<&mut MapData, K, V>> {
+        let map = self.ebpf.map_mut(name);
+        let map = map.with_context(|| format!("the object has no map {name}"))?;
+        Ok(HashMap::try_from(map)?)
     }
 
     fn gate(&self, index: u32) -> Result<u32> {
@@ -798,19 +895,63 @@ fn in_use(attempts: &[Attempt], name: &str) -> bool {
     attempts.iter().any(|it| it.program == name && of_way(it))
 }
 
-fn stand_in_of(program: &str) -> String {
-    format!("stand_in_for_{program}")
+/// Programs on their way into the kernel.
+struct Loads<'a> {
+    /// Those that nobody has begun with.
+    programs: BTreeMap<&'a str, &'a mut programs::Program>,
+    failures: BTreeMap<&'static str, String>,
 }
 
-/// A program that was loaded ahead, or detached again, is loaded.
-fn load_once<P>(
-    program: &mut P,
-    load: impl FnOnce(&mut P) -> Result<(), ProgramError>,
-) -> Result<(), ProgramError> {
-    match load(program) {
-        Err(ProgramError::AlreadyLoaded) => Ok(()),
-        outcome => outcome,
+impl<'a> Loads<'a> {
+    /// One more to load: for each signal of the first way that has not failed. What kernels may refuse
+    /// is tried first, so that what takes its place is loaded beside the rest.
+    fn next(&mut self, plan: &Plan) -> Option<(&'static Program, &'a mut programs::Program)> {
+        let failures = &self.failures;
+        let works = |rung: &Rung| {
+            !rung
+                .programs
+                .iter()
+                .any(|it| failures.contains_key(it.name))
+        };
+        let rungs = plan.signals.iter().filter_map(|it| {
+            let mut rungs = it.candidates.iter().map(|it| it.rung);
+            rungs.find(|rung| works(rung))
+        });
+        let programs =
+            rungs.flat_map(|rung| rung.programs.iter().map(|program| (rung.way, program)));
+        let left = programs.filter(|(_, program)| self.programs.contains_key(program.name));
+        let (_, program) = left.min_by_key(|(way, _)| !matches!(way, Way::Fentry | Way::Fexit))?;
+        let object = self.programs.remove(program.name)?;
+        Some((program, object))
     }
+}
+
+/// Loads a program, unless it is loaded already.
+fn load(object: &mut programs::Program, target: &str, types: &Result<Btf, BtfError>) -> Result<()> {
+    use programs::Program;
+    let types = || types.as_ref().map_err(unreadable);
+    let outcome = match object {
+        Program::RawTracePoint(object) => object.load(),
+        Program::TracePoint(object) => object.load(),
+        Program::KProbe(object) => object.load(),
+        Program::FEntry(object) => object.load(target, types()?),
+        Program::FExit(object) => object.load(target, types()?),
+        Program::Iter(object) => object.load(target, types()?),
+        _ => bail!("this kind of program is not loaded here"),
+    };
+    match outcome {
+        Err(ProgramError::AlreadyLoaded) => Ok(()),
+        outcome => Ok(outcome?),
+    }
+}
+
+fn attach_raw_tracepoint(
+    object: &mut programs::Program,
+    target: &str,
+) -> Result<RawTracePointLink> {
+    let object: &mut RawTracePoint = object.try_into()?;
+    let link = object.attach(target)?;
+    Ok(object.take_link(link)?)
 }
 
 /// Why nothing can be attached by the kernel's types.
@@ -875,6 +1016,13 @@ fn mapped(network: IpNet) -> ([u8; 16], u32) {
             u32::from(network.prefix_len()) + 96,
         ),
         IpNet::V6(network) => (network.network().octets(), u32::from(network.prefix_len())),
+    }
+}
+
+fn v6(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
     }
 }
 

@@ -28,10 +28,30 @@ pub(crate) fn names() -> impl Iterator<Item = &'static str> + Clone {
 pub struct Wanted {
     /// Kinds of event, `1 << kind` each, those needed as evidence included.
     pub kinds: u32,
-    /// Children of traced processes are followed.
-    pub children: bool,
+    /// What is to be known of processes.
+    pub processes: Processes,
     /// Ways taken out, of [`Way::NAMES`].
     pub without: Vec<String>,
+}
+
+/// What is to be known of the processes traced.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Processes {
+    /// They are traced by number.
+    pub by_pid: bool,
+    /// Their children are followed.
+    pub children: bool,
+    /// Their successors are.
+    pub successors: bool,
+}
+
+impl Processes {
+    /// All there is to know.
+    pub const ALL: Self = Self {
+        by_pid: true,
+        children: true,
+        successors: true,
+    };
 }
 
 /// How each wanted signal will be seen.
@@ -96,7 +116,9 @@ pub fn plan(wanted: &Wanted, facts: &Facts, missing: &[&str]) -> Plan {
         .filter(|row| match row.asked {
             Asked::Core => true,
             Asked::By(kinds) | Asked::With(kinds) => wanted.kinds & kinds != 0,
-            Asked::ByChildren => wanted.children,
+            Asked::ByPid => wanted.processes.by_pid,
+            Asked::ByChildren => wanted.processes.children,
+            Asked::BySuccessors => wanted.processes.successors,
         })
         .map(|row| {
             let mut planned = Planned {
@@ -104,7 +126,11 @@ pub fn plan(wanted: &Wanted, facts: &Facts, missing: &[&str]) -> Plan {
                 core: matches!(row.asked, Asked::Core),
                 asked_by: match row.asked {
                     Asked::By(kinds) => kinds,
-                    Asked::Core | Asked::With(_) | Asked::ByChildren => 0,
+                    Asked::Core
+                    | Asked::With(_)
+                    | Asked::ByPid
+                    | Asked::ByChildren
+                    | Asked::BySuccessors => 0,
                 },
                 candidates: Vec::new(),
                 refused: Vec::new(),
@@ -279,6 +305,7 @@ pub(super) mod tests {
             "consume_skb",
             "inet_sock_set_state",
             "kfree_skb",
+            "sched_process_exec",
             "sched_process_fork",
             "sock_recv_length",
             "sock_send_length",
@@ -322,7 +349,7 @@ pub(super) mod tests {
     pub(in crate::kernel) fn everything() -> Wanted {
         Wanted {
             kinds: u32::MAX,
-            children: true,
+            processes: Processes::ALL,
             without: Vec::new(),
         }
     }
@@ -406,8 +433,16 @@ pub(super) mod tests {
                 ("invalid descriptors", "raw_tracepoint sys_exit"),
                 ("retransmits", "raw_tracepoint tcp_retransmit_skb"),
                 (
+                    "process numbers given anew",
+                    "raw_tracepoint sched_process_fork"
+                ),
+                (
                     "children of traced processes",
                     "raw_tracepoint sched_process_fork"
+                ),
+                (
+                    "successors of traced processes",
+                    "raw_tracepoint sched_process_exec, sched_process_fork"
                 ),
                 ("sockets older than the start", "iterator task_file"),
             ]

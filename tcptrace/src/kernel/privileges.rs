@@ -23,7 +23,7 @@ pub struct Privilege {
     /// Nothing can be traced without it.
     pub required: bool,
     /// The command that grants privileges grants it. `CAP_SYS_ADMIN` is left to sudo: it would make
-    /// all others pointless.
+    /// all others pointless. So is what only an option takes.
     pub granted: bool,
     /// What it is needed for until everything is attached; empty when for nothing.
     pub attaching: &'static str,
@@ -45,6 +45,10 @@ pub enum Tracing {
     /// For this, where the kernel asks for it: [`Facts::maps_need_cap_bpf`].
     ForMaps(&'static str),
 }
+
+/// What opens a file through a mapping of another process.
+/// <https://github.com/torvalds/linux/blob/v6.18/fs/proc/base.c> (`proc_map_files_get_link`)
+pub const MAP_FILES: Capability = Capability::CAP_CHECKPOINT_RESTORE;
 
 /// All that tcptrace uses on any kernel.
 const PRIVILEGES: &[Privilege] = &[
@@ -80,6 +84,14 @@ const PRIVILEGES: &[Privilege] = &[
         granted: true,
         attaching: "read tracefs",
         tracing: Tracing::For("read other users' entries in /proc"),
+        before: None,
+    },
+    Privilege {
+        capability: MAP_FILES,
+        required: false,
+        granted: false,
+        attaching: "",
+        tracing: Tracing::Confined("with --stack: open the binaries that others have mapped"),
         before: None,
     },
     Privilege {
@@ -177,6 +189,19 @@ pub fn grant_command(facts: &Facts) -> String {
         names.join(","),
         printable(path)
     )
+}
+
+/// What the thread that names stacks keeps, of what there is.
+#[must_use]
+pub fn kept_for_stacks(facts: &Facts) -> CapsHashSet {
+    let kept = [
+        MAP_FILES,
+        Capability::CAP_SYS_PTRACE,
+        Capability::CAP_DAC_READ_SEARCH,
+    ];
+    kept.into_iter()
+        .filter_map(|it| facts.holding(it))
+        .collect()
 }
 
 /// What every thread keeps once everything is attached, of what there is.

@@ -12,8 +12,8 @@ use crate::event::{
     Acceptor, CallError, Cause, CloseWait, Comm, Confidence, ConnectFailed, Container, Coverage,
     Dropped, Errno, Event, EventId, Exit, Fact, FdExhausted, Flow, Held, Holding, Holdings, Kind,
     Loss, Nearby, Overflow, OverflowPath, Owner, PeerFin, Pool, PortHolder, Ports, Process,
-    ResetReason, ResetReceived, ResetSent, Retransmit, Side, Socket, SocketId, State, StateChange,
-    Suppressed, SynQueue, Syscall, Timeout, Timestamp, Workload,
+    ResetReason, ResetReceived, ResetSent, Retransmit, Side, Socket, SocketId, Stack, State,
+    StateChange, Suppressed, SynQueue, Syscall, Target, Timeout, Timestamp, Turn, Workload,
 };
 use crate::sink::record::{SCHEMA_VERSION, name};
 use crate::sink::{Context, Runs};
@@ -425,6 +425,10 @@ impl<'a> Attributes<'a> {
         }
         let other_end = self.process(name::OTHER_END)?;
         facts.extend(other_end.map(|process| Fact::OtherEnd(Arc::new(process))));
+        if let Some(trace) = self.str(name::CODE_STACKTRACE)? {
+            let missing = self.string(name::STACK_MISSING)?;
+            facts.push(Fact::Stack(Arc::new(Stack::parse(trace, missing))));
+        }
         Ok(facts)
     }
 
@@ -483,6 +487,13 @@ impl<'a> Attributes<'a> {
                 way: self.string(name::COVERAGE_WAY)?,
                 note: self.string(name::COVERAGE_NOTE)?,
                 complete: self.flag(name::COVERAGE_COMPLETE),
+            }),
+            "tcptrace.target.changed" => Kind::TargetChanged(Target {
+                turn: self.need(name::TARGET_TURN, |it, name| it.word(name, Turn::from_word))?,
+                previous: self.int(name::TARGET_PREVIOUS)?,
+                why: self.need(name::TARGET_WHY, Self::string)?,
+                after_ms: self.int(name::TARGET_AFTER)?,
+                left_out: self.need(name::TARGET_LEFT_OUT, Self::int)?,
             }),
             "tcptrace.events.lost" => Kind::EventsLost(Loss {
                 hook: self.need(name::LOST_HOOK, Self::string)?,
@@ -713,7 +724,7 @@ mod tests {
                 None => assert!(matches!(event.kind, Kind::Finding(_) | Kind::Summary(_))),
             }
         }
-        assert_eq!(again.len(), 17, "all but findings and summaries: {again:?}");
+        assert_eq!(again.len(), 18, "all but findings and summaries: {again:?}");
     }
 
     #[test]

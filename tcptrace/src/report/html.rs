@@ -202,6 +202,9 @@ fn finding(told: &Told, source: &Source<'_>) -> Markup {
                 @if !finding.errors.is_empty() {
                     dt { "Programs got" } dd { (words::errors(finding)) }
                 }
+                @if let Some(stack) = event.stack() {
+                    dt { "Where" } dd { (list(&stack.lines())) }
+                }
                 @if !finding.fix.is_empty() {
                     dt { "Fix" } dd { (list(&finding.fix)) }
                 }

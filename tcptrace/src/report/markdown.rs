@@ -171,6 +171,9 @@ fn finding(told: &Told, source: &Source<'_>, with_evidence: bool, to: &mut Strin
     if !finding.errors.is_empty() {
         row("Programs got", &words::errors(finding));
     }
+    for line in told.event.stack().iter().flat_map(|stack| stack.lines()) {
+        row("Where", &line);
+    }
     for fix in &finding.fix {
         row("Fix", fix);
     }

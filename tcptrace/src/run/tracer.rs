@@ -3,6 +3,7 @@
 mod live;
 mod reload;
 mod service;
+mod targets;
 mod top;
 mod watch;
 
@@ -12,6 +13,8 @@ use std::io::{self, IsTerminal as _, Read as _};
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use caps::{Capability, CapsHashSet};
@@ -25,28 +28,32 @@ use crate::cli::{Output, Trace};
 use crate::config::{self, Filters, Selection};
 use crate::decode::Decoder;
 use crate::diagnose::{Analysis, Limits, Sees};
+use crate::event::EventId;
 use crate::host::attribution::{self, Verifier};
 use crate::host::cgroup::Cgroups;
-use crate::host::{door, sockets};
+use crate::host::{self, door, sockets};
 use crate::kernel::confinement::{self, Part, confine};
 use crate::kernel::doctor::{Attempt, Report};
 use crate::kernel::facts::Facts;
 use crate::kernel::layout::Resolved;
 use crate::kernel::load::{Kernel, Loader, Setup};
-use crate::kernel::plan::{Plan, Planned, Wanted, plan};
+use crate::kernel::plan::{Plan, Planned, Processes, Wanted, plan};
 use crate::kernel::privileges::{self, HOST_PIDS, grant_command, required_missing};
 use crate::metrics::push::{self, Push};
 use crate::metrics::{self, Metrics, server};
+use crate::session::stacks::{self, Stacks};
 use crate::session::{Session, clock, monotonic};
 use crate::sink::text::Columns;
 use crate::sink::{
     self, Access, Delivery, Endpoint, Exports, Format, Headers, Messages, Outputs, Rotation,
     Speaker, Tls,
 };
+use crate::source;
 use crate::top::{Screen, Shared};
 use live::Live;
 use reload::Reload;
 use service::Service;
+use targets::Targets;
 
 /// Programs that see who accepts a connection.
 const ACCEPTS: [&str; 4] = [
@@ -55,6 +62,9 @@ const ACCEPTS: [&str; 4] = [
     "fexit_inet_csk_accept_2",
     "fexit_inet_csk_accept_4",
 ];
+
+/// The program that sees successors of processes.
+const SUCCESSORS: &str = "sched_process_exec";
 
 /// `tcptrace [FILTER] [OUTPUT]`.
 ///
@@ -74,15 +84,13 @@ pub(super) fn trace(
     let (outputs, deliveries) = outputs(args, (&context, &access), view)?;
     let listeners = listeners(args)?;
     let mut filters = Filters::of(args, &selection)?;
+    if !args.wait {
+        config::check_pids(args.filter.pid.iter().copied())?;
+    }
     let host = Host::look(&args.without);
     check_privileges(&host)?;
 
-    let wanted = Wanted {
-        kinds: filters.config.kinds,
-        children: filters.config.children != 0,
-        without: args.without.clone(),
-    };
-    let plan = plan(&wanted, &host.facts, &host.resolved.missing);
+    let plan = planned(args, &filters.config, &host)?;
     let setup = Setup {
         layout: host.resolved.layout,
         stand_ins: host.resolved.skips_nested,
@@ -96,13 +104,22 @@ pub(super) fn trace(
     } else {
         Some(Held::new(&args.cmd)?)
     };
-    filters
-        .values
-        .pids
-        .extend(command.as_ref().map(|held| held.pid));
+    filters.values.pids = command.iter().map(|held| held.pid).collect();
     kernel.set_filters(&filters.values)?;
     let attempts = kernel.attach(&plan);
     check_attached(&plan, &attempts, selection.required())?;
+    if args.follow && !kernel.is_attached(SUCCESSORS) {
+        return Err(Failure {
+            status: status::KERNEL,
+            error: anyhow!(
+                "--follow: this kernel does not show which programs are started; `tcptrace doctor` \
+                 says more"
+            ),
+        });
+    }
+    // Only now: a number that is given to another process meanwhile would not be noticed.
+    let targets = Targets::new(args, &mut kernel)?;
+    filters.values.pids.extend(targets.pids());
     if !ACCEPTS.iter().any(|program| kernel.is_attached(program)) {
         kernel.watch_first_uses()?;
     }
@@ -132,6 +149,15 @@ pub(super) fn trace(
     )?;
     let service = Service::from_env()?;
     let screen = on_screen.map(show).transpose()?;
+    if args.stack {
+        if !report.facts.has(privileges::MAP_FILES) {
+            messages.say(format_args!(
+                "--stack names no functions of programs without {}: run it with sudo",
+                privileges::MAP_FILES
+            ));
+        }
+        session.show_stacks(name_stacks(&mut kernel, &report.facts)?);
+    }
     raise_priority();
     give_up_privileges(&report.facts, &messages)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -142,6 +168,7 @@ pub(super) fn trace(
         filters,
         report,
         kernel,
+        targets,
         session,
         deliveries,
         messages,
@@ -152,6 +179,29 @@ pub(super) fn trace(
         screen,
     };
     runtime.block_on(live.run())
+}
+
+/// What to attach for what is asked for.
+fn planned(args: &Trace, config: &Config, host: &Host) -> Result<Plan, Failure> {
+    let wanted = Wanted {
+        kinds: config.kinds,
+        processes: Processes {
+            by_pid: config.pid != 0,
+            children: config.children != 0,
+            successors: args.follow,
+        },
+        without: args.without.clone(),
+    };
+    if args.stack && host.resolved.layout.has_task_pt_regs != 1 {
+        return Err(Failure {
+            status: status::KERNEL,
+            error: anyhow!(
+                "--stack: this kernel gives no program the registers of a call \
+                 (bpf_task_pt_regs): it takes Linux 5.15"
+            ),
+        });
+    }
+    Ok(plan(&wanted, &host.facts, &host.resolved.missing))
 }
 
 /// Takes the terminal over, on a thread that can do nothing else.
@@ -168,11 +218,57 @@ fn show(on_screen: OnScreen) -> Result<(Screen, Shared)> {
     Ok((screen, shared))
 }
 
+/// Names stacks, on a thread that can do nothing else.
+fn name_stacks(kernel: &mut Kernel, facts: &Facts) -> Result<Stacks> {
+    /// A stack may lie behind one that another processor is still writing: a moment each, so often.
+    const MOMENT: Duration = Duration::from_millis(1);
+    const MOMENTS: usize = 20;
+    let mut ring = source::stacks::Stacks::new(kernel.take_stacks()?);
+    let kept = privileges::kept_for_stacks(facts);
+    let begin = move || {
+        let mut names = host::stacks::Stacks::new();
+        move |id: EventId, wanted| {
+            let mut stack = ring.take(id.0);
+            for _ in 0..MOMENTS {
+                if stack.is_some() {
+                    break;
+                }
+                thread::sleep(MOMENT);
+                stack = ring.take(id.0);
+            }
+            stack
+                .filter(|_| wanted == stacks::Wanted(true))
+                .map(|it| names.name(&it))
+        }
+    };
+    Stacks::start(begin, move || {
+        privileges::keep_only(&kept)?;
+        confine(Part::Stacks)
+    })
+}
+
 /// What can be said of the options without a look at the host.
 pub(super) fn check(args: &Trace) -> Result<(Selection, u32), Failure> {
     let selection = selection(args).map_err(Failure::usage)?;
     if args.children && args.filter.pid.is_empty() && args.cmd.is_empty() {
         let error = anyhow!("--children follows the children of --pid PID: name one");
+        return Err(Failure::usage(error));
+    }
+    if args.follow && args.filter.pid.is_empty() {
+        let error = anyhow!(
+            "--follow goes on from the process of --pid PID: name one; --comm, --uid and --cgroup take \
+             whoever comes"
+        );
+        return Err(Failure::usage(error));
+    }
+    let filter = &args.filter;
+    let waits_for = [
+        filter.pid.is_empty(),
+        filter.comm.is_empty(),
+        filter.cgroup.is_empty(),
+    ];
+    if args.wait && waits_for == [true; 3] {
+        let error = anyhow!("--wait waits for --pid PID, --comm NAME or --cgroup PATH: name one");
         return Err(Failure::usage(error));
     }
     let again = |(nth, export)| args.export[..nth].contains(export);

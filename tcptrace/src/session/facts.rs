@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::Map;
+use super::{Map, lower_priority};
 use crate::event::{Event, Fact, Timestamp};
 use crate::host::attribution::Budget;
 use crate::host::netns::processor_time;
@@ -269,12 +269,6 @@ impl Facts {
         event.facts.extend(answer.facts);
         Some(event)
     }
-}
-
-/// The loop may have taken a boost to keep up with a storm; a look has time.
-fn lower_priority() {
-    // SAFETY: the call reads its arguments only. On Linux 0 is the calling thread.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) };
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use crate::event::{Errno, Event, Timestamp};
 
 /// The same id for all entries of one event, whatever their text: `journalctl MESSAGE_ID=…`.
 /// <https://www.freedesktop.org/software/systemd/man/latest/systemd.journal-fields.html#MESSAGE_ID=>
-const MESSAGE_IDS: [(&str, &str); 19] = [
+const MESSAGE_IDS: [(&str, &str); 20] = [
     ("tcptrace.reset.sent", "1eab3d488e7648748a76be78ba8139eb"),
     (
         "tcptrace.reset.received",
@@ -51,6 +51,10 @@ const MESSAGE_IDS: [(&str, &str); 19] = [
     ("tcptrace.retransmit", "228863b48969413b8c7bf8d67a0bad33"),
     ("tcptrace.finding", "a39fa8175c0144468891b9bf4773e625"),
     ("tcptrace.coverage", "700c64bf398c451ba9642909c6c4e926"),
+    (
+        "tcptrace.target.changed",
+        "90c19f5b6c44482187702030743f1396",
+    ),
     ("tcptrace.events.lost", "3ebf593d7dbb4855980b0cd7c3019315"),
     (
         "tcptrace.events.suppressed",

@@ -259,6 +259,8 @@ pub(super) fn is_shed(name: &str) -> bool {
         name::FD_HELD,
         name::NEARBY,
         name::WORK_OUTBOUND,
+        name::CODE_STACKTRACE,
+        name::STACK_FOLDED,
     ]
     .contains(&name)
 }

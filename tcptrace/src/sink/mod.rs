@@ -260,7 +260,10 @@ impl Outputs {
             match &group.format {
                 // A person reads these on standard error, set for the purpose.
                 Format::Columns(_)
-                    if matches!(event.kind, Kind::Coverage(_) | Kind::Summary(_)) =>
+                    if matches!(
+                        event.kind,
+                        Kind::Coverage(_) | Kind::TargetChanged(_) | Kind::Summary(_)
+                    ) =>
                 {
                     continue;
                 }

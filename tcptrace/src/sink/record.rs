@@ -62,6 +62,7 @@ pub fn severity(event: &Event) -> Severity {
         | Kind::StateChanged(_)
         | Kind::Retransmit(_)
         | Kind::Coverage(_)
+        | Kind::TargetChanged(_)
         | Kind::EventsSuppressed(_)
         | Kind::Summary(_) => Severity::Info,
         Kind::Sockets(found) => found.severity(),
@@ -239,6 +240,9 @@ names! {
     OTHER_END_PID = "tcptrace.other_end.pid"
     OTHER_END_NAME = "tcptrace.other_end.name"
     OTHER_END_COMM = "tcptrace.other_end.comm"
+    CODE_STACKTRACE = "code.stacktrace"
+    STACK_FOLDED = "tcptrace.stack.folded"
+    STACK_MISSING = "tcptrace.stack.missing"
     PEER_PID = "tcptrace.peer.pid"
     PEER_NAME = "tcptrace.peer.name"
     LOST_COUNT = "tcptrace.lost.count"
@@ -252,6 +256,11 @@ names! {
     COVERAGE_WAY = "tcptrace.coverage.way"
     COVERAGE_NOTE = "tcptrace.coverage.note"
     COVERAGE_COMPLETE = "tcptrace.coverage.complete"
+    TARGET_TURN = "tcptrace.target.turn"
+    TARGET_PREVIOUS = "tcptrace.target.previous_pid"
+    TARGET_WHY = "tcptrace.target.why"
+    TARGET_AFTER = "tcptrace.target.after_ms"
+    TARGET_LEFT_OUT = "tcptrace.target.left_out"
     SUMMARY_DURATION = "tcptrace.summary.duration_ms"
     SUMMARY_EVENTS = "tcptrace.summary.events"
     SUMMARY_LOST = "tcptrace.summary.lost"
@@ -620,6 +629,13 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
                 self.maybe_str(name::COVERAGE_NOTE, coverage.note.as_deref())?;
                 self.flag(name::COVERAGE_COMPLETE, coverage.complete)
             }
+            Kind::TargetChanged(target) => {
+                self.str(name::TARGET_TURN, target.turn.as_str())?;
+                self.maybe(name::TARGET_PREVIOUS, target.previous)?;
+                self.str(name::TARGET_WHY, &target.why)?;
+                self.maybe(name::TARGET_AFTER, target.after_ms)?;
+                self.int(name::TARGET_LEFT_OUT, target.left_out)
+            }
             Kind::EventsLost(loss) => {
                 self.int(name::LOST_COUNT, loss.count)?;
                 self.str(name::LOST_HOOK, &loss.hook)?;
@@ -788,6 +804,11 @@ impl<E, F: FnMut(&'static str, Value<'_>) -> Result<(), E>> Put<'_, F> {
                 (self.0)(name::WORK_OUTBOUND, Value::Strs(&outbound))
             }
             Fact::OtherEnd(process) => self.process(name::OTHER_END, process),
+            Fact::Stack(stack) => {
+                self.text(name::CODE_STACKTRACE, &stack.trace())?;
+                self.text(name::STACK_FOLDED, &stack.folded())?;
+                self.maybe_str(name::STACK_MISSING, stack.missing.as_deref())
+            }
         }
     }
 

@@ -11,11 +11,11 @@ use super::Context;
 use super::text::Columns;
 use crate::event::{
     Acceptor, CallError, Cause, Certainty, CloseWait, Comm, Confidence, ConnectFailed, Container,
-    Coverage, Dropped, Errno, Event, EventId, Fact, FdExhausted, Finding, Flow, Held, Holding,
-    Holdings, Kind, Loss, Nearby, Overflow, OverflowPath, Owner, PeerFin, Pool, PortHolder, Ports,
-    Process, Reconciled, ResetReason, ResetReceived, ResetSent, Retransmit, Severity, Side, Socket,
-    SocketId, State, StateChange, Summary, SummaryRow, Suppressed, SynQueue, Syscall, Timeout,
-    Timestamp, Workload,
+    Coverage, Dropped, Errno, Event, EventId, Fact, FdExhausted, Finding, Flow, Frame, Held,
+    Holding, Holdings, Kind, Loss, Nearby, Overflow, OverflowPath, Owner, PeerFin, Pool,
+    PortHolder, Ports, Process, Reconciled, ResetReason, ResetReceived, ResetSent, Retransmit,
+    Severity, Side, Socket, SocketId, Stack, State, StateChange, Summary, SummaryRow, Suppressed,
+    SynQueue, Syscall, Target, Timeout, Timestamp, Turn, Workload,
 };
 
 pub(crate) use sockets::sockets;
@@ -324,6 +324,17 @@ fn unread(timeout: Timeout) -> Event {
     with(event, &[Fact::OtherEnd(nginx().into())])
 }
 
+fn stack() -> Fact {
+    let frames = [
+        Frame::of_kernel("ksys_write"),
+        Frame::of_kernel("do_syscall_64"),
+        Frame::of_program("libc.so.6+0xf8a10", None),
+        Frame::of_program("ngx_write_fd", Some(("/src/os/unix/ngx_files.c", 226))),
+        Frame::of_program("main", Some(("/src/core/nginx.c", 382))),
+    ];
+    Fact::Stack(Stack::new(frames, Some("libc.so.6 has no symbol there".to_owned())).into())
+}
+
 fn port_holder() -> Fact {
     let holder = PortHolder {
         address: end("[::]:8080"),
@@ -482,7 +493,7 @@ pub(crate) fn all() -> Vec<Event> {
         ),
         unread(timeout),
         with(event(None, Kind::FdExhausted(exhausted)), &[holdings()]),
-        event(None, Kind::FdInvalid(invalid)),
+        with(event(None, Kind::FdInvalid(invalid)), &[stack()]),
         on(State::Established, Kind::StateChanged(change)),
         on(
             State::Established,
@@ -490,11 +501,23 @@ pub(crate) fn all() -> Vec<Event> {
         ),
         bare(Kind::Coverage(coverage)),
         bare(Kind::Coverage(gap)),
+        successor(),
         bare(Kind::EventsLost(lost())),
         bare(Kind::ExportDropped(dropped())),
         suppressed(),
         bare(Kind::Summary(Box::new(summary()))),
     ]
+}
+
+fn successor() -> Event {
+    let target = Target {
+        turn: Turn::Succeeded,
+        previous: Some(100),
+        why: "it is in nginx.service and runs the same program".to_owned(),
+        after_ms: Some(12),
+        left_out: 2,
+    };
+    event(None, Kind::TargetChanged(target))
 }
 
 fn lost() -> Loss {

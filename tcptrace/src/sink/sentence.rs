@@ -11,7 +11,7 @@ use crate::diagnose;
 use crate::event::{
     CallError, Cause, Certainty, CloseWait, Confidence, ConnectFailed, Count, Coverage, Errno,
     Event, Exit, FdExhausted, Finding, Kind, Micros, Millis, Overflow, OverflowPath, ResetReceived,
-    ResetSent, Socket, State, StateChange, SynQueue, Timeout,
+    ResetSent, Socket, State, StateChange, SynQueue, Target, Timeout, Turn,
 };
 
 /// An event in a few words.
@@ -38,6 +38,7 @@ pub(super) fn label(event: &Event) -> &'static str {
         Kind::Retransmit(_) => "retransmit",
         Kind::Finding(_) => "FINDING",
         Kind::Coverage(_) => "coverage",
+        Kind::TargetChanged(_) => "target",
         Kind::EventsLost(_) => "events lost",
         Kind::ExportDropped(_) => "not exported",
         Kind::EventsSuppressed(_) => "suppressed",
@@ -112,6 +113,7 @@ impl fmt::Display for Detail<'_> {
             Kind::Retransmit(retransmit) => write!(f, "{} in a row", retransmit.attempt),
             Kind::Finding(finding) => f.write_str(&finding.title),
             Kind::Coverage(coverage) => seen(f, coverage),
+            Kind::TargetChanged(target) => turned(f, target),
             Kind::EventsLost(loss) => {
                 write!(
                     f,
@@ -391,6 +393,23 @@ pub(super) fn seen(f: &mut impl fmt::Write, coverage: &Coverage) -> fmt::Result 
         (Some(way), None) => write!(f, "{signal} through {way}"),
         (None, Some(note)) => write!(f, "not seen: {signal} ({note})"),
         (None, None) => write!(f, "not seen: {signal}"),
+    }
+}
+
+/// What became of a process that was asked for.
+pub(super) fn turned(f: &mut impl fmt::Write, target: &Target) -> fmt::Result {
+    let why = &target.why;
+    match target.turn {
+        Turn::Ended => write!(f, "ended; its successor is waited for: {why}")?,
+        Turn::Appeared => write!(f, "is there: {why}")?,
+        Turn::Succeeded => match target.previous {
+            Some(previous) => write!(f, "goes on for {previous}: {why}")?,
+            None => write!(f, "goes on: {why}")?,
+        },
+    }
+    match target.left_out {
+        0 => Ok(()),
+        count => write!(f, "; before that {} left out", Count(count, "event")),
     }
 }
 

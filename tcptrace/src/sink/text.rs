@@ -15,9 +15,10 @@ use bytes::{BufMut as _, BytesMut};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::sentence::{Detail, Verdict, doubt, kernel_word, label, seen};
+use super::sentence::{Detail, Verdict, doubt, kernel_word, label, seen, turned};
 use crate::event::{
-    Confidence, Count, Coverage, Event, Kind, Millis, Owner, Process, Reconciled, Severity, Summary,
+    Confidence, Count, Coverage, Event, Kind, Millis, Owner, Process, Reconciled, Severity,
+    Summary, Target,
 };
 
 /// Lines are this wide where no terminal says otherwise.
@@ -110,6 +111,8 @@ impl Columns {
         line.end();
         if let Kind::Finding(finding) = &event.kind {
             self.block(event, finding, to);
+        } else if let Some(stack) = event.stack() {
+            self.stack(stack, to);
         }
     }
 
@@ -153,6 +156,7 @@ fn style(kind: &Kind) -> Style {
         Kind::StateChanged(_)
         | Kind::Retransmit(_)
         | Kind::Coverage(_)
+        | Kind::TargetChanged(_)
         | Kind::Summary(_)
         | Kind::Sockets(_) => return Style::new(),
     };
@@ -207,6 +211,15 @@ pub fn banner(coverage: &[Coverage], to: &mut impl io::Write) -> io::Result<()> 
         writeln!(to, "  {}", Printable(fmt::from_fn(|f| self::seen(f, gap))))?;
     }
     Ok(())
+}
+
+/// What became of a process that was asked for, in a line.
+#[must_use]
+pub fn turn(process: &Process, target: &Target) -> impl fmt::Display {
+    fmt::from_fn(move |f| {
+        write!(f, "{process} ")?;
+        turned(f, target)
+    })
 }
 
 /// Says what was seen and what was lost, also when it is nothing.
@@ -567,10 +580,16 @@ mod tests {
         11:10:03.123 nginx[1234]      timed out    10.0.0.1:8080 > 203.0.113.7:51234 ETIMEDOUT, TCP_USER_TIMEOUT 30.0 s, 15 ret…
         11:10:03.123 nginx[1234]      too many fds -                                 EMFILE in accept4, 1024 of 1024 fds open
         11:10:03.123 nginx[1234]      bad fd       -                                 EBADF (bad descriptor), write fd 17
+            where     libc.so.6+0xf8a10
+                      ngx_write_fd at /src/os/unix/ngx_files.c:226
+                      main at /src/core/nginx.c:382
+                      ? libc.so.6 has no symbol there
+            kernel    ksys_write < do_syscall_64
         11:10:03.123 nginx[1234]      state        10.0.0.1:8080 > 203.0.113.7:51234 ESTABLISHED -> CLOSE_WAIT after 1.2 s
         11:10:03.123 nginx[1234]      retransmit   10.0.0.1:8080 > 203.0.113.7:51234 3 in a row
         11:10:03.123 -                coverage     -                                 reset.sent through raw_tracepoint tcp_send…
         11:10:03.123 -                coverage     -                                 not seen: accept_queue.overflow (needs ker…
+        11:10:03.123 nginx[1234]      target       -                                 goes on for 100: it is in nginx.service an…
         11:10:03.123 -                events lost  -                                 3 events of tcp_send_reset: ring_full
         11:10:03.123 -                not exported -                                 37 records for syslog=tcp://logs.example:6…
         11:10:03.123 nginx[1234]      suppressed   -                                 512 more reset.sent (--rate-limit)
@@ -600,10 +619,16 @@ mod tests {
         11:10:03.123 nginx[1234]      timed out    10.0.0.1:8080 > 203.0.113.7:51234 ETIMEDOUT, TCP_USER_TIMEOUT 30.0 s, 15 retransmits
         11:10:03.123 nginx[1234]      too many fds -                                 EMFILE in accept4, 1024 of 1024 fds open
         11:10:03.123 nginx[1234]      bad fd       -                                 EBADF (bad descriptor), write fd 17
+            where     libc.so.6+0xf8a10
+                      ngx_write_fd at /src/os/unix/ngx_files.c:226
+                      main at /src/core/nginx.c:382
+                      ? libc.so.6 has no symbol there
+            kernel    ksys_write < do_syscall_64
         11:10:03.123 nginx[1234]      state        10.0.0.1:8080 > 203.0.113.7:51234 ESTABLISHED -> CLOSE_WAIT after 1.2 s
         11:10:03.123 nginx[1234]      retransmit   10.0.0.1:8080 > 203.0.113.7:51234 3 in a row
         11:10:03.123 -                coverage     -                                 reset.sent through raw_tracepoint tcp_send_reset: RSTs for closed ports are not seen
         11:10:03.123 -                coverage     -                                 not seen: accept_queue.overflow (needs kernel 6.6)
+        11:10:03.123 nginx[1234]      target       -                                 goes on for 100: it is in nginx.service and runs the same program; before that 2 events left out
         11:10:03.123 -                events lost  -                                 3 events of tcp_send_reset: ring_full
         11:10:03.123 -                not exported -                                 37 records for syslog=tcp://logs.example:6514: queue_full (cannot connect: Connection refused (os error 111))
         11:10:03.123 nginx[1234]      suppressed   -                                 512 more reset.sent (--rate-limit)

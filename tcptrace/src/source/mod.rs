@@ -1,6 +1,7 @@
 //! Where events come from.
 
 pub mod ring;
+pub mod stacks;
 
 use std::io;
 

@@ -348,7 +348,10 @@ impl View {
                 }
                 return;
             }
-            Kind::EventsSuppressed(_) | Kind::ExportDropped(_) | Kind::Summary(_) => return,
+            Kind::TargetChanged(_)
+            | Kind::EventsSuppressed(_)
+            | Kind::ExportDropped(_)
+            | Kind::Summary(_) => return,
             _ => {}
         }
         self.taken += 1;

@@ -13,12 +13,15 @@ use crate::process::{answer, run as run_command, workspace};
 /// The most exposure `systemd-analyze security` may see in the unit, of 10.
 const EXPOSURE: f32 = 3.0;
 /// What every package brings.
-const INSTALLED: [&str; 8] = [
+const INSTALLED: [&str; 11] = [
     "/usr/bin/tcptrace",
     "/etc/tcptrace.toml",
     "/lib/systemd/system/tcptrace.service",
     "/usr/share/man/man1/tcptrace.1.gz",
     "/usr/share/man/man1/tcptrace-doctor.1.gz",
+    "/usr/share/man/man1/tcptrace-report.1.gz",
+    "/usr/share/man/man1/tcptrace-sockets.1.gz",
+    "/usr/share/man/man1/tcptrace-top.1.gz",
     "/usr/share/bash-completion/completions/tcptrace",
     "/_tcptrace",
     "/usr/share/fish/vendor_completions.d/tcptrace.fish",

@@ -175,8 +175,12 @@ pub(super) enum Asked {
     By(u32),
     /// Along with any of these kinds of event, which tell more with it and are seen without.
     With(u32),
+    /// When processes are traced by number.
+    ByPid,
     /// When children are followed.
     ByChildren,
+    /// When successors are.
+    BySuccessors,
 }
 
 const fn kinds(list: &[u8]) -> u32 {
@@ -701,11 +705,33 @@ pub(super) const SIGNALS: &[Row] = &[
         }],
     },
     Row {
+        signal: Signal("process numbers given anew"),
+        asked: Asked::ByPid,
+        rungs: &[Rung {
+            way: Way::RawTracepoint,
+            programs: &[at("sched_process_fork")],
+            needs: &["task_pid", "task_tgid"],
+            costs: None,
+            loses: &[],
+        }],
+    },
+    Row {
         signal: Signal("children of traced processes"),
         asked: Asked::ByChildren,
         rungs: &[Rung {
             way: Way::RawTracepoint,
             programs: &[at("sched_process_fork")],
+            needs: &["task_pid", "task_tgid"],
+            costs: None,
+            loses: &[],
+        }],
+    },
+    Row {
+        signal: Signal("successors of traced processes"),
+        asked: Asked::BySuccessors,
+        rungs: &[Rung {
+            way: Way::RawTracepoint,
+            programs: &[at("sched_process_exec"), at("sched_process_fork")],
             needs: &["task_pid", "task_tgid"],
             costs: None,
             loses: &[],

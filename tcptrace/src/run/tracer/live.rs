@@ -14,6 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::reload::Reload;
 use super::sees_of;
 use super::service::Service;
+use super::targets::{self, Targets};
 use super::watch::Watch;
 use crate::cli::Trace;
 use crate::config::Filters;
@@ -61,6 +62,7 @@ pub(super) struct Live<'a> {
     pub(super) filters: Filters,
     pub(super) report: Report,
     pub(super) kernel: Kernel,
+    pub(super) targets: Targets,
     pub(super) session: Session,
     pub(super) deliveries: (Vec<Delivery>, Exports),
     pub(super) messages: Messages,
@@ -79,6 +81,7 @@ impl Live<'_> {
             filters,
             report,
             mut kernel,
+            targets,
             mut session,
             deliveries,
             messages,
@@ -100,7 +103,7 @@ impl Live<'_> {
         };
         let mut watch = Watch::new(
             args,
-            kernel,
+            (kernel, targets),
             (deliveries, messages.clone()),
             filters.clone(),
             &session,
@@ -123,10 +126,11 @@ impl Live<'_> {
                     ended = ended(released, args) => ended.map(Stop::Command),
                 }
             };
+            // Who reads that it traces finds all counters there.
+            watch.begin(&session);
             match announce(&mut session, coverage) {
                 Ok(()) => {
                     messages.say("tracing");
-                    watch.begin(&session);
                     drive(&mut source, &mut session, &mut watch, found, hangup, end).await
                 }
                 Err(error) => Err(error.into()),
@@ -170,7 +174,7 @@ impl Live<'_> {
             _ => {}
         }
         closed?;
-        say_summary(&watch.summary, session.looks_skipped(), &messages)?;
+        say_summary(&watch.summary, &session, &messages)?;
         Ok(match stop {
             Stop::Command(status) if status != 0 => status,
             _ if args.strict && watch.summary.lost + watch.not_delivered() > 0 => status::LOST,
@@ -200,10 +204,18 @@ fn fed((screen, shared): (Screen, Shared), watch: &mut Watch) -> Result<(Screen,
 }
 
 /// The counts of the run, for a person.
-fn say_summary(summary: &Summary, skipped: u64, messages: &Messages) -> io::Result<()> {
+fn say_summary(summary: &Summary, session: &Session, messages: &Messages) -> io::Result<()> {
     let mut counts = Vec::new();
     text::summary(summary, &mut counts)?;
     messages.show(counts);
+    let stackless = session.stacks_skipped();
+    if stackless > 0 {
+        messages.say(format_args!(
+            "{stackless} events came without their stack: there were more at a time than can be named, or it took \
+             over 3 seconds"
+        ));
+    }
+    let skipped = session.looks_skipped();
     if skipped > 0 {
         messages.say(format_args!(
             "{skipped} events came without what /proc says of them: more would have been asked than 20 times a \
@@ -230,6 +242,15 @@ pub(super) trait Upkeep {
     /// Opens the outputs anew, and takes what has changed in the configuration.
     fn reload(&mut self, session: &mut Session) -> Result<()>;
 
+    /// Looks who has ended and who has come, every [`LOOK`](targets::LOOK) while somebody may.
+    fn look(&mut self, session: &mut Session) -> Result<()>;
+
+    /// Somebody may come.
+    fn awaits(&self) -> bool;
+
+    /// Whether an event is of what is traced.
+    fn admit(&mut self, event: &Event) -> Result<bool>;
+
     /// Nothing is left to trace.
     fn is_over(&self) -> bool;
 }
@@ -245,6 +266,8 @@ async fn drive(
 ) -> Result<Stop, Failure> {
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut look = interval(targets::LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tokio::pin!(stop);
     let mut waiting = false;
     loop {
@@ -261,6 +284,7 @@ async fn drive(
                     return Ok(Stop::Asked);
                 }
             }
+            _ = look.tick(), if upkeep.awaits() => upkeep.look(session)?,
             Some(mut event) = found.recv() => {
                 event.id = session.next_id();
                 session.publish(event, Duration::ZERO)?;
@@ -271,7 +295,7 @@ async fn drive(
             }
             // Signals and the clock get their turn in a storm too.
             () = tokio::task::yield_now(), if waiting => {
-                waiting = take(source, session)? == BATCH;
+                waiting = take(source, session, upkeep)? == BATCH;
             }
         }
         if !waiting {
@@ -284,14 +308,26 @@ async fn drive(
 }
 
 /// Takes a batch of records.
-fn take(source: &mut impl Source, session: &mut Session) -> Result<usize, sink::Error> {
+fn take(
+    source: &mut impl Source,
+    session: &mut Session,
+    upkeep: &mut impl Upkeep,
+) -> Result<usize, Failure> {
     let mut result = Ok(());
+    let mut admitted = Ok(());
     let taken = source.drain(BATCH, |record| {
-        if result.is_ok() {
-            result = session.take(record);
+        if result.is_ok() && admitted.is_ok() {
+            result = session.take(record, |event| {
+                upkeep.admit(event).unwrap_or_else(|error| {
+                    admitted = Err(error);
+                    false
+                })
+            });
         }
     });
-    result.map(|()| taken)
+    admitted?;
+    result?;
+    Ok(taken)
 }
 
 /// Everything is detached: takes what is left and accounts for all there was.
@@ -302,7 +338,7 @@ fn settle(
     duration: Duration,
     (counters, shown): (Option<Result<(Counters, Counters)>>, Shown),
 ) -> Result<(), Failure> {
-    while take(source, session)? > 0 {}
+    while take(source, session, watch)? > 0 {}
     watch.account(session)?;
     session.finish()?;
     let tally = session.tally();
@@ -460,6 +496,18 @@ mod tests {
 
         fn reload(&mut self, session: &mut Session) -> Result<()> {
             Ok(session.reopen()?)
+        }
+
+        fn look(&mut self, _: &mut Session) -> Result<()> {
+            Ok(())
+        }
+
+        fn awaits(&self) -> bool {
+            false
+        }
+
+        fn admit(&mut self, _: &Event) -> Result<bool> {
+            Ok(true)
         }
 
         fn is_over(&self) -> bool {

@@ -74,10 +74,8 @@ impl Reload {
             "event: more events than at the start come only with a new start"
         );
         let mut changed = Filters::of(&trace, &wanted)?;
-        if !trace.cmd.is_empty() {
-            // The command's own, which no option names.
-            changed.values.pids.clone_from(&filters.values.pids);
-        }
+        // The command's own, which no option names, and whoever goes on for those that options name.
+        changed.values.pids.clone_from(&filters.values.pids);
         let switches = Config {
             kinds: filters.config.kinds,
             ..changed.config

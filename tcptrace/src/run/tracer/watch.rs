@@ -10,6 +10,7 @@ use tcptrace_common::event::{hook, stat};
 use super::live::Upkeep;
 use super::reload::Reload;
 use super::service::Service;
+use super::targets::Targets;
 use super::top::Feed;
 use crate::cli::Trace;
 use crate::config::{self, Filters};
@@ -18,7 +19,7 @@ use crate::host::listen_queues::{self, ListenQueues};
 use crate::host::{netns, process, sockets};
 use crate::kernel::load::{FilterValues, Kernel, KernelLog};
 use crate::session::{Session, monotonic};
-use crate::sink::text::printable;
+use crate::sink::text::{self, printable};
 use crate::sink::{Delivery, Error, Exports, Messages};
 use crate::top::Shared;
 
@@ -27,6 +28,7 @@ pub(super) struct Watch {
     /// The counts of the whole run, once it is over.
     pub(super) summary: Summary,
     kernel: Kernel,
+    targets: Targets,
     log: Option<KernelLog>,
     /// Of standard output and of the output file, in the order in which they end.
     local: Vec<Delivery>,
@@ -46,6 +48,8 @@ pub(super) struct Watch {
     queues: Option<ListenQueues>,
     filters: Filters,
     cgroups: Vec<String>,
+    /// Those named that are not there yet, where they are waited for.
+    awaited: Vec<String>,
     /// Processes are traced by number, so the trace ends with the last of them.
     by_pid: bool,
     /// None of them is left.
@@ -105,18 +109,20 @@ const HOOKS: [&str; hook::COUNT as usize] = [
 ];
 
 /// Tables that can be full, and what is lost then.
-const TABLES: [(u32, &str); 4] = [
+const TABLES: [(u32, &str); 6] = [
     (stat::SOCKETS_FULL, "sockets"),
     (stat::LISTENERS_FULL, "listeners"),
     (stat::FLOWS_FULL, "flows"),
     (stat::CLOSE_WAITS_FULL, "close_waits"),
+    (stat::STACKS_FULL, "stacks"),
+    (stat::CANDIDATES_FULL, "candidates"),
 ];
 
 impl Watch {
     /// `polls_accept_queues` where no hook tells of lost connections.
     pub(super) fn new(
         args: &Trace,
-        mut kernel: Kernel,
+        (mut kernel, targets): (Kernel, Targets),
         ((local, exports), messages): ((Vec<Delivery>, Exports), Messages),
         filters: Filters,
         session: &Session,
@@ -134,6 +140,7 @@ impl Watch {
         Ok(Self {
             summary: Summary::default(),
             kernel,
+            targets,
             log,
             local,
             exports,
@@ -149,6 +156,7 @@ impl Watch {
             queues,
             filters,
             cgroups: args.filter.cgroup.clone(),
+            awaited: awaited(args),
             by_pid: !args.filter.pid.is_empty(),
             gone: false,
             chores: Instant::now(),
@@ -179,6 +187,7 @@ impl Watch {
             for (stage, reason) in hooks.into_iter().chain(tables) {
                 metrics.lost(stage, reason, 0);
             }
+            self.count_deliveries(session);
             metrics.set_ready(true);
         }
         if let Some(service) = &self.service {
@@ -202,14 +211,21 @@ impl Watch {
         let Some(reload) = &mut self.reload else {
             return Ok(Vec::new());
         };
-        let change = reload.read(session.selection(), &self.filters)?;
+        let mut change = reload.read(session.selection(), &self.filters)?;
+        if self.by_pid {
+            self.targets.check(&change.trace.filter.pid)?;
+            self.targets
+                .change(&change.trace.filter.pid, &mut self.kernel)?;
+            change.filters.values.pids = self.targets.pids();
+        }
         self.kernel.set_filters(&change.filters.values)?;
         // Cgroups made below those named since are in the map too.
-        self.filters.values.cgroups = config::cgroups(&self.cgroups).unwrap_or_default();
+        self.filters.values.cgroups = config::cgroups_there(&self.cgroups).unwrap_or_default();
         let gone = self.filters.values.without(&change.filters.values);
         self.kernel.unset_filters(&gone)?;
         self.filters = change.filters.clone();
         self.cgroups.clone_from(&change.trace.filter.cgroup);
+        self.awaited = awaited(&change.trace);
         self.close_wait_after = change.trace.close_wait_after.max(STUCK);
         session.select(change.selection.clone());
         session.limit_rate(change.trace.rate_limit);
@@ -408,6 +424,28 @@ impl Watch {
         Ok(())
     }
 
+    /// Tells who is traced now.
+    fn tell_of_targets(&mut self, session: &mut Session) -> Result<()> {
+        let news = self.targets.news();
+        if news.is_empty() {
+            return Ok(());
+        }
+        self.filters.values.pids = self.targets.pids();
+        for (process, target) in news {
+            self.messages.say(text::turn(&process, &target));
+            session.note_of(Owner::exact(process), Kind::TargetChanged(target))?;
+        }
+        Ok(())
+    }
+
+    /// New cgroups below those named, too; that one of those named is gone is no failure.
+    fn look_for_cgroups(&mut self) -> Result<()> {
+        self.kernel.set_filters(&FilterValues {
+            cgroups: config::cgroups_there(&self.cgroups).unwrap_or_default(),
+            ..FilterValues::default()
+        })
+    }
+
     /// A number of a process that is gone may be given to another.
     fn forget_the_gone(&mut self) -> Result<()> {
         if !self.by_pid {
@@ -421,8 +459,8 @@ impl Watch {
         for pid in &gone {
             self.kernel.forget_pid(*pid)?;
         }
-        self.gone = alive.is_empty();
-        Ok(())
+        self.gone = alive.is_empty() && !self.targets.awaits();
+        self.targets.tend(&mut self.kernel)
     }
 }
 
@@ -445,11 +483,7 @@ impl Upkeep for Watch {
                 .sweep_flows(monotonic().saturating_sub(retention))?;
             if !self.cgroups.is_empty() {
                 // New ones below those named; that one of those named is gone is no failure.
-                let cgroups = config::cgroups(&self.cgroups).unwrap_or_default();
-                self.kernel.set_filters(&FilterValues {
-                    cgroups,
-                    ..FilterValues::default()
-                })?;
+                self.look_for_cgroups()?;
             }
         }
         Ok(())
@@ -481,9 +515,36 @@ impl Upkeep for Watch {
         Ok(())
     }
 
+    fn look(&mut self, session: &mut Session) -> Result<()> {
+        self.targets.look(&mut self.kernel)?;
+        self.tell_of_targets(session)?;
+        let there = |name: &String| config::cgroups(std::slice::from_ref(name)).is_ok();
+        let came: Vec<_> = self.awaited.extract_if(.., |name| there(name)).collect();
+        for name in came {
+            self.look_for_cgroups()?;
+            self.messages.say(format_args!("--cgroup {name} is there"));
+        }
+        Ok(())
+    }
+
+    fn awaits(&self) -> bool {
+        self.targets.awaits() || !self.awaited.is_empty()
+    }
+
+    fn admit(&mut self, event: &Event) -> Result<bool> {
+        self.targets.admit(event, &mut self.kernel)
+    }
+
     fn is_over(&self) -> bool {
         self.gone
     }
+}
+
+/// Cgroups that are waited for.
+fn awaited(args: &Trace) -> Vec<String> {
+    let names = args.filter.cgroup.iter().filter(|_| args.wait);
+    let absent = names.filter(|name| config::cgroups(std::slice::from_ref(name)).is_err());
+    absent.cloned().collect()
 }
 
 /// The namespaces named by a filter always, others only where there is no such filter.

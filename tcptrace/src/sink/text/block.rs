@@ -6,7 +6,7 @@ use std::fmt;
 use bytes::{BufMut as _, BytesMut};
 
 use super::{Columns, NARROWEST, Printable};
-use crate::event::{Count, Event, Finding, Millis, Owner};
+use crate::event::{Count, Event, Finding, Frame, Millis, Owner, Stack};
 use crate::sink::sentence::doubt;
 
 /// Where the text begins; the word that says what it is stands before it.
@@ -15,23 +15,15 @@ const INDENT: usize = 14;
 impl Columns {
     /// Adds what the finding's own line has no room for.
     pub(super) fn block(&self, event: &Event, finding: &Finding, to: &mut BytesMut) {
-        let mut row = |word: &str, text: &dyn fmt::Display| {
-            let text = Printable(text).to_string();
-            let first = format!("    {word:<width$}", width = INDENT - 4);
-            let rest = " ".repeat(INDENT);
-            let options = textwrap::Options::new(self.width.max(NARROWEST))
-                .initial_indent(&first)
-                .subsequent_indent(&rest)
-                .break_words(false);
-            for line in textwrap::wrap(&text, options) {
-                to.put_slice(line.trim_end().as_bytes());
-                to.put_u8(b'\n');
-            }
-        };
+        let mut row = |word: &str, text: &dyn fmt::Display| self.labelled(word, text, to);
         row("what", &finding.title);
         row("why", &finding.why);
         row("who", &who(event, finding));
         row("evidence", &fmt::from_fn(|f| evidence(f, finding)));
+        if let Some(stack) = event.stack() {
+            self.stack(stack, to);
+        }
+        let mut row = |word: &str, text: &dyn fmt::Display| self.labelled(word, text, to);
         for ruled_out in &finding.ruled_out {
             row("not", ruled_out);
         }
@@ -40,6 +32,31 @@ impl Columns {
         }
         let page = finding.hint.unwrap_or(finding.cause).as_str();
         row("more", &format_args!("tcptrace explain {page}"));
+    }
+
+    /// Adds where in its code the process was, innermost first.
+    pub(super) fn stack(&self, stack: &Stack, to: &mut BytesMut) {
+        for (nth, line) in stack.lines().iter().enumerate() {
+            self.labelled(if nth == 0 { "where" } else { "" }, line, to);
+        }
+        let kernel: Vec<_> = stack.kernel().map(Frame::name).collect();
+        if !kernel.is_empty() {
+            self.labelled("kernel", &kernel.join(" < "), to);
+        }
+    }
+
+    fn labelled(&self, word: &str, text: &dyn fmt::Display, to: &mut BytesMut) {
+        let text = Printable(text).to_string();
+        let first = format!("    {word:<width$}", width = INDENT - 4);
+        let rest = " ".repeat(INDENT);
+        let options = textwrap::Options::new(self.width.max(NARROWEST))
+            .initial_indent(&first)
+            .subsequent_indent(&rest)
+            .break_words(false);
+        for line in textwrap::wrap(&text, options) {
+            to.put_slice(line.trim_end().as_bytes());
+            to.put_u8(b'\n');
+        }
     }
 }
 

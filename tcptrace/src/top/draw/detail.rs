@@ -296,6 +296,9 @@ impl Page<'_> {
         for (errno, count) in &finding.errors {
             self.row("programs got", format_args!("{count} {errno}"), Tone::Warn);
         }
+        for line in found.event.stack().iter().flat_map(|stack| stack.lines()) {
+            self.row("where", line, Tone::Plain);
+        }
         for ruled_out in &finding.ruled_out {
             self.row("not", ruled_out, Tone::Plain);
         }
