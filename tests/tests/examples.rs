@@ -48,6 +48,10 @@ const ROWS: &[(&str, How)] = &[
     ("./target/release/tcptrace --pid N", Traces),
     ("tcptrace --pid 1234 --children --follow", Traces),
     (
+        "tcptrace --stack -o json | jq -r '.attributes[\"tcptrace.stack.folded\"] // empty' |",
+        By("stack.rs", "of_c_with_frame_pointers"),
+    ),
+    (
         "tcptrace --cgroup system.slice/orders.service --wait",
         By("follow.rs", "a_cgroup_that_is_not_there_is_waited_for"),
     ),
@@ -101,7 +105,6 @@ const ROWS: &[(&str, How)] = &[
     ("cargo install", Builds),
     ("cargo xtask vmtest", Builds),
     ("cargo xtask overhead", Builds),
-    ("cargo bench --bench analysis", Builds),
     // In a Debian of its own, by `cargo xtask dist`.
     ("systemctl enable --now tcptrace", Builds),
     ("systemctl reload tcptrace", Builds),

@@ -904,23 +904,24 @@ struct Loads<'a> {
 
 impl<'a> Loads<'a> {
     /// One more to load: for each signal of the first way that has not failed. What kernels may refuse
-    /// is tried first, so that what takes its place is loaded beside the rest.
+    /// is tried first, and then what takes its place, which is loaded beside the rest so.
     fn next(&mut self, plan: &Plan) -> Option<(&'static Program, &'a mut programs::Program)> {
         let failures = &self.failures;
         let works = |rung: &Rung| {
-            !rung
-                .programs
-                .iter()
-                .any(|it| failures.contains_key(it.name))
+            let mut programs = rung.programs.iter();
+            programs.all(|it| !failures.contains_key(it.name))
         };
-        let rungs = plan.signals.iter().filter_map(|it| {
-            let mut rungs = it.candidates.iter().map(|it| it.rung);
-            rungs.find(|rung| works(rung))
+        let ways = plan.signals.iter().filter_map(|it| {
+            let rungs = it.candidates.iter().map(|it| it.rung);
+            rungs.enumerate().find(|(_, rung)| works(rung))
         });
-        let programs =
-            rungs.flat_map(|rung| rung.programs.iter().map(|program| (rung.way, program)));
+        let programs = ways.flat_map(|(nth, rung)| {
+            let may_be_refused = matches!(rung.way, Way::Fentry | Way::Fexit);
+            let urgency = (may_be_refused, nth);
+            rung.programs.iter().map(move |program| (urgency, program))
+        });
         let left = programs.filter(|(_, program)| self.programs.contains_key(program.name));
-        let (_, program) = left.min_by_key(|(way, _)| !matches!(way, Way::Fentry | Way::Fexit))?;
+        let (_, program) = left.max_by_key(|&(urgency, _)| urgency)?;
         let object = self.programs.remove(program.name)?;
         Some((program, object))
     }
