@@ -197,7 +197,9 @@ fn attach(
     } else {
         Some(Held::new(&args.cmd)?)
     };
+    let before = Targets::there(args);
     filters.values.pids = command.iter().map(|held| held.pid).collect();
+    filters.values.pids.extend(before.iter().map(|it| it.pid));
     kernel.set_filters(&filters.values)?;
     let attempts = kernel.attach(&plan);
     check_attached(&plan, &attempts, required)?;
@@ -210,8 +212,8 @@ fn attach(
             ),
         });
     }
-    // Only now: a number that is given to another process meanwhile would not be noticed.
-    let targets = Targets::new(args, &mut kernel)?;
+    let targets = Targets::new(args, &before, &mut kernel)?;
+    filters.values.pids = command.iter().map(|held| held.pid).collect();
     filters.values.pids.extend(targets.pids());
     if !ACCEPTS.iter().any(|program| kernel.is_attached(program)) {
         kernel.watch_first_uses()?;

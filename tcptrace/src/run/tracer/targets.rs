@@ -67,8 +67,8 @@ struct Followed {
 
 /// A process in one life: numbers are used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Birth {
-    pid: u32,
+pub(super) struct Birth {
+    pub(super) pid: u32,
     started: u64,
 }
 
@@ -93,11 +93,30 @@ impl Birth {
 }
 
 impl Targets {
-    /// Traces the processes asked for.
+    /// The processes asked for that are there, and with `--children` those below them. The kernel half
+    /// has to know them when it is attached: it looks once at the connections there are.
+    pub(super) fn there(args: &Trace) -> Vec<Birth> {
+        let mut pids = args.filter.pid.clone();
+        if args.children {
+            pids.extend(
+                args.filter
+                    .pid
+                    .iter()
+                    .flat_map(|&pid| process::descendants(pid)),
+            );
+        }
+        pids.into_iter().filter_map(Birth::of).collect()
+    }
+
+    /// Traces the processes asked for, of which these were there before the kernel half was attached:
+    /// from then on it gives up the numbers of those that end.
     ///
     /// # Errors
     /// One is not there, or there are more than the kernel half holds.
-    pub(super) fn new(args: &Trace, kernel: &mut Kernel) -> Result<Self> {
+    pub(super) fn new(args: &Trace, before: &[Birth], kernel: &mut Kernel) -> Result<Self> {
+        for birth in before.iter().filter(|birth| !birth.lives()) {
+            kernel.forget_pid(birth.pid)?;
+        }
         let mut targets = Self {
             list: Vec::new(),
             follow: args.follow,
