@@ -8,9 +8,9 @@
 //! this one was skipped.
 //! <https://github.com/torvalds/linux/blob/v6.18/kernel/trace/bpf_trace.c> (`__bpf_trace_run`)
 //!
-//! A stand-in does the work by a tail call of the program it stands in for. It is verified once then, and
-//! runs with its own interrupted run below it on the stack, which it is kept from sharing: see
-//! [`keep_to_one_stack`].
+//! A stand-in does the work by a tail call of the program it stands in for, which is verified once then.
+//! The run that is interrupted and the one in its midst must not share a stack: see
+//! [`keep_to_the_kernels_stack`].
 
 use core::mem::offset_of;
 
@@ -27,7 +27,7 @@ const STANDS_IN: usize = offset_of!(StandIn, stands_in);
 /// stand-in does: called by that, or before 6.1 by the kernel.
 #[inline(always)]
 pub(crate) fn run(ctx: &RawTracePointContext, hook: u8, work: impl FnOnce()) -> i32 {
-    keep_to_one_stack(ctx, hook);
+    keep_to_the_kernels_stack(ctx, hook);
     if let Some(state) = State::of(hook) {
         let inside = state.read(RUNS);
         state.write(STANDS_IN, inside);
@@ -65,7 +65,7 @@ fn call(ctx: &RawTracePointContext, hook: u8) {
 /// the verifier takes it out.
 /// <https://github.com/torvalds/linux/blob/v6.18/kernel/bpf/verifier.c> (`check_max_stack_depth`)
 #[inline(always)]
-fn keep_to_one_stack(ctx: &RawTracePointContext, hook: u8) {
+fn keep_to_the_kernels_stack(ctx: &RawTracePointContext, hook: u8) {
     static NEVER: u8 = 0;
     // SAFETY: a static is valid for reads. Volatile, or the compiler would take the call out.
     if unsafe { (&raw const NEVER).read_volatile() } != 0 {

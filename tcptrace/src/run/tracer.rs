@@ -198,7 +198,8 @@ fn attach(
         Some(Held::new(&args.cmd)?)
     };
     let before = Targets::there(args);
-    filters.values.pids = command.iter().map(|held| held.pid).collect();
+    let held: Vec<_> = command.iter().map(|held| held.pid).collect();
+    filters.values.pids.clone_from(&held);
     filters.values.pids.extend(before.iter().map(|it| it.pid));
     kernel.set_filters(&filters.values)?;
     let attempts = kernel.attach(&plan);
@@ -213,7 +214,7 @@ fn attach(
         });
     }
     let targets = Targets::new(args, &before, &mut kernel)?;
-    filters.values.pids = command.iter().map(|held| held.pid).collect();
+    filters.values.pids = held;
     filters.values.pids.extend(targets.pids());
     if !ACCEPTS.iter().any(|program| kernel.is_attached(program)) {
         kernel.watch_first_uses()?;

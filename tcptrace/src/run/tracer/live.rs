@@ -462,7 +462,7 @@ mod tests {
     use crate::decode::Decoder;
     use crate::diagnose::{Analysis, Limits, Sees};
     use crate::host::attribution::{self, Verifier};
-    use crate::sink::{Format, Outputs};
+    use crate::sink::{Format, Outputs, samples};
 
     /// Records that are all there at once, and then none for ever.
     struct Recorded(Vec<wire::Event>, Rc<Cell<usize>>);
@@ -542,15 +542,7 @@ mod tests {
     }
 
     fn session(sink: Box<dyn sink::Sink>, limit: Option<u64>) -> Session {
-        let mut outputs = Outputs::new(sink::Context {
-            run: 1,
-            key: [0; 16],
-            host_name: "host".to_owned(),
-            host_id: None,
-            boot_id: None,
-            node_name: None,
-            replayed: None,
-        });
+        let mut outputs = Outputs::new(samples::context());
         outputs.add(Format::Json, sink);
         let decoder = Decoder {
             clock_offset: 0,
