@@ -14,7 +14,7 @@ use tcptrace_common::filter::{Config, role};
 use crate::cli::{SocketFilter, Trace};
 use crate::event::{Comm, Errno, Event, Flow, Kind, Process};
 use crate::host::{cgroup::Cgroups, netns, process};
-use crate::kernel::load::FilterValues;
+use crate::kernel::maps::FilterValues;
 
 /// Which events are printed.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod facts;
 pub mod layout;
 pub mod load;
+pub mod maps;
 pub mod plan;
 pub mod privileges;
 pub mod symbols;
