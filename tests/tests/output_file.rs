@@ -88,25 +88,34 @@ fn rotated_and_moved_away_in_a_storm_it_loses_and_doubles_nothing() {
     });
 }
 
+/// A disk of this thread and what it starts, which goes with them.
+fn small_disk(directory: &Path) -> Result<()> {
+    let nothing = None::<&str>;
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(nothing, "/", nothing, private, nothing)?;
+    let (disk, size) = (Some("tmpfs"), Some("size=256k"));
+    Ok(mount(disk, directory, disk, MsFlags::empty(), size)?)
+}
+
+/// Gives that disk room.
+fn enlarge(directory: &Path) -> Result<()> {
+    let (disk, size) = (Some("tmpfs"), Some("size=64m"));
+    Ok(mount(disk, directory, disk, MsFlags::MS_REMOUNT, size)?)
+}
+
 #[test]
-fn a_full_disk_ends_it_with_the_path_the_reason_and_the_remedy() {
+fn a_disk_that_is_full_at_the_end_is_told_with_the_path_the_reason_and_the_remedy() {
     // Removed where the disk is not mounted.
     let directory = tempfile::tempdir().expect("a directory");
     in_netns(|netns| {
-        // A disk of this thread and what it starts; it goes with them.
-        let nothing = None::<&str>;
-        unshare(CloneFlags::CLONE_NEWNS)?;
-        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        mount(nothing, "/", nothing, private, nothing)?;
-        let (disk, size) = (Some("tmpfs"), Some("size=256k"));
-        mount(disk, directory.path(), disk, MsFlags::empty(), size)?;
+        small_disk(directory.path())?;
         let path = directory.path().join("events.json");
         let path = path.to_str().context("a path of this test")?;
         let tracer = trace(netns, &["--output-file", path])?;
         let mut client = actor("client")?;
-        begin_refused(&mut client, 1000)?;
-        client.finish()?;
-        let trace = tracer.finish()?;
+        client.call("be_refused", &[1.into(), 1000.into()])?;
+        let trace = tracer.stop()?;
         let said = trace.stderr.join("\n");
         assert_eq!(trace.status.code(), Some(1), "{said}");
         let last = trace.stderr.last().context("it said nothing")?;
@@ -114,6 +123,41 @@ fn a_full_disk_ends_it_with_the_path_the_reason_and_the_remedy() {
             assert!(last.contains(words), "{last} lacks {words}");
         }
         assert_eq!(fs::metadata(path)?.len(), 256 * 1024, "the disk is full");
+        let account = lost_locally(&trace, "output-file")?;
+        let whole = fs::read_to_string(path)?.matches('\n').count() as u64;
+        assert_eq!(account.sent, whole, "{account:?}");
+        let produced = Events(trace.records()?).count();
+        assert_eq!(account.produced, produced, "{account:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_disk_that_is_full_for_a_while_costs_no_record_and_holds_up_no_other_output() {
+    let directory = tempfile::tempdir().expect("a directory");
+    in_netns(|netns| {
+        small_disk(directory.path())?;
+        let path = directory.path().join("events.json");
+        let args = ["--strict", "--output-file"];
+        let tracer = trace(
+            netns,
+            &[&args[..], &[path.to_str().context("a path of this test")?]].concat(),
+        )?;
+        let mut client = actor("client")?;
+        client.call("be_refused", &[1.into(), 1000.into()])?;
+        tracer.wait_until_said("No space left on device")?;
+        // What comes now goes elsewhere at once.
+        client.call("be_refused", &[2.into(), 1.into()])?;
+        tracer.wait_for("an event while the disk is full", END, |record| {
+            record.name() == "reset.sent" && record.number("network.local.port") == Some(2)
+        })?;
+        enlarge(directory.path())?;
+        tracer.wait_until_said("output-file: delivering again")?;
+        let trace = tracer.stop()?;
+        assert_eq!(trace.status.code(), Some(0), "{}", trace.stderr.join("\n"));
+        let written = fs::read_to_string(&path)?;
+        let written: Vec<_> = written.lines().collect();
+        assert_eq!(written, trace.stdout);
         Ok(())
     });
 }

@@ -218,6 +218,25 @@ impl Tracer {
         found.with_context(|| format!("no record of {what} came. The last ones were:\n{}", tail()))
     }
 
+    /// Waits until it has said this on stderr.
+    ///
+    /// # Errors
+    /// When it does not in time, with what it did say.
+    pub fn wait_until_said(&self, text: &str) -> Result<()> {
+        let said = |output: &Output| output.stderr.iter().any(|line| line.contains(text));
+        self.wait_while(PATIENCE, |output| {
+            !said(output) && output.ended < self.readers.len()
+        });
+        let output = self.lock();
+        let all = || {
+            format!(
+                "it did not say `{text}`, but:\n{}",
+                output.stderr.join("\n")
+            )
+        };
+        said(&output).then_some(()).with_context(all)
+    }
+
     /// Sends it a signal.
     ///
     /// # Errors

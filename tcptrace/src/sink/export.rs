@@ -28,8 +28,8 @@ use bytes::Bytes;
 
 pub use destination::Destination;
 pub use local::Local;
-pub(super) use local::Target;
 use local::{ROOM, Stdout, write_out};
+pub(super) use local::{Target, write_all};
 pub use messages::{Messages, Speaker};
 pub use otlp::{Endpoint, Headers, Protocol};
 use queue::Queue;
@@ -91,6 +91,8 @@ pub struct Delivery {
     queue: Arc<Queue>,
     /// Why its thread ended before its time.
     failed: mpsc::Receiver<anyhow::Error>,
+    /// What was said last of how it goes.
+    said: Option<String>,
     /// What was told of its losses, and when last.
     told: Account,
     told_at: Option<Instant>,
@@ -159,6 +161,7 @@ impl Delivery {
             name,
             queue,
             failed,
+            said: None,
             told: Account::default(),
             told_at: None,
         })
@@ -167,9 +170,23 @@ impl Delivery {
     /// That its thread delivers, or is still about to.
     ///
     /// # Errors
-    /// It has ended: it could not be prepared, or what it writes to takes no more. Told once.
+    /// It has ended: it could not be prepared, nobody reads what it writes, or that took no more at the end.
+    /// Told once.
     pub fn check(&self) -> Result<()> {
         self.failed.try_recv().map_or(Ok(()), Err)
+    }
+
+    /// How it goes, where that has changed since this was asked last.
+    pub fn news(&mut self) -> Option<News> {
+        let failing = self.queue.account().failing;
+        let name = || self.name.clone();
+        let news = match (&failing, &self.said) {
+            (Some(error), None) => Some(News::Failing(name(), error.clone())),
+            (None, Some(_)) => Some(News::Delivering(name())),
+            _ => None,
+        };
+        self.said = failing;
+        news
     }
 
     /// What was lost and not told yet: at once the first time, and then every ten seconds; all of it
@@ -217,18 +234,12 @@ impl Delivery {
 
 /// All exports of a run, as whoever looks after them sees them.
 #[derive(Default)]
-pub struct Exports(Vec<Watched>);
+pub struct Exports(Vec<Delivery>);
 
-struct Watched {
-    delivery: Delivery,
-    /// What was said last of how it goes.
-    failing: Option<String>,
-}
-
-/// A change of how an export goes, for a person.
+/// A change of how a delivery goes, for a person.
 #[derive(Debug, PartialEq, Eq)]
 pub enum News {
-    /// The export cannot deliver, for this reason, and tries again.
+    /// It fails, for this reason and with this remedy, and is tried again.
     Failing(String, String),
     /// It delivers again.
     Delivering(String),
@@ -237,12 +248,10 @@ pub enum News {
 impl fmt::Display for News {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Failing(name, error) => write!(
-                f,
-                "--export {name}: {error}; it is tried again while records wait, so start or mend what \
-                 listens there"
-            ),
-            Self::Delivering(name) => write!(f, "--export {name}: delivering again"),
+            Self::Failing(name, error) => {
+                write!(f, "{name}: {error}; it is tried again while records wait")
+            }
+            Self::Delivering(name) => write!(f, "{name}: delivering again"),
         }
     }
 }
@@ -269,10 +278,7 @@ impl Exports {
         };
         let delivery = Delivery::start(name.clone(), "export", Queue::default(), deliver)?;
         let queue = Arc::clone(&delivery.queue);
-        self.0.push(Watched {
-            delivery,
-            failing: None,
-        });
+        self.0.push(delivery);
         Ok((destination.format(), Export { name, queue }))
     }
 
@@ -281,34 +287,27 @@ impl Exports {
     /// # Errors
     /// That of the first that has ended.
     pub fn check(&self) -> Result<()> {
-        self.0.iter().try_for_each(|it| it.delivery.check())
+        self.0.iter().try_for_each(Delivery::check)
     }
 
     /// As [`Delivery::dropped`], of all.
     pub fn dropped(&mut self, now: Instant, last: bool) -> Vec<Dropped> {
-        let deliveries = self.0.iter_mut().map(|it| &mut it.delivery);
-        deliveries.flat_map(|it| it.dropped(now, last)).collect()
+        let each = self.0.iter_mut();
+        each.flat_map(|it| it.dropped(now, last)).collect()
     }
 
-    /// Which exports began to fail or to deliver again since this was asked last.
+    /// As [`Delivery::news`], of all.
     pub fn news(&mut self) -> Vec<News> {
-        let mut news = Vec::new();
-        for Watched {
-            delivery,
-            failing: said,
-        } in &mut self.0
-        {
-            let (name, Account { failing, .. }) = delivery.account();
-            match (&failing, &said) {
-                (Some(error), None) => {
-                    news.push(News::Failing(name.to_owned(), error.clone()));
-                }
-                (None, Some(_)) => news.push(News::Delivering(name.to_owned())),
-                _ => {}
+        let option = |name| format!("--export {name}");
+        let news = self.0.iter_mut().filter_map(Delivery::news);
+        let news = news.map(|news| match news {
+            News::Failing(name, error) => {
+                let remedy = "start or mend what listens there";
+                News::Failing(option(name), format!("{error}; {remedy}"))
             }
-            *said = failing;
-        }
-        news
+            News::Delivering(name) => News::Delivering(option(name)),
+        });
+        news.collect()
     }
 
     /// Nothing more comes: waits until everything is delivered, five seconds at most over all exports, and
@@ -316,16 +315,16 @@ impl Exports {
     pub async fn close(&mut self) {
         let deadline = tokio::time::Instant::now() + FLUSH;
         for export in &self.0 {
-            export.delivery.queue.close();
+            export.queue.close();
         }
         for export in &self.0 {
-            export.delivery.finish(deadline).await;
+            export.finish(deadline).await;
         }
     }
 
     /// The name and the account of each export.
     pub fn accounts(&self) -> impl Iterator<Item = (&str, Account)> {
-        self.0.iter().map(|it| it.delivery.account())
+        self.0.iter().map(Delivery::account)
     }
 
     /// Records that no export delivered, over all of them.
@@ -376,7 +375,7 @@ mod tests {
         let News::Failing(told, why) = &failing else {
             panic!("{failing}");
         };
-        assert_eq!(*told, name);
+        assert_eq!(*told, format!("--export {name}"));
         assert!(why.starts_with("cannot connect: No such file"), "{why}");
         assert_eq!(exports.news(), []);
         let listener = UnixListener::bind(&path).expect("the directory is ours");
@@ -385,7 +384,7 @@ mod tests {
         assert_eq!(read.take(1).count(), 1);
         assert_eq!(
             until(|| exports.news().pop()),
-            News::Delivering(name.clone())
+            News::Delivering(format!("--export {name}"))
         );
 
         // What it lost itself is not for it.

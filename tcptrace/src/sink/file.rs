@@ -4,18 +4,18 @@ mod place;
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat};
-use rustix::fs::{AtFlags as UnlinkFlags, renameat, unlinkat};
+use rustix::fs::{renameat, statat, unlinkat};
 
 use place::Place;
 
 use super::Error;
-use super::export::Target;
+use super::export::{Target, write_all};
 
 /// When a file is moved aside, and how many of those are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +33,10 @@ pub struct File {
     rotation: Option<Rotation>,
     /// Bytes in the file; `None` for what is no regular file and so cannot be moved aside.
     size: Option<u64>,
+    /// The last record there is not whole.
+    is_torn: bool,
+    /// What has the name now is to be opened before anything more is written.
+    is_stale: bool,
 }
 
 impl File {
@@ -49,6 +53,8 @@ impl File {
             handle,
             rotation,
             size,
+            is_torn: false,
+            is_stale: false,
         })
     }
 
@@ -62,8 +68,8 @@ impl File {
             && may(directory, write | AccessFlags::X_OK).is_ok()
     }
 
-    /// How many bytes of these records go into the file before it is moved aside, whole records all of
-    /// them; 0 when it is moved aside first.
+    /// How many bytes of these records go into the file before it is moved aside, to the end of a record;
+    /// 0 when it is moved aside first.
     fn room_for(&self, records: &[u8]) -> usize {
         let (Some(rotation), Some(size)) = (self.rotation, self.size) else {
             return records.len();
@@ -75,7 +81,7 @@ impl File {
         let is_end = |&byte: &u8| byte == b'\n';
         match fitting.iter().rposition(is_end) {
             Some(end) => end + 1,
-            None if size > 0 => 0,
+            None if size > 0 && !self.is_torn => 0,
             // Alone in a file it may be larger.
             None => records
                 .iter()
@@ -90,48 +96,41 @@ impl File {
         self.reopen()
     }
 
-    /// Writes all of this, or says how much of it before it failed.
-    fn write_all(&mut self, bytes: &[u8]) -> Result<(), (usize, Error)> {
-        let mut written = 0;
-        while written < bytes.len() {
-            let error = match self.handle.write(&bytes[written..]) {
-                Ok(0) => io::ErrorKind::WriteZero.into(),
-                Ok(more) => {
-                    written += more;
-                    continue;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => error,
-            };
-            let error = Error::failed("write to", &self.path.display(), &error);
-            return Err((written, error));
-        }
+    fn append(&mut self, bytes: &[u8]) -> Result<(), (usize, Error)> {
+        let outcome = write_all(&mut self.handle, bytes);
+        let written = outcome
+            .as_ref()
+            .map_or_else(|&(it, _)| it, |()| bytes.len());
         self.size = self.size.map(|size| size + written as u64);
-        Ok(())
+        if let Some(last) = bytes[..written].last() {
+            self.is_torn = *last != b'\n';
+        }
+        outcome.map_err(|(written, error)| {
+            let error = Error::failed("write to", &self.path.display(), &error);
+            (written, error)
+        })
     }
 }
 
 impl Target for File {
-    fn write(&mut self, records: &[u8]) -> Result<(), (u64, Error)> {
+    fn write(&mut self, records: &[u8]) -> Result<(), (usize, Error)> {
         let mut written = 0;
         while written < records.len() {
             let left = &records[written..];
             let outcome = match (self.room_for(left), self.rotation) {
+                _ if self.is_stale => self.reopen().map_err(|error| (0, error)),
                 (0, Some(rotation)) => self.rotate(rotation.keep).map_err(|error| (0, error)),
-                (fitting, _) => self
-                    .write_all(&left[..fitting])
-                    .map(|()| written += fitting),
+                (fitting, _) => self.append(&left[..fitting]).map(|()| written += fitting),
             };
-            outcome.map_err(|(more, error)| {
-                let there = records[..written + more].split(|&byte| byte == b'\n');
-                (there.count() as u64 - 1, error)
-            })?;
+            outcome.map_err(|(more, error)| (written + more, error))?;
         }
         Ok(())
     }
 
     fn reopen(&mut self) -> Result<(), Error> {
+        self.is_stale = true;
         (self.handle, self.size) = open(&self.path)?;
+        (self.is_stale, self.is_torn) = (false, false);
         Ok(())
     }
 }
@@ -165,33 +164,44 @@ fn open(path: &Path) -> Result<(fs::File, Option<u64>), Error> {
     open().map_err(|error| Error::failed("open", &path.display(), &error))
 }
 
-/// `PATH` becomes `PATH.1`, that `PATH.2` and so on; the last one goes.
+/// `PATH` becomes `PATH.1`, that `PATH.2` and so on; the last one goes. It may fail at any step and be tried
+/// again: only what has become `PATH.0` moves the older ones on, and it does so once.
 fn move_aside(path: &Path, keep: u32) -> io::Result<()> {
     let Place {
         directory, name, ..
     } = Place::find(path)?;
+    if keep == 0 {
+        let flags = rustix::fs::AtFlags::empty();
+        return gone_is_fine(unlinkat(&directory, name, flags)).map(drop);
+    }
     let numbered = |number: u32| {
         let mut numbered = OsString::from(name);
-        if number > 0 {
-            numbered.push(format!(".{number}"));
-        }
+        numbered.push(format!(".{number}"));
         numbered
     };
-    if keep == 0 {
-        gone_is_fine(unlinkat(&directory, name, UnlinkFlags::empty()))?;
-    }
-    for number in (1..=keep).rev() {
-        let (from, to) = (numbered(number - 1), numbered(number));
-        gone_is_fine(renameat(&directory, from, &directory, to))?;
-    }
-    Ok(())
+    let first = numbered(0);
+    let move_on = || {
+        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+        if gone_is_fine(statat(&directory, &first, flags))?.is_none() {
+            return Ok(());
+        }
+        for number in (1..=keep).rev() {
+            let (from, to) = (numbered(number - 1), numbered(number));
+            gone_is_fine(renameat(&directory, from, &directory, to))?;
+        }
+        Ok(())
+    };
+    // One that was left by a try that failed.
+    move_on()?;
+    gone_is_fine(renameat(&directory, name, &directory, &first))?;
+    move_on()
 }
 
 /// An older file that is not there, or no longer, needs no move.
-fn gone_is_fine(result: rustix::io::Result<()>) -> io::Result<()> {
+fn gone_is_fine<T>(result: rustix::io::Result<T>) -> io::Result<Option<T>> {
     match result {
-        Err(rustix::io::Errno::NOENT) => Ok(()),
-        result => Ok(result?),
+        Err(rustix::io::Errno::NOENT) => Ok(None),
+        result => Ok(Some(result?)),
     }
 }
 
@@ -296,6 +306,61 @@ mod tests {
     }
 
     #[test]
+    fn a_record_begun_is_ended_in_its_file() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("events.json");
+        let rotation = Some(Rotation { size: 8, keep: 1 });
+        let mut file = File::open(&path, rotation).expect("the directory is ours");
+        // As a disk leaves it that was full for a while.
+        write(&mut file, "one\nto");
+        write(&mut file, "o long\nthree\n");
+        assert_eq!(
+            read(&directory.path().join("events.json.1")),
+            "one\ntoo long\n"
+        );
+        assert_eq!(read(&path), "three\n");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_moved_aside_is_tried_again_and_costs_no_older_one() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("events.json");
+        let numbered = |number| directory.path().join(format!("events.json.{number}"));
+        let rotation = Some(Rotation { size: 8, keep: 2 });
+        let mut file = File::open(&path, rotation).expect("the directory is ours");
+        for records in ["aaa\nbbb\n", "ccc\nddd\n", "eee\nfff\n"] {
+            write(&mut file, records);
+        }
+        fs::remove_file(numbered(1)).expect("the directory is ours");
+        fs::create_dir(numbered(1)).expect("the directory is ours");
+        for _ in 0..3 {
+            let (there, error) = file.write(b"ggg\n").expect_err("a directory is in the way");
+            assert_eq!(there, 0);
+            let said = error.to_string();
+            assert!(said.starts_with("cannot rotate"), "{said}");
+        }
+        fs::remove_dir(numbered(1)).expect("the directory is ours");
+        write(&mut file, "ggg\n");
+        assert_eq!(read(&path), "ggg\n");
+        assert_eq!(read(&numbered(1)), "eee\nfff\n");
+        assert_eq!(read(&numbered(2)), "aaa\nbbb\n");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_opened_anew_is_opened_before_the_next_record() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("events.json");
+        let mut file = File::open(&path, None).expect("the directory is ours");
+        fs::rename(&path, directory.path().join("moved")).expect("the directory is ours");
+        fs::create_dir(&path).expect("the directory is ours");
+        file.reopen().expect_err("a directory has its name");
+        file.write(b"one\n").expect_err("a directory has its name");
+        fs::remove_dir(&path).expect("the directory is ours");
+        write(&mut file, "one\n");
+        assert_eq!(read(&path), "one\n");
+    }
+
+    #[test]
     fn a_file_is_created_whole_and_private_and_never_in_the_place_of_another() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("report.html");
@@ -356,10 +421,12 @@ mod tests {
             handle: fs::File::from(OwnedFd::from(writer)),
             rotation: None,
             size: None,
+            is_torn: false,
+            is_stale: false,
         };
         let line = [&[b'x'; 999][..], b"\n"].concat();
         let outcome = file.write(&line.repeat(10));
-        assert_eq!(outcome.map_err(|(there, _)| there), Err(4));
+        assert_eq!(outcome.map_err(|(there, _)| there), Err(4096));
         drop(reader);
     }
 }

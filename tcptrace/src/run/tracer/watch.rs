@@ -21,7 +21,7 @@ use crate::kernel::load::{Kernel, KernelLog};
 use crate::kernel::maps::FilterValues;
 use crate::session::{Session, monotonic};
 use crate::sink::text::{self, printable};
-use crate::sink::{Delivery, Error, Exports, Messages};
+use crate::sink::{Delivery, Error, Exports, Messages, News};
 use crate::top::Shared;
 
 /// The kernel half, and what is known of it so far.
@@ -297,8 +297,12 @@ impl Watch {
         for dropped in dropped.chain(self.exports.dropped(now, false)) {
             session.note(Kind::ExportDropped(dropped))?;
         }
-        for news in self.exports.news() {
-            self.messages.say(news);
+        let local = self.local.iter_mut().filter_map(Delivery::news);
+        for news in local.chain(self.exports.news()) {
+            match news {
+                News::Failing(..) => self.messages.warn(news),
+                News::Delivering(_) => self.messages.say(news),
+            }
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
+use super::backoff::Backoff;
 use super::link::Done;
 use super::queue::{GATHER, Queue, Work};
 use crate::event::Event;
@@ -65,42 +66,108 @@ impl Sink for Local {
 
 /// What is written to.
 pub(in crate::sink) trait Target {
-    /// Writes all of them. When it fails it says how many are there for certain.
-    fn write(&mut self, records: &[u8]) -> Result<(), (u64, Error)>;
+    /// Writes all of them. When it fails it says how many bytes are there for certain.
+    fn write(&mut self, records: &[u8]) -> Result<(), (usize, Error)>;
 
-    /// Opens it anew, where it has a name.
+    /// Opens it anew, where it has a name. When that fails the next write tries it again first.
     fn reopen(&mut self) -> Result<(), Error> {
         Ok(())
     }
 }
 
-/// Writes until the queue is over. A reader that has gone misses nothing.
+/// Writes until the queue is over. What fails, as on a full disk, is tried again while records wait, and
+/// once more at the end. A reader that has gone misses nothing.
+///
+/// # Errors
+/// [`Error::Closed`], or what failed at the end.
 pub(super) fn write_out(queue: &Queue, to: &mut impl Target) -> Result<(), Error> {
+    let mut there = There::default();
+    let mut backoff = Backoff::default();
     loop {
         match queue.next(true, None) {
-            Work::Records(gathered) => {
-                for records in &gathered {
-                    write_some(queue, to, records)?;
+            Work::Records(parcels) => {
+                for parcel in &parcels {
+                    if let Err(error) = write_rest(queue, to, parcel, &mut there) {
+                        if error == Error::Closed || queue.is_closing() {
+                            return Err(error);
+                        }
+                        queue.pause(backoff.next());
+                        queue.begin();
+                        break;
+                    }
+                    backoff.reset();
                 }
             }
-            Work::Reopen => to.reopen()?,
+            Work::Reopen => {
+                there.forget_torn();
+                if let Err(error) = to.reopen() {
+                    queue.failed(error.to_string());
+                }
+            }
             Work::Idle => {}
             Work::Over => return Ok(()),
         }
     }
 }
 
-fn write_some(queue: &Queue, to: &mut impl Target, records: &[u8]) -> Result<(), Error> {
-    to.write(records).map_err(|(written, error)| {
-        if error == Error::Closed {
-            queue.abandon();
-        } else {
-            queue.settle_part(written);
-            queue.failed(error.to_string());
+/// What has been written of a parcel that was not taken as a whole, bytes.
+#[derive(Default)]
+struct There {
+    whole_records: usize,
+    /// Of the record after them.
+    torn: usize,
+}
+
+impl There {
+    /// No record begins in one file and ends in another.
+    fn forget_torn(&mut self) {
+        self.torn = 0;
+    }
+
+    fn bytes(&self) -> usize {
+        self.whole_records + self.torn
+    }
+}
+
+fn write_rest(
+    queue: &Queue,
+    to: &mut impl Target,
+    parcel: &[u8],
+    there: &mut There,
+) -> Result<(), Error> {
+    let Err((more, error)) = to.write(&parcel[there.bytes()..]) else {
+        queue.settle(Done::sent(1));
+        *there = There::default();
+        return Ok(());
+    };
+    if error == Error::Closed {
+        queue.abandon();
+        return Err(error);
+    }
+    let written = &parcel[there.whole_records..there.bytes() + more];
+    let whole = written.iter().rposition(|&byte| byte == b'\n');
+    let (whole, torn) = written.split_at(whole.map_or(0, |end| end + 1));
+    queue.settle_part(whole.split_inclusive(|&byte| byte == b'\n').count() as u64);
+    there.whole_records += whole.len();
+    there.torn = torn.len();
+    queue.failed(error.to_string());
+    Err(error)
+}
+
+/// Writes all of these bytes, or says how many of them are there.
+pub(in crate::sink) fn write_all(
+    to: &mut impl Write,
+    bytes: &[u8],
+) -> Result<(), (usize, io::Error)> {
+    let mut written = 0;
+    while written < bytes.len() {
+        match to.write(&bytes[written..]) {
+            Ok(0) => return Err((written, io::ErrorKind::WriteZero.into())),
+            Ok(more) => written += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err((written, error)),
         }
-        error
-    })?;
-    queue.settle(Done::sent(1));
+    }
     Ok(())
 }
 
@@ -108,11 +175,13 @@ fn write_some(queue: &Queue, to: &mut impl Target, records: &[u8]) -> Result<(),
 pub(super) struct Stdout<W>(pub(super) W);
 
 impl<W: Write> Target for Stdout<W> {
-    fn write(&mut self, records: &[u8]) -> Result<(), (u64, Error)> {
-        let written = self.0.write_all(records);
-        written.map_err(|error| match error.kind() {
-            io::ErrorKind::BrokenPipe => (0, Error::Closed),
-            _ => (0, Error::failed("write to", &"standard output", &error)),
+    fn write(&mut self, records: &[u8]) -> Result<(), (usize, Error)> {
+        write_all(&mut self.0, records).map_err(|(written, error)| match error.kind() {
+            io::ErrorKind::BrokenPipe => (written, Error::Closed),
+            _ => (
+                written,
+                Error::failed("write to", &"standard output", &error),
+            ),
         })
     }
 }
@@ -121,7 +190,7 @@ impl<W: Write> Target for Stdout<W> {
 pub(super) struct Stderr<W>(pub(super) W);
 
 impl<W: Write> Target for Stderr<W> {
-    fn write(&mut self, messages: &[u8]) -> Result<(), (u64, Error)> {
+    fn write(&mut self, messages: &[u8]) -> Result<(), (usize, Error)> {
         // Nobody may be left to read it.
         let _ = self.0.write_all(messages);
         Ok(())
@@ -130,6 +199,9 @@ impl<W: Write> Target for Stderr<W> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+    use std::thread;
+
     use super::*;
     use crate::sink::samples;
 
@@ -144,27 +216,36 @@ mod tests {
             .expect("memory takes it");
     }
 
-    /// A file that has room for so many bytes each time it is opened.
+    /// Files that have room for so many bytes each; those after them for all.
     struct Small {
-        room: usize,
-        files: Vec<Vec<u8>>,
+        rooms: Vec<usize>,
+        files: Vec<String>,
+    }
+
+    impl Small {
+        fn with_rooms(rooms: &[usize]) -> Self {
+            Self {
+                rooms: rooms.to_vec(),
+                files: vec![String::new()],
+            }
+        }
     }
 
     impl Target for Small {
-        fn write(&mut self, records: &[u8]) -> Result<(), (u64, Error)> {
+        fn write(&mut self, records: &[u8]) -> Result<(), (usize, Error)> {
+            let room = self.rooms.get(self.files.len() - 1);
             let file = self.files.last_mut().expect("one is open");
-            let left = self.room - file.len();
+            let left = room.map_or(usize::MAX, |room| room - file.len());
             let fitting = &records[..left.min(records.len())];
-            file.extend_from_slice(fitting);
+            file.push_str(str::from_utf8(fitting).expect("records are text"));
             if fitting == records {
                 return Ok(());
             }
-            let there = fitting.split(|&byte| byte == b'\n').count() as u64 - 1;
-            Err((there, Error::Failed("full".to_owned())))
+            Err((fitting.len(), Error::Failed("full".to_owned())))
         }
 
         fn reopen(&mut self) -> Result<(), Error> {
-            self.files.push(Vec::new());
+            self.files.push(String::new());
             Ok(())
         }
     }
@@ -202,10 +283,7 @@ mod tests {
     #[test]
     fn a_file_is_opened_anew_before_what_waits_and_also_when_nothing_does() {
         let (mut file, queue) = local();
-        let mut to = Small {
-            room: 100,
-            files: vec![Vec::new()],
-        };
+        let mut to = Small::with_rooms(&[]);
         write(&mut file, b"one\n");
         file.flush().expect("memory takes it");
         file.reopen().expect("it is left to the thread");
@@ -213,7 +291,7 @@ mod tests {
         file.reopen().expect("it is left to the thread");
         queue.close();
         write_out(&queue, &mut to).expect("there is room");
-        assert_eq!(to.files, [&b""[..], b"one\n"]);
+        assert_eq!(to.files, ["", "one\n"]);
         assert_eq!(queue.account().sent, 1);
         file.reopen().expect("it is left to the thread");
         write_out(&queue, &mut to).expect("there is room");
@@ -221,22 +299,76 @@ mod tests {
     }
 
     #[test]
-    fn what_a_full_file_has_of_a_parcel_is_sent_and_the_rest_lost() {
+    fn what_a_full_file_has_of_a_parcel_is_sent_and_the_rest_lost_at_the_end() {
         let (mut file, queue) = local();
         for record in [b"one\n", b"two\n", b"six\n"] {
             write(&mut file, record);
         }
         file.flush().expect("memory takes it");
-        let mut to = Small {
-            room: 10,
-            files: vec![Vec::new()],
-        };
+        queue.close();
+        let mut to = Small::with_rooms(&[10]);
         let error = write_out(&queue, &mut to).expect_err("it is full");
         queue.end();
         let account = queue.account();
         assert_eq!((account.produced, account.sent), (3, 2));
         assert_eq!((account.lost.undelivered, account.waiting), (1, 0));
         assert_eq!(account.error, Some(error.to_string()));
+    }
+
+    /// The files in the end, when this was done about the first, which has room for so many bytes.
+    fn after_full(room: usize, mend: impl FnOnce(&mut Local, &Mutex<Small>)) -> Vec<String> {
+        let (mut file, queue) = local();
+        for record in [b"one\n", b"two\n", b"six\n"] {
+            write(&mut file, record);
+        }
+        file.flush().expect("memory takes it");
+        let to = Mutex::new(Small::with_rooms(&[room]));
+        thread::scope(|scope| {
+            let thread = scope.spawn(|| write_out(&queue, &mut &to));
+            while queue.account().failing.is_none() {
+                thread::yield_now();
+            }
+            mend(&mut file, &to);
+            while queue.account().waiting > 0 {
+                thread::yield_now();
+            }
+            queue.close();
+            thread.join().expect("it ends").expect("all is there");
+        });
+        let account = queue.account();
+        assert_eq!((account.sent, account.lost.total()), (3, 0));
+        assert_eq!(account.failing, None);
+        to.into_inner().expect("nobody panicked").files
+    }
+
+    impl Target for &Mutex<Small> {
+        fn write(&mut self, records: &[u8]) -> Result<(), (usize, Error)> {
+            self.lock().expect("nobody panicked").write(records)
+        }
+
+        fn reopen(&mut self) -> Result<(), Error> {
+            self.lock().expect("nobody panicked").reopen()
+        }
+    }
+
+    #[test]
+    fn a_file_goes_on_at_the_byte_where_it_was_full() {
+        for room in 0..12 {
+            let files = after_full(room, |_, to| {
+                to.lock().expect("nobody panicked").rooms.clear();
+            });
+            assert_eq!(files, ["one\ntwo\nsix\n"], "{room}");
+        }
+    }
+
+    #[test]
+    fn what_a_full_file_has_half_of_begins_anew_in_the_next() {
+        for (room, next) in [(3, "one\ntwo\nsix\n"), (4, "two\nsix\n"), (10, "six\n")] {
+            let files = after_full(room, |file, _| {
+                file.reopen().expect("it is left to the thread");
+            });
+            assert_eq!(files, [&"one\ntwo\nsix\n"[..room], next]);
+        }
     }
 
     #[test]
@@ -263,6 +395,7 @@ mod tests {
         let (mut stdout, queue) = local();
         write(&mut stdout, b"x\n");
         stdout.flush().expect("memory takes it");
+        queue.close();
         let Err(Error::Failed(message)) = write_out(&queue, &mut Stdout(full)) else {
             panic!("/dev/full took it")
         };

@@ -210,6 +210,11 @@ impl Queue {
         self.changed.notify_one();
     }
 
+    /// Nothing more comes, so that what fails now will not be tried for long.
+    pub(super) fn is_closing(&self) -> bool {
+        self.lock().closing
+    }
+
     /// Counts what waits as lost, whatever the thread still does with it.
     pub(super) fn end(&self) {
         let mut state = self.lock();
