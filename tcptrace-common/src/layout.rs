@@ -86,6 +86,7 @@ layout! {
         skc_v6_rcv_saddr: "sock_common" "skc_v6_rcv_saddr",
         skc_flags: "sock_common" "skc_flags",
         sk_err: "sock" "sk_err",
+        sk_err_soft: "sock" "sk_err_soft",
         sk_ack_backlog: "sock" "sk_ack_backlog",
         sk_max_ack_backlog: "sock" "sk_max_ack_backlog",
         sk_drops: "sock" "sk_drops",

@@ -228,13 +228,17 @@ fn parent(known: &Sock) -> Option<&'static mut Sock> {
 }
 
 /// A socket that lives is in this state. Where another one is remembered, the kernel let a change go by
-/// unseen, and did not always say so. What the iterator found may have been changing at that moment.
+/// unseen, and did not always say so. What the iterator found may have been changing at that moment,
+/// which is not taken for the reason of an end.
 #[inline(always)]
 pub(crate) fn expect(known: &mut Sock, state: u8) {
-    if known.state != state && known.born != OLDER {
-        count(&STATS, stat::CHANGES_UNSEEN);
-        known.state = state;
+    if known.state == state {
+        return;
     }
+    if known.born != OLDER || known.state_since != 0 || state == CLOSE {
+        count(&STATS, stat::CHANGES_UNSEEN);
+    }
+    known.state = state;
 }
 
 /// A call on the socket failed. Its state is written after the hook of the change has run: CLOSE was

@@ -135,6 +135,12 @@ impl Socket {
         field!(self.0, sk_err: i32)
     }
 
+    /// The error an ICMP message left, which it would end with if it were given up now.
+    #[inline(always)]
+    pub(crate) fn soft_error(self) -> i32 {
+        field!(self.0, sk_err_soft: i32)
+    }
+
     /// Network namespace.
     #[inline(always)]
     pub(crate) fn netns(self) -> u32 {

@@ -176,7 +176,11 @@ impl Selection {
             "connect.failed",
             &[kind::CONNECT_FAILED, kind::RESET_RECEIVED],
         );
-        add("connection.timeout", &[kind::TIMEOUT, kind::RESET_SENT]);
+        // A timeout whose error a program has taken already shows by the RST that did not come.
+        add(
+            "connection.timeout",
+            &[kind::TIMEOUT, kind::RESET_SENT, kind::RESET_RECEIVED],
+        );
         add("fd.exhausted", &[kind::FD_EXHAUSTED]);
         add("fd.invalid", &[kind::FD_INVALID]);
         add("state.changed", &[kind::STATE]);
@@ -533,6 +537,8 @@ mod tests {
         assert_ne!(errors.kinds() & 1 << kind::RESET_RECEIVED, 0);
         assert_eq!(errors.kinds() & 1 << kind::STATE, 0);
         assert!(errors.keeps_evidence());
+        let timeouts = selection(&["connection.timeout"]).expect("a name");
+        assert_ne!(timeouts.kinds() & 1 << kind::RESET_RECEIVED, 0);
         let resets = selection(&["reset"]).expect("a first word");
         let both = 1 << kind::RESET_SENT | 1 << kind::RESET_RECEIVED;
         assert_eq!(resets.kinds(), both);

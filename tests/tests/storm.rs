@@ -1,13 +1,18 @@
 //! A storm of resets: none is lost at the defaults, and what a ring made tiny loses is counted.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{self, BufRead, BufReader, pipe};
+use std::io::{self, BufRead, BufReader, Write as _, pipe};
+use std::net::{TcpListener, TcpStream};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use nix::sys::socket::{setsockopt, sockopt};
 use tcptrace_tests::*;
 
 /// Connections that time out together.
 const BURST: u64 = 900;
+
+/// Connections that are given up together while their program asks for nothing but errors.
+const GIVEN_UP: usize = 300;
 
 /// Two actors are refused as fast as they can; returns by how much `TcpOutRsts` grew.
 fn storm(netns: &Netns, each: usize) -> Result<u64> {
@@ -146,4 +151,49 @@ fn a_burst_of_timers_beside_a_storm_is_seen_once_or_counted() {
         );
         Ok(())
     });
+}
+
+/// A connection whose peer reads nothing, and which is given up after so many milliseconds.
+fn unread(listener: &TcpListener, ms: u32) -> Result<[TcpStream; 2]> {
+    let peer = TcpStream::connect(listener.local_addr()?)?;
+    let (mut writer, _) = listener.accept()?;
+    setsockopt(&writer, sockopt::TcpUserTimeout, &ms)?;
+    writer.set_nonblocking(true)?;
+    let full = writer.write_all(&vec![0; 64 << 20]).err();
+    let full = full.map(|error| error.kind());
+    ensure!(full == Some(io::ErrorKind::WouldBlock), "{full:?}");
+    Ok([writer, peer])
+}
+
+/// The kernel leaves the error first, and changes the state when it has freed what was to be sent.
+#[test]
+fn connections_given_up_are_told_though_a_program_takes_their_errors_before_the_state_changes() {
+    for list in ["connection.timeout", "+state"] {
+        in_netns(|netns| {
+            let listener = TcpListener::bind(LOOPBACKS[0])?;
+            let tracer = trace(netns, &["--event", list])?;
+            let before = netns.counters()?;
+            let pairs = (0..GIVEN_UP).map(|_| unread(&listener, 500));
+            let pairs = pairs.collect::<Result<Vec<_>>>()?;
+            for [writer, _] in &pairs {
+                let error = loop {
+                    if let Some(error) = writer.take_error()? {
+                        break error.raw_os_error();
+                    }
+                };
+                ensure!(error == Some(libc::ETIMEDOUT), "{error:?}");
+            }
+            let given_up = "TcpExtTCPAbortOnTimeout";
+            let counted = || netns.counters().map_err(io::Error::other);
+            wait_until("the last end", || {
+                Ok(counted()?.since(&before, given_up) == Some(GIVEN_UP as u64))
+            })?;
+            // What went by unseen shows when a socket is destroyed.
+            drop(pairs);
+            let events = Events::of(tracer)?;
+            let told = events.named("connection.timeout").error("ETIMEDOUT");
+            assert_eq!(told.count(), GIVEN_UP as u64);
+            Ok(())
+        });
+    }
 }

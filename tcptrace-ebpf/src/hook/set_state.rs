@@ -8,7 +8,7 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use aya_log_ebpf::{info, warn};
-use tcptrace_common::event::{CloseWait, Sock, confidence, hook, kind, side, stat};
+use tcptrace_common::event::{CloseWait, Sock, confidence, hook, hook_of, kind, side, stat};
 
 use crate::{
     closed,
@@ -35,6 +35,8 @@ const EPIPE: i32 = 32;
 const EADDRNOTAVAIL: i32 = 99;
 const ECONNABORTED: i32 = 103;
 const ECONNRESET: i32 = 104;
+const ETIMEDOUT: i32 = 110;
+const ECONNREFUSED: i32 = 111;
 
 #[raw_tracepoint]
 fn inet_sock_set_state(ctx: RawTracePointContext) -> i32 {
@@ -195,7 +197,10 @@ fn change(ctx: &RawTracePointContext, mut known: Option<&'static mut Sock>, now:
         (_, CLOSE_WAIT | STATE_CLOSING) => fin(socket, known.as_deref_mut(), now),
         (SYN_SENT, CLOSE) if is_wanted(kind::CONNECT_FAILED) => told = kind::CONNECT_FAILED,
         (SYN_SENT | CLOSE, CLOSE) => {}
-        (_, CLOSE) if is_wanted(kind::TIMEOUT) && is_timeout(socket.error()) => {
+        (_, CLOSE)
+            if is_wanted(kind::TIMEOUT)
+                && is_timeout(error_at_end(socket, old, known.as_deref())) =>
+        {
             told = kind::TIMEOUT;
         }
         _ => {}
@@ -330,6 +335,31 @@ fn is_timeout(error: i32) -> bool {
     !matches!(error, 0 | EPIPE | ECONNABORTED | ECONNRESET)
 }
 
+/// The error a connection ends with. It is there before the state changes, so a program that asks for it
+/// at that moment has taken it away: then the kernel gave the connection up, or a RST had come. One that
+/// was never accepted has no program, and ends with its listener.
+/// <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp.c> (`tcp_done_with_error`)
+#[inline(never)]
+fn error_at_end(socket: Socket, old: u8, known: Option<&Sock>) -> i32 {
+    let error = socket.error();
+    if error != 0 || socket.is_locked() || !socket.has_socket() {
+        return error;
+    }
+    let Some(known) = known else { return 0 };
+    let was_reset = hook_of(known.cause) == u32::from(hook::RECEIVE_RESET);
+    match old {
+        SYN_SENT if was_reset => ECONNREFUSED,
+        ESTABLISHED if was_reset => ECONNRESET,
+        CLOSE_WAIT if was_reset => EPIPE,
+        // Nothing else ends a connection whose program has not closed it.
+        ESTABLISHED | CLOSE_WAIT if is_wanted(kind::RESET_RECEIVED) => match socket.soft_error() {
+            0 => ETIMEDOUT,
+            error => error,
+        },
+        _ => 0,
+    }
+}
+
 #[inline(never)]
 fn close_wait(change: &Change, known: Option<&Sock>, now: u64) {
     let socket = change.socket;
@@ -371,9 +401,12 @@ fn event(id: u64, kind: u8, &Change { socket, old, new }: &Change, known: Option
         socket.record(event, &tuple, known);
         event.state = old;
         event.other_state = new;
-        if new != CLOSE {
-            event.errno = 0;
-        } else if old == SYN_SENT && event.errno == 0 && event.tuple.local_port == 0 {
+        event.errno = if new == CLOSE {
+            error_at_end(socket, old, known)
+        } else {
+            0
+        };
+        if old == SYN_SENT && event.errno == 0 && event.tuple.local_port == 0 {
             // No port was left: the state is taken back before a SYN went out.
             // https://github.com/torvalds/linux/blob/v6.18/net/ipv4/tcp_ipv4.c (tcp_v4_connect)
             event.errno = EADDRNOTAVAIL;

@@ -304,6 +304,7 @@ pub(super) const SIGNALS: &[Row] = &[
                 "skc_family",
                 "inet_sport",
                 "sk_err",
+                "sk_err_soft",
             ],
             costs: None,
             loses: &[
