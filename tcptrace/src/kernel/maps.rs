@@ -16,7 +16,7 @@ use tcptrace_common::filter::{NetworkKey, PortKey, pid};
 use super::load::{Kernel, STOOD_FOR};
 use crate::event::{Comm, Flow};
 
-/// The values behind the switches of a [`Config`].
+/// The values behind the switches of a [`Config`](tcptrace_common::filter::Config).
 #[derive(Clone, Debug, Default)]
 pub struct FilterValues {
     /// `--pid`
