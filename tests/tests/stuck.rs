@@ -109,7 +109,8 @@ fn a_disk_that_is_frozen_for_a_while_holds_up_no_event_and_gets_all_of_them() {
         };
         tracer.wait_for("the last reset", END, is_last)?;
         drop(frozen);
-        fs::rename(&path, &moved)?;
+        // It may be rotating at this very moment.
+        wait_until("a file to move", || Ok(fs::rename(&path, &moved).is_ok()))?;
         tracer.signal(Signal::SIGHUP)?;
         be_refused(1)?;
         let trace = tracer.stop()?;

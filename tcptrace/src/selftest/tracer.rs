@@ -21,8 +21,8 @@ pub const READY: &str = "tcptrace: tracing";
 
 static UNSEEN: AtomicU64 = AtomicU64::new(0);
 
-/// How often tracers of this process have said that the kernel let changes of state go by unseen. On
-/// these everything they say of a connection rests, so whatever failed meanwhile proves nothing.
+/// How often tracers of this process have said that the kernel let events go by without running a program:
+/// whatever failed meanwhile proves nothing.
 #[must_use]
 pub fn unseen() -> u64 {
     UNSEEN.load(Relaxed)
@@ -30,8 +30,12 @@ pub fn unseen() -> u64 {
 
 /// Counts for [`unseen`] if this line of a tracer's says so, as text or JSON.
 pub fn note_unseen(line: &str) {
-    let is_lost = line.contains("events lost") && line.contains(" of inet_sock_set_state: ");
-    if is_lost && !line.contains("ring_full") {
+    let is_lost = line.contains("events lost");
+    if is_lost
+        && [": unseen", ": recursion"]
+            .iter()
+            .any(|it| line.contains(it))
+    {
         UNSEEN.fetch_add(1, Relaxed);
     }
 }
