@@ -15,6 +15,9 @@ const SLOTS: u8 = 32;
 /// Slots looked at for the parent of a child. Of a larger group it could not be told anyway; that
 /// there are several at all is what leaves a hole in front of a lone listener.
 const PARENT_SLOTS: u8 = 4;
+/// Listeners looked at for the one that dropped a SYN, at all addresses it may have, and the ends of their
+/// lists.
+const STEPS: u8 = SLOTS + 8;
 /// How near is near: CPUs that may each add a connection between the look and the next drop.
 const MARGIN: u32 = 64;
 const AF_INET: u8 = 2;
@@ -98,29 +101,58 @@ pub(crate) fn of_child(child: Socket) -> Option<Socket> {
 }
 
 /// The listener that just dropped a SYN for this local address.
-#[inline(always)]
+///
+/// A lone listener did when its queue is full. Of several the SYN may have gone to one that is not
+/// full, so one of them is charged only with a drop of its own that nobody was charged with yet.
+#[inline(never)]
 pub(crate) fn dropper(tuple: &Tuple, family: u8) -> Option<Socket> {
     let family = words::forget(family.into()) as u8;
     let mut key = key(tuple, family);
-    let mut found = full_or_any(&mut key);
-    // An IPv6 listener takes IPv4 too, when no IPv4 one is there.
-    if found == 0 && family == AF_INET {
-        key.family = AF_INET6;
-        key.addr = tuple.local;
-        found = full_or_any(&mut key);
+    // Zeroes the verifier does not know, and no count and no flag: it would walk the rest once for each
+    // of their values.
+    let mut found = u64::from(words::zero());
+    let mut others = found;
+    for _ in 0..STEPS {
+        if let Some(&there) = get(&key) {
+            key.slot += 1;
+            let listener = Socket(there);
+            // An empty slot is in no state.
+            if listener.state() != LISTEN {
+                continue;
+            }
+            if has_dropped(listener) {
+                return Some(listener);
+            }
+            others |= found;
+            found = there;
+            continue;
+        }
+        if others == 0 && is_full(Socket(found)) {
+            return Some(Socket(found));
+        }
+        if !next_address(&mut key, tuple) {
+            break;
+        }
+        others = u64::from(words::zero());
+        found = others;
     }
-    (found != 0).then_some(Socket(found))
+    None
 }
 
-/// [`full`] at this key, else at that of any address.
+/// Where else the listener may be, if at this address it is not: at any address, and an IPv6 listener
+/// takes IPv4 too.
 #[inline(never)]
-fn full_or_any(key: &mut ListenerKey) -> u64 {
-    let found = full(key);
-    if found != 0 {
-        return found;
+fn next_address(key: &mut ListenerKey, tuple: &Tuple) -> bool {
+    key.slot = 0;
+    if u128::from_ne_bytes(key.addr) != 0 {
+        map(0, &mut key.addr);
+    } else if key.family == AF_INET {
+        key.family = AF_INET6;
+        key.addr = tuple.local;
+    } else {
+        return false;
     }
-    map(0, &mut key.addr);
-    full(key)
+    true
 }
 
 /// [`only`] found more than one.
@@ -147,37 +179,6 @@ fn only(key: &mut ListenerKey) -> u64 {
         found = there;
     }
     found
-}
-
-/// Address of the listener at this key that just dropped a SYN; 0: none.
-///
-/// A lone listener did when its queue is full. Of several the SYN may have gone to one that is not
-/// full, so one of them is charged only with a drop of its own that nobody was charged with yet.
-#[inline(never)]
-fn full(key: &mut ListenerKey) -> u64 {
-    // Zeroes the verifier does not know, and no count and no flag: it would walk the rest once for each
-    // of their values.
-    let mut found = u64::from(words::zero());
-    let mut others = found;
-    for slot in 0..SLOTS {
-        key.slot = slot;
-        let Some(&there) = get(key) else { break };
-        let listener = Socket(there);
-        // An empty slot is in no state.
-        if listener.state() != LISTEN {
-            continue;
-        }
-        if has_dropped(listener) {
-            return there;
-        }
-        others |= found;
-        found = there;
-    }
-    if others != 0 || !is_full(Socket(found)) {
-        0
-    } else {
-        found
-    }
 }
 
 /// Takes one of the drops it was not charged with yet. There are none while it is not full: what it
