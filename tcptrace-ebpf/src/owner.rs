@@ -228,8 +228,8 @@ fn parent(known: &Sock) -> Option<&'static mut Sock> {
 }
 
 /// A socket that lives is in this state. Where another one is remembered, the kernel let a change go by
-/// unseen, and did not always say so. What the iterator found may have been changing at that moment,
-/// which is not taken for the reason of an end.
+/// unseen, and did not always say so. What the iterator found may have been changing at that moment: until
+/// it is seen to change, only its end counts.
 #[inline(always)]
 pub(crate) fn expect(known: &mut Sock, state: u8) {
     if known.state == state {

@@ -1,4 +1,4 @@
-//! A storm of resets: none is lost at the defaults, and what a ring made tiny loses is counted.
+//! Storms of resets and of timers: none is lost at the defaults, and what a ring made tiny loses is counted.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, BufRead, BufReader, Write as _, pipe};

@@ -342,6 +342,7 @@ fn is_timeout(error: i32) -> bool {
 #[inline(never)]
 fn error_at_end(socket: Socket, old: u8, known: Option<&Sock>) -> i32 {
     let error = socket.error();
+    // Locked it is ended by a call of its own program, or of an administrator's.
     if error != 0 || socket.is_locked() || !socket.has_socket() {
         return error;
     }

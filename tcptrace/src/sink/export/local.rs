@@ -99,7 +99,8 @@ pub(super) fn write_out(queue: &Queue, to: &mut impl Target) -> Result<(), Error
                 }
             }
             Work::Reopen => {
-                there.forget_torn();
+                // No record begins in one file and ends in another.
+                there.torn = 0;
                 if let Err(error) = to.reopen() {
                     queue.failed(error.to_string());
                 }
@@ -119,16 +120,12 @@ struct There {
 }
 
 impl There {
-    /// No record begins in one file and ends in another.
-    fn forget_torn(&mut self) {
-        self.torn = 0;
-    }
-
     fn bytes(&self) -> usize {
         self.whole_records + self.torn
     }
 }
 
+/// Writes what of a parcel is not there yet.
 fn write_rest(
     queue: &Queue,
     to: &mut impl Target,
