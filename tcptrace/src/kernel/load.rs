@@ -85,8 +85,12 @@ pub(super) const STOOD_FOR: [&str; hook::STAND_INS as usize] = [
 #[derive(Debug)]
 pub struct Loader {
     object: EbpfLoader<'static>,
-    types: Result<Btf, BtfError>,
+    types: Types,
 }
+
+/// The kernel's types, which programs are attached by: eleven megabytes.
+#[derive(Debug)]
+pub struct Types(Result<Btf, BtfError>);
 
 impl Loader {
     /// Reads the kernel's types.
@@ -99,7 +103,7 @@ impl Loader {
             let object = object.join();
             Self {
                 object: object.unwrap_or_else(|panic| resume_unwind(panic)),
-                types,
+                types: Types(types),
             }
         })
     }
@@ -135,7 +139,6 @@ fn page_size() -> u32 {
 #[derive(Debug)]
 pub struct Kernel {
     pub(super) ebpf: Ebpf,
-    types: Result<Btf, BtfError>,
     /// See [`Setup::stand_ins`].
     stand_ins: bool,
     /// What keeps the programs attached, by their names.
@@ -155,11 +158,11 @@ enum Link {
 }
 
 impl Kernel {
-    /// Creates the maps. No program is loaded yet.
+    /// Creates the maps. No program is loaded yet; that takes the types.
     ///
     /// # Errors
     /// This build has no kernel half, or the kernel refuses the maps.
-    pub fn load(loader: Loader, setup: &Setup) -> Result<Self> {
+    pub fn load(loader: Loader, setup: &Setup) -> Result<(Self, Types)> {
         ensure!(
             !OBJECT.is_empty(),
             "this tcptrace was built without its kernel half; build it with `cargo xtask build`"
@@ -203,18 +206,20 @@ impl Kernel {
             )
             .load(cast_slice(&object))
             .context("cannot create the maps of the kernel half")?;
-        Ok(Self {
+        let kernel = Self {
             ebpf,
-            types,
             stand_ins: setup.stand_ins,
             links: BTreeMap::new(),
-        })
+        };
+        Ok((kernel, types))
     }
 
     /// Tries to see what the plan asks for: for each signal the first way whose programs all attach.
-    /// A program that serves several signals is attached once and reported for each.
-    pub fn attach(&mut self, plan: &Plan) -> Vec<Attempt> {
-        let mut failures = self.load_all(plan);
+    /// A program that serves several signals is attached once and reported for each. Afterwards nobody
+    /// needs the types.
+    #[expect(clippy::needless_pass_by_value, reason = "it gives their memory back")]
+    pub fn attach(&mut self, plan: &Plan, types: Types) -> Vec<Attempt> {
+        let mut failures = self.load_all(plan, &types);
         let mut attempts = Vec::new();
         for planned in &plan.signals {
             for candidate in &planned.candidates {
@@ -227,7 +232,7 @@ impl Kernel {
                     } else if let Some(failure) = failures.get(name) {
                         Err(failure.clone())
                     } else {
-                        let outcome = self.attach_program(rung.way, name, target);
+                        let outcome = self.attach_program(rung.way, name, target, &types);
                         outcome.map_err(|error| reason(&error))
                     };
                     match &outcome {
@@ -260,8 +265,7 @@ impl Kernel {
 
     /// Loads all programs the plan comes to, on all CPUs at once: the kernel's verifier takes most of the
     /// time until tcptrace traces. Gives why it does not take those it refuses.
-    fn load_all(&mut self, plan: &Plan) -> BTreeMap<&'static str, String> {
-        let types = &self.types;
+    fn load_all(&mut self, plan: &Plan, types: &Types) -> BTreeMap<&'static str, String> {
         let programs = self.ebpf.programs_mut().collect();
         let loads = Mutex::new(Loads {
             programs,
@@ -288,13 +292,19 @@ impl Kernel {
         loads.failures
     }
 
-    fn attach_program(&mut self, way: Way, name: &'static str, target: &'static str) -> Result<()> {
+    fn attach_program(
+        &mut self,
+        way: Way,
+        name: &'static str,
+        target: &'static str,
+        types: &Types,
+    ) -> Result<()> {
         let object = self.ebpf.program_mut(name);
         let object = object.with_context(|| format!("the object has no program {name}"))?;
         let link = match way {
             Way::RawTracepoint => {
                 let link = attach_raw_tracepoint(object, target)?;
-                Link::RawTracepoint(link, self.attach_stand_in(name, target)?)
+                Link::RawTracepoint(link, self.attach_stand_in(name, target, types)?)
             }
             Way::Fentry => {
                 let object: &mut FEntry = object.try_into()?;
@@ -335,6 +345,7 @@ impl Kernel {
         &mut self,
         name: &str,
         target: &'static str,
+        types: &Types,
     ) -> Result<Option<RawTracePointLink>> {
         let index = STOOD_FOR.iter().position(|it| *it == name);
         let Some(index) = index.filter(|_| self.stand_ins) else {
@@ -347,7 +358,7 @@ impl Kernel {
         let name = format!("stand_in_for_{name}");
         let object = self.ebpf.program_mut(&name);
         let object = object.with_context(|| format!("the object has no program {name}"))?;
-        load(object, target, &self.types)?;
+        load(object, target, types)?;
         attach_raw_tracepoint(object, target).map(Some)
     }
 
@@ -477,7 +488,7 @@ impl<'a> Loads<'a> {
 }
 
 /// Loads a program, unless it is loaded already.
-fn load(object: &mut programs::Program, target: &str, types: &Result<Btf, BtfError>) -> Result<()> {
+fn load(object: &mut programs::Program, target: &str, Types(types): &Types) -> Result<()> {
     use programs::Program;
     let types = || types.as_ref().map_err(unreadable);
     let outcome = match object {

@@ -191,7 +191,7 @@ fn attach(
         ring_bytes,
         max_sockets: args.max_sockets,
     };
-    let mut kernel = Kernel::load(host.loader, &setup)?;
+    let (mut kernel, types) = Kernel::load(host.loader, &setup)?;
     let command = if args.cmd.is_empty() {
         None
     } else {
@@ -202,7 +202,7 @@ fn attach(
     filters.values.pids.clone_from(&held);
     filters.values.pids.extend(before.iter().map(|it| it.pid));
     kernel.set_filters(&filters.values)?;
-    let attempts = kernel.attach(&plan);
+    let attempts = kernel.attach(&plan, types);
     check_attached(&plan, &attempts, required)?;
     if args.follow && !kernel.is_attached(SUCCESSORS) {
         return Err(Failure {
@@ -458,8 +458,8 @@ pub(super) fn try_out(loader: Loader, resolved: &Resolved, plan: &Plan) -> Resul
         ring_bytes: 1 << 16,
         max_sockets: 1024,
     };
-    let mut kernel = Kernel::load(loader, &setup)?;
-    Ok(kernel.attach(plan))
+    let (mut kernel, types) = Kernel::load(loader, &setup)?;
+    Ok(kernel.attach(plan, types))
 }
 
 fn check_privileges(host: &Host) -> Result<(), Failure> {
