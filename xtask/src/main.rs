@@ -49,8 +49,8 @@ enum Task {
         pairs: u32,
     },
     /// Measure what the agent takes for an event, by stage and by kind of storm, and write
-    /// docs/throughput.md. Fails on more instructions than are allowed, and when memory grows. Needs
-    /// valgrind, and ten minutes.
+    /// docs/throughput.md. Fails on more instructions than are allowed, and when memory grows. Takes
+    /// ten minutes.
     Throughput {
         /// Allow the instructions that are counted now.
         #[arg(long)]

@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 use std::fs;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 use crate::process::{self, cargo};
+use crate::setup;
 
 const PAGE: &str = "docs/throughput.md";
 
@@ -35,10 +36,9 @@ No stage asks the allocator for memory for an event (`tcptrace/tests/allocations
 /// Measures, and writes the page. With `accept` the instructions that are counted become the ones
 /// allowed.
 pub(crate) fn run(accept: bool) -> Result<()> {
-    ensure!(
-        process::find("valgrind").is_some(),
-        "valgrind is missing, which counts instructions; `apt-get install valgrind` brings it"
-    );
+    if process::find("valgrind").is_none() {
+        setup::install_packages(&["valgrind"])?;
+    }
     let times = tables(&[])?;
     let instructions = tables(if accept {
         &["instructions", "accept"]

@@ -2,7 +2,7 @@
 //! but the kernel, tcptrace and the live tests.
 //!
 //! A machine runs `tcptrace doctor`, which says what its kernel shows, `tcptrace selftest`, which
-//! proves it, and the live tests that need no other program. Everything it wrote is in
+//! proves it, and the live tests that need no other program than a shell. Everything it wrote is in
 //! `target/vm/ROW.log`.
 
 mod console;
@@ -43,15 +43,16 @@ const ROWS: [(&str, &[&str]); 8] = [
     ("newest", &[]),
 ];
 
-/// The live tests a machine runs when tcptrace may use all ways. The others start programs of the host,
-/// or are about no kernel.
-const LIVE: [&str; 9] = [
+/// The live tests a machine runs when tcptrace may use all ways. The others start programs of the host
+/// that a machine has not, or are about no kernel.
+const LIVE: [&str; 10] = [
     "resets",
     "errors",
     "close_wait",
     "overflow",
     "owners",
     "filters",
+    "follow",
     "evidence",
     "output_file",
     "without_sock_diag",

@@ -14,7 +14,7 @@ use super::initramfs::Initramfs;
 use super::kernel::Kernel;
 use crate::{build, process};
 
-/// Where the machine has the test programs; the actor lies beside them as cargo puts it.
+/// Where the machine has the test programs; the programs they start lie beside them as cargo puts them.
 pub(crate) const TESTS: &str = "/tests/deps";
 
 /// Files of this machine by the path they have in the test machine.
@@ -41,10 +41,11 @@ impl Payload {
             Ok(())
         };
         add("/bin/tcptrace".to_owned(), &build::binary())?;
+        add("/bin/sh".to_owned(), Path::new("/bin/sh"))?;
         for (name, program) in &programs {
             match name.as_str() {
                 "guest" => add("/init".to_owned(), program)?,
-                "actor" => add("/tests/actor".to_owned(), program)?,
+                "actor" | "incarnation" => add(format!("/tests/{name}"), program)?,
                 name if tests.contains(&name) => add(format!("{TESTS}/{name}"), program)?,
                 _ => {}
             }
@@ -99,7 +100,7 @@ fn build_tests(tests: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
             programs.insert(name.to_owned(), path.into());
         }
     }
-    for wanted in tests.iter().chain(&["guest", "actor"]) {
+    for wanted in tests.iter().chain(&["guest", "actor", "incarnation"]) {
         ensure!(
             programs.contains_key(*wanted),
             "cargo did not say where it built {wanted}"
