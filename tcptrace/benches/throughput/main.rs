@@ -14,7 +14,7 @@ use std::fs;
 use std::process::Command;
 
 use nix::time::{ClockId, clock_gettime};
-use stages::Stage;
+use stages::{Agent, Stage};
 use storms::Storm;
 
 /// Storms of one measurement, of which the median counts.
@@ -58,7 +58,9 @@ fn run(stage: &str, storm: &str, rounds: usize) {
         storm.again();
         agent.take(&storm.records);
     }
-    agent.finish();
+    if let Agent::Session(session) = &mut agent {
+        session.finish().expect("nothing can fail");
+    }
 }
 
 fn times() {

@@ -120,11 +120,4 @@ impl Agent {
             }
         }
     }
-
-    /// Judges what waits for more events.
-    pub(crate) fn finish(&mut self) {
-        if let Self::Session(session) = self {
-            session.finish().expect("nothing can fail");
-        }
-    }
 }
