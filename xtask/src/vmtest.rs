@@ -58,8 +58,12 @@ const LIVE: [&str; 10] = [
     "without_sock_diag",
 ];
 
-/// How many of them `cargo xtask test` has time for.
+/// How many of them `cargo xtask test` has time for, on the oldest kernel and on the newest.
 const QUICK: usize = 3;
+
+/// Those it runs on the kernels in between, each of which loses connections in its own way: a selftest
+/// takes what is not seen for what this kernel does not show.
+const BETWEEN: [&str; 1] = ["overflow"];
 
 /// How many machines run at once: each keeps one CPU busy.
 const AT_ONCE: usize = 2;
@@ -150,19 +154,17 @@ fn directory() -> PathBuf {
     process::workspace().join("target/vm")
 }
 
-/// The step of `cargo xtask test`: the oldest and the newest kernel, or in a full run every row.
+/// The step of `cargo xtask test`: the selftest in every row, and few live tests; in a full run all of
+/// them.
 pub(crate) fn check(full: bool) -> Result<Vec<String>> {
     if full {
         run(&[], &[])?;
         return Ok(vec!["see docs/kernels.md".to_owned()]);
     }
-    let is_chosen = |row: &Row| {
+    let mut rows = all_rows();
+    for row in rows.iter_mut().filter(|row| row.without.is_empty()) {
         let is_end = SERIES.first() == Some(&row.series) || SERIES.last() == Some(&row.series);
-        is_end && row.without.is_empty()
-    };
-    let mut rows: Vec<Row> = all_rows().into_iter().filter(is_chosen).collect();
-    for row in &mut rows {
-        row.tests = &LIVE[..QUICK];
+        row.tests = if is_end { &LIVE[..QUICK] } else { &BETWEEN };
     }
     let outcomes = run_rows(&rows, &directory().join("quick"))?;
     require_success(&outcomes)?;

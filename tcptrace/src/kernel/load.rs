@@ -301,6 +301,8 @@ impl Kernel {
     ) -> Result<()> {
         let object = self.ebpf.program_mut(name);
         let object = object.with_context(|| format!("the object has no program {name}"))?;
+        // What takes the place of a way that loads and then does not attach is not loaded before.
+        load(object, target, types)?;
         let link = match way {
             Way::RawTracepoint => {
                 let link = attach_raw_tracepoint(object, target)?;
