@@ -178,8 +178,7 @@ impl Records {
 
 /// Names are constants of letters, dots and underscores.
 pub(super) fn key(to: &mut Vec<u8>, before: u8, name: &str) {
-    to.push(before);
-    to.push(b'"');
+    to.extend_from_slice(&[before, b'"']);
     to.extend_from_slice(name.as_bytes());
     to.extend_from_slice(b"\":");
 }
