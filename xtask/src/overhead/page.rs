@@ -105,9 +105,9 @@ What a goal that is not met is spent on, by `perf record -e cpu-clock` and the v
 - A short connection changes state ten times. Each time `inet_sock_set_state` looks up the socket, takes
   the time and writes what is remembered, some 320 ns: 48 % its own code, 18 % finding what is remembered,
   12 % the clock, 9 % entering and leaving tables, 7 % reading by a helper, 6 % asking about the task,
-  which is done for two of the ten. A third of its own code stands where it is entered and where the
-  clock and the search come back, which this processor's protection against mispredicted returns makes
-  slow. The goal leaves some 600 ns beyond empty programs; ten lookups and clocks alone are 950.
+  which is done for two of the ten. A third of the time of its own code passes where it is entered and
+  where the clock and the search come back. The goal leaves some 600 ns beyond empty programs; ten
+  lookups and clocks alone are 950.
 - For an answer nginx receives, sends and frees a segment once each, and leaves three to four calls. Nearly
   all of what it loses is what the empty programs lose: being entered. Those without the exits of calls
   say how much of it these are. Where fentry is allowed `consume_skb` is not asked.
