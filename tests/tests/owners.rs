@@ -293,28 +293,29 @@ fn ten_thousand_other_sockets_lend_nobody_their_owner() {
         let mut churn = actor("churn")?;
         let listener = listen(&mut server, V4, 128)?;
         let others = volume(5000);
+        let before = netns.counters()?;
         churn.begin("churn", &[others.into()])?;
-        let mut pairs = vec![];
         for _ in 0..200 {
             let pair = Pair::new(&mut server, &mut client, listener)?;
             close_unread(&mut server, &mut client, &pair, 1)?;
             client.close(pair.client)?;
-            pairs.push(pair);
         }
         churn.finish()?;
+        let counted = netns.counters()?.since(&before, "TcpOutRsts");
         let events = Events::of(tracer)?;
         let sent = events.named("reset.sent");
-        assert_eq!(sent.count(), 200 + others as u64);
+        assert_eq!(Some(sent.count()), counted);
         let ours = sent.local(listener.1);
         assert_eq!(ours.pids(), [server.pid()].repeat(200));
-        let theirs =
-            sent.only(|e| e.number("network.local.port") != Some(listener.1.port().into()));
+        // Who reads a link of /proc holds its file for a moment, the tracer too: a close in that moment
+        // ends with the reader. The server's FIN is first then, and may find no socket.
+        let theirs = sent.only(|e| {
+            e.number("network.local.port") != Some(listener.1.port().into())
+                && e.0["attributes"].get("tcptrace.reset.no_socket").is_none()
+        });
         assert_eq!(theirs.pids(), [churn.pid()].repeat(others));
         let received = events.named("reset.received").peer(listener.1);
-        for pair in pairs {
-            let received = received.at_client(&pair);
-            assert_eq!(received.one()?.pid(), Some(client.pid().into()));
-        }
+        assert_eq!(received.pids(), [client.pid()].repeat(200));
         Ok(())
     });
 }
