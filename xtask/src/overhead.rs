@@ -10,6 +10,7 @@ mod programs;
 mod rival;
 
 use std::fs::{self, File};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -176,25 +177,25 @@ fn timed(bench: &mut Bench, rival: Rival) -> Result<Timed> {
     })
 }
 
-/// Empty programs and other tools look for tracepoints where tracefs is usually mounted: it is, for
-/// this process and its children.
+/// Empty programs and the tools of others look for tracepoints in one place or the other: they are in
+/// both, for this process and its children.
 fn see_tracepoints() -> Result<()> {
-    const TRACEFS: &str = "/sys/kernel/tracing";
-    if fs::exists(format!("{TRACEFS}/events"))? {
-        return Ok(());
+    let places = [
+        ("tracefs", "/sys/kernel/tracing", "events"),
+        ("debugfs", "/sys/kernel/debug", "tracing/events"),
+    ];
+    unshare(CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace of its own")?;
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>).context("cannot keep mounts")?;
+    for (kind, place, tracepoints) in places {
+        if !Path::new(place).join(tracepoints).exists() {
+            let plain = MsFlags::empty();
+            mount(Some(kind), place, Some(kind), plain, None::<&str>).with_context(|| {
+                format!("cannot mount {kind} at {place} for the tools compared")
+            })?;
+        }
     }
-    let mounted = unshare(CloneFlags::CLONE_NEWNS).and_then(|()| {
-        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
-        mount(
-            Some("tracefs"),
-            TRACEFS,
-            Some("tracefs"),
-            MsFlags::empty(),
-            None::<&str>,
-        )
-    });
-    mounted.with_context(|| format!("cannot mount tracefs at {TRACEFS} for the tools compared"))
+    Ok(())
 }
 
 /// Another tracer would be in both halves of a pair, and hide its like.

@@ -212,19 +212,15 @@ fn bpftrace() -> Result<Tool> {
     let output = output("bpftrace.out")?;
     let mut command = Command::new(program("bpftrace")?);
     command.args(["-B", "line", "-o"]).arg(&output).arg(script);
-    let mut tool = start(command)?;
-    wait(&mut tool.0, "bpftrace", |_| {
+    start("bpftrace", command, |_| {
         Ok(fs::read_to_string(&output)?.contains("ready\n"))
-    })?;
-    Ok(tool)
+    })
 }
 
 fn tool(name: &'static str) -> Result<Tool> {
-    let mut tool = start(Command::new(program(name)?))?;
-    wait(&mut tool.0, name, |process| {
+    start(name, Command::new(program(name)?), |process| {
         Ok(!programs::hooks(process)?.is_empty())
-    })?;
-    Ok(tool)
+    })
 }
 
 fn program(name: &str) -> Result<PathBuf> {
@@ -238,23 +234,28 @@ fn output(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn start(mut command: Command) -> Result<Tool> {
-    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-    Ok(Tool(child.with_context(|| {
-        format!("cannot start {}", command.get_program().display())
-    })?))
-}
-
-fn wait(child: &mut Child, name: &str, is_ready: impl Fn(u32) -> Result<bool>) -> Result<()> {
+/// Starts a tool and waits until it traces; if it does not, the error is what it says.
+fn start(
+    name: &'static str,
+    mut command: Command,
+    is_ready: impl Fn(u32) -> Result<bool>,
+) -> Result<Tool> {
+    let errors = output(&format!("{name}.err"))?;
+    let command = command.stdout(Stdio::null()).stderr(File::create(&errors)?);
+    let child = command
+        .spawn()
+        .with_context(|| format!("cannot start {name}"))?;
+    let mut tool = Tool(child);
     let begun = Instant::now();
-    while !is_ready(child.id())? {
-        ensure!(
-            child.try_wait()?.is_none() && begun.elapsed() < PATIENCE,
-            "{name} does not attach on this kernel"
-        );
+    while !is_ready(tool.0.id())? {
+        if tool.0.try_wait()?.is_some() || begun.elapsed() >= PATIENCE {
+            let errors = fs::read_to_string(&errors)?;
+            let errors: Vec<&str> = errors.lines().collect();
+            bail!("{name} does not trace here: {}", errors.join("; "));
+        }
         thread::sleep(Duration::from_millis(5));
     }
-    Ok(())
+    Ok(tool)
 }
 
 fn end(child: &mut Child) {
