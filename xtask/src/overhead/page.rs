@@ -122,7 +122,8 @@ Each number comes from a pair: the load without a tracer, then at once with it. 
 one pair for each row, in turn. The load runs on one CPU, over loopback (which hides what a network
 card adds) in a network namespace of its own; the tracer, `tcptrace -o json … > /dev/null`, runs on
 another, and wrk beside it. An operation is timed in 1000 batches, of which the median counts; of
-nginx it is the time per request over a second. *bpftrace* runs `xtask/src/overhead/same.bt`.
+nginx it is the time per request over a second. *bpftrace* runs `xtask/src/overhead/same.bt` and prints
+to a file.
 
 The ratio of a pair is *with* divided by *without*. The table has medians over the pairs, and of the
 ratios the middle half and the extremes as well. *No tracer* compares the load with itself: what

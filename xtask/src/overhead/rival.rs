@@ -211,14 +211,17 @@ fn bpftrace() -> Result<Tool> {
     let script = process::workspace().join("xtask/src/overhead/same.bt");
     let output = output("bpftrace.out")?;
     let mut command = Command::new(program("bpftrace")?);
-    command.args(["-B", "line", "-o"]).arg(&output).arg(script);
+    // To standard output it writes each line at once, to a file of its own only what fills a buffer.
+    let command = command.args(["-B", "line"]).arg(script);
+    let command = command.stdout(File::create(&output)?);
     start("bpftrace", command, |_| {
         Ok(fs::read_to_string(&output)?.contains("ready\n"))
     })
 }
 
 fn tool(name: &'static str) -> Result<Tool> {
-    start(name, Command::new(program(name)?), |process| {
+    let mut command = Command::new(program(name)?);
+    start(name, command.stdout(Stdio::null()), |process| {
         Ok(!programs::hooks(process)?.is_empty())
     })
 }
@@ -237,15 +240,12 @@ fn output(name: &str) -> Result<PathBuf> {
 /// Starts a tool and waits until it traces; if it does not, the error is what it says.
 fn start(
     name: &'static str,
-    mut command: Command,
+    command: &mut Command,
     is_ready: impl Fn(u32) -> Result<bool>,
 ) -> Result<Tool> {
     let errors = output(&format!("{name}.err"))?;
-    let command = command.stdout(Stdio::null()).stderr(File::create(&errors)?);
-    let child = command
-        .spawn()
-        .with_context(|| format!("cannot start {name}"))?;
-    let mut tool = Tool(child);
+    let child = command.stderr(File::create(&errors)?).spawn();
+    let mut tool = Tool(child.with_context(|| format!("cannot start {name}"))?);
     let begun = Instant::now();
     while !is_ready(tool.0.id())? {
         if tool.0.try_wait()?.is_some() || begun.elapsed() >= PATIENCE {
