@@ -123,8 +123,10 @@ impl Answer {
         }
     }
 
+    /// What is no number is the status 2, UNKNOWN.
     fn grpc(&self, code: &str) -> Verdict {
-        if code == "0" {
+        let code: u32 = code.parse().unwrap_or(2);
+        if code == 0 {
             // One byte for compression, four for the length, and the message.
             return taken(in_protobuf(self.body.get(5..).unwrap_or_default()));
         }
@@ -136,8 +138,8 @@ impl Answer {
         // CANCELLED, DEADLINE_EXCEEDED, ABORTED, OUT_OF_RANGE, UNAVAILABLE, DATA_LOSS; and
         // RESOURCE_EXHAUSTED where it says for how long.
         match code {
-            "1" | "4" | "10" | "11" | "14" | "15" => Verdict::Later(why, rest.unwrap_or_default()),
-            "8" if rest.is_some() => Verdict::Later(why, rest.unwrap_or_default()),
+            1 | 4 | 10 | 11 | 14 | 15 => Verdict::Later(why, rest.unwrap_or_default()),
+            8 if rest.is_some() => Verdict::Later(why, rest.unwrap_or_default()),
             _ => Verdict::Refused(why),
         }
     }
@@ -376,5 +378,9 @@ mod tests {
         };
         assert!(why.ends_with('x'));
         assert_eq!(told("a", &"y".repeat(1_000)).len(), 3 + LONGEST_WORDS);
+        let no_number = "6".repeat(1_000);
+        let answer = answer(200, &[("grpc-status", no_number.as_str())], b"");
+        let verdict = answer.verdict(Protocol::Grpc, now());
+        assert_eq!(verdict, refused("gRPC status 2"));
     }
 }
