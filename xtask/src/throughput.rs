@@ -32,9 +32,9 @@ A record goes as far as a stage:
 
 No stage asks the allocator for memory for an event (`tcptrace/tests/allocations.rs`).
 
-RSTs take most: a line of JSON has some 1,690 bytes. On the processor of 2026-11-22 half of its time is
-the analysis; of all, by `perf record -e cpu-clock`, 8 % is remembering what was judged, 7 % copying, 6 %
-strings, 5 % other values, 4 % names, and no other part has more than 4 %.
+RSTs take most: a line of JSON has some 1,690 bytes. On the processor of 2026-11-22 nearly half of its
+time is the analysis; of all, by `perf record -e cpu-clock`, 8 % is remembering what was judged, 7 %
+copying, 6 % strings, 5 % other values, 4 % names, and no other part has more than 4 %.
 ";
 
 /// Measures, and writes the page. With `accept` the instructions that are counted become the ones
@@ -73,8 +73,8 @@ pub(crate) fn run(accept: bool) -> Result<()> {
     write!(
         page,
         "## Memory\n\nOf the benchmark, which holds all storms at once (100 MB), after so many events to the \
-         analysis. The\ntable of connections may double once, by 1,680. The command fails when it grows by 2 MiB after the \
-         first line.\n\n{memory}"
+         analysis. The\ntable of connections may double once, by 1,680. The command fails when it grows by \
+         2 MiB after the first\nline.\n\n{memory}"
     )?;
     fs::write(process::workspace().join(PAGE), page)?;
     println!("wrote {PAGE}");
