@@ -431,7 +431,11 @@ fn reset_errno(state: u8) -> Option<i32> {
 /// SYNs sent: the first, and each that was sent again.
 fn attempts(raw: &wire::Event) -> u32 {
     let none = raw.tuple.local_port == 0 || raw.hook == wire::hook::CONNECT_EXIT;
-    if none { 0 } else { raw.retransmits + 1 }
+    if none {
+        0
+    } else {
+        raw.retransmits.saturating_add(1)
+    }
 }
 
 /// Bytes a call asked for, of the calls whose third argument says so.
