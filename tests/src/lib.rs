@@ -4,12 +4,14 @@
 //! Run as root, one test at a time: `cargo test -p tcptrace-tests -- --test-threads=1`. The program
 //! under test is `$TCPTRACE_BIN`, or else the release build of this workspace.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use tcptrace::selftest::actor::Arg;
 pub use tcptrace::selftest::actor::{Actor, Fd, Pair, wait_until};
 pub use tcptrace::selftest::netns::{Counters, Netns};
@@ -223,6 +225,17 @@ pub fn wait_for_process_state(pid: u32, state: char) -> Result<()> {
         Ok(after_name.trim_start().starts_with(state))
     })?;
     Ok(())
+}
+
+/// What a record says of its event: its attributes but for those that tell a replay when and in which
+/// order it was judged ([`Place`](tcptrace::sink::Place)), which any record of JSON may carry and no
+/// other format does.
+#[must_use]
+pub fn told(record: &Record) -> BTreeMap<&str, &Value> {
+    let attributes = record.0["attributes"].as_object().into_iter().flatten();
+    let told = attributes.map(|(name, value)| (name.as_str(), value));
+    told.filter(|(name, _)| !matches!(*name, "tcptrace.judged_until_ms" | "tcptrace.event.kept"))
+        .collect()
 }
 
 /// The records of a trace that ended well, and ways to ask them.

@@ -122,8 +122,7 @@ fn rsyslog_reads_time_severity_name_and_attributes() {
         ensure!(text.trim() == body, "{text} for {body}");
         let attributes: BTreeMap<String, Value> =
             serde_json::from_str(&format!("{{{attributes}}}"))?;
-        let expected = record.0["attributes"].as_object().context("attributes")?;
-        for (name, value) in expected {
+        for (name, value) in told(record) {
             // A list without items has no parameter.
             if value.as_array().is_some_and(Vec::is_empty) {
                 continue;

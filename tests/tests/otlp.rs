@@ -137,12 +137,10 @@ fn a_record_keeps_its_name_its_time_and_the_types_of_its_attributes() {
             ] {
                 ensure!(log.contains(&line), "{line} is not in {log:#?}");
             }
-            let attributes = |name: &str| record.0[name].as_object().context("attributes");
-            for (part, attributes) in [
-                (log, attributes("attributes")?),
-                (about, attributes("resource")?),
-            ] {
-                for (name, value) in attributes {
+            let resource = record.0["resource"].as_object().context("a resource")?;
+            let resource = resource.iter().map(|(name, value)| (name.as_str(), value));
+            for (part, attributes) in [(log, told(record)), (about, resource.collect())] {
+                for (name, value) in &attributes {
                     let line = format!("     -> {name}: {}", printed(value));
                     ensure!(part.contains(&line), "{line} is not in {part:#?}");
                 }

@@ -73,8 +73,7 @@ fn both_ways_of_reading_the_kernels_memory_tell_the_same() {
         let events = events.only(|record| kinds.contains(&record.name()));
         let mut said: Vec<String> = Vec::new();
         for record in &events.0 {
-            let attributes = record.0["attributes"].as_object().into_iter().flatten();
-            let lasting = attributes.filter(|(key, _)| {
+            let lasting = told(record).into_iter().filter(|(key, _)| {
                 let mut words = key.split(['.', '_']);
                 key.starts_with("process.") || !words.any(|word| OWN.contains(&word))
             });
