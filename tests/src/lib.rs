@@ -227,6 +227,23 @@ pub fn wait_for_process_state(pid: u32, state: char) -> Result<()> {
     Ok(())
 }
 
+/// The fields of the `status` of each thread of a process. One that ends meanwhile is left out.
+///
+/// # Errors
+/// When there is no such process.
+pub fn threads(pid: u32) -> Result<Vec<BTreeMap<String, String>>> {
+    let mut threads = Vec::new();
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let Ok(status) = std::fs::read_to_string(thread?.path().join("status")) else {
+            continue;
+        };
+        let fields = status.lines().filter_map(|line| line.split_once(":\t"));
+        let fields = fields.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        threads.push(fields.collect());
+    }
+    Ok(threads)
+}
+
 /// What a record says of its event: its attributes but for those that tell a replay when and in which
 /// order it was judged ([`Place`](tcptrace::sink::Place)), which any record of JSON may carry and no
 /// other format does.

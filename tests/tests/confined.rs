@@ -181,19 +181,13 @@ fn every_thread_of_a_tracer_is_confined() {
             ]
             .concat(),
         )?;
-        let tasks = format!("/proc/{}/task", tracer.pid());
         let mut names = vec![];
         wait_until("every thread to be confined", || {
             names.clear();
             let mut all = true;
-            for task in fs::read_dir(&tasks)? {
-                // One that has ended meanwhile can do nothing.
-                let Ok(status) = fs::read_to_string(task?.path().join("status")) else {
-                    continue;
-                };
-                let field = |name: &str| status.lines().find_map(|it| it.strip_prefix(name));
-                all &= field("Seccomp:\t") == Some("2") && field("NoNewPrivs:\t") == Some("1");
-                names.extend(field("Name:\t").map(str::to_owned));
+            for thread in threads(tracer.pid()).map_err(io::Error::other)? {
+                all &= thread["Seccomp"] == "2" && thread["NoNewPrivs"] == "1";
+                names.push(thread["Name"].clone());
             }
             Ok(all)
         })?;

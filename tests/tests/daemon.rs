@@ -166,21 +166,17 @@ fn prometheus_scrapes_it_and_promtool_finds_nothing_to_mend() {
 }
 
 fn the_thread_that_answers_can_do_nothing_else(pid: u32) -> Result<()> {
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let status = fs::read_to_string(task?.path().join("status"))?;
-        if !status.starts_with("Name:\tmetrics\n") {
-            continue;
-        }
-        for line in [
-            "CapEff:\t0000000000000000",
-            "CapPrm:\t0000000000000000",
-            "Seccomp:\t2",
-        ] {
-            ensure!(status.lines().any(|it| it == line), "{line}: {status}");
-        }
-        return Ok(());
+    let threads = threads(pid)?;
+    let thread = threads.iter().find(|it| it["Name"] == "metrics");
+    let thread = thread.context("no thread answers")?;
+    for (field, value) in [
+        ("CapEff", "0000000000000000"),
+        ("CapPrm", "0000000000000000"),
+        ("Seccomp", "2"),
+    ] {
+        ensure!(thread[field] == value, "{field}: {thread:?}");
     }
-    anyhow::bail!("no thread answers")
+    Ok(())
 }
 
 /// A service manager that waits to be told.

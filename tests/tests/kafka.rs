@@ -204,14 +204,11 @@ fn no_thread_of_it_can_do_more_than_deliver() {
         provoke(1)?;
         broker.messages(3)?;
         let mut names = BTreeSet::new();
-        for task in std::fs::read_dir(format!("/proc/{}/task", tracer.pid()))? {
-            let status = std::fs::read_to_string(task?.path().join("status"))?;
-            let field = |name: &str| status.lines().find_map(|it| it.strip_prefix(name));
-            ensure!(field("Seccomp:\t") == Some("2"), "{status}");
-            let name = field("Name:\t").context("a name")?.to_owned();
-            if name.starts_with("rdk:") {
-                ensure!(field("CapPrm:\t") == Some("0000000000000000"), "{status}");
-                names.insert(name);
+        for thread in threads(tracer.pid())? {
+            ensure!(thread["Seccomp"] == "2", "{thread:?}");
+            if thread["Name"].starts_with("rdk:") {
+                ensure!(thread["CapPrm"] == "0000000000000000", "{thread:?}");
+                names.insert(thread["Name"].clone());
             }
         }
         ensure!(names.len() >= 2, "{names:?}");

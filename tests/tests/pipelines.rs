@@ -2,13 +2,14 @@
 //! server wrote what was sent. `cargo xtask pipelines` makes it larger and keeps the lines it prints.
 
 use std::env;
-use std::fs;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
 use tcptrace_tests::accounts::{Account, account};
 use tcptrace_tests::log_servers::{Journald, LogServer, wait_for_port};
 use tcptrace_tests::*;
@@ -42,14 +43,8 @@ fn cpu_time(process: Option<u32>) -> Result<Duration> {
         let all = usage.user_time() + usage.system_time();
         return Ok(Duration::from_micros(all.num_microseconds().try_into()?));
     };
-    let mut all = Duration::ZERO;
-    for task in fs::read_dir(format!("/proc/{process}/task"))? {
-        // <https://docs.kernel.org/scheduler/sched-stats.html#proc-pid-schedstat>
-        let text = fs::read_to_string(task?.path().join("schedstat"))?;
-        let nanoseconds = text.split(' ').next().context("no time")?;
-        all += Duration::from_nanos(nanoseconds.parse()?);
-    }
-    Ok(all)
+    let clock = clock_getcpuclockid(Pid::from_raw(process.try_into()?))?;
+    Ok(clock.now()?.into())
 }
 
 /// Sends a storm to these exports, as fast as it comes.

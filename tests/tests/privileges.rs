@@ -224,23 +224,13 @@ fn where_processes_have_other_numbers_it_names_none() -> Result<()> {
 const MAIN: &str = "main";
 
 /// What the status of each thread of a process says, by the thread's name.
-fn threads(pid: u32) -> Result<BTreeMap<String, BTreeMap<String, String>>> {
-    let mut threads = BTreeMap::new();
-    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let thread = thread?;
-        let Ok(status) = fs::read_to_string(thread.path().join("status")) else {
-            // It has ended.
-            continue;
-        };
-        let fields = status.lines().filter_map(|line| line.split_once(":\t"));
-        let mut fields: BTreeMap<_, _> = fields
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect();
+fn threads_by_name(pid: u32) -> Result<BTreeMap<String, BTreeMap<String, String>>> {
+    let named = |mut fields: BTreeMap<String, String>| {
         let name = fields.remove("Name").context("a name")?;
-        let is_first = thread.file_name().to_str() == Some(&pid.to_string());
-        threads.insert(if is_first { MAIN.to_owned() } else { name }, fields);
-    }
-    Ok(threads)
+        let is_first = fields.get("Pid") == Some(&pid.to_string());
+        Ok((if is_first { MAIN.to_owned() } else { name }, fields))
+    };
+    threads(pid)?.into_iter().map(named).collect()
 }
 
 fn set(thread: &BTreeMap<String, String>, name: &str) -> Result<u64> {
@@ -269,7 +259,7 @@ fn ensure_kept(pid: u32, report: &Value, bounding_is_empty: bool) -> Result<()> 
     ];
     let gone = gone.iter().fold(0, |set, it| set | it.bitmask());
     ensure!(by_all & gone == 0, "this kernel needs CAP_BPF for its maps");
-    let threads = threads(pid)?;
+    let threads = threads_by_name(pid)?;
     ensure!(threads.contains_key(MAIN), "{threads:#?}");
     ensure!(
         threads.contains_key(door::NAME) == (by_one != 0),
@@ -343,12 +333,15 @@ fn a_command_keeps_what_its_user_has_while_the_tracer_does_not() {
         let report = doctor(tcptrace())?;
         // It gives its own up when the command has begun.
         wait_until("the thread that waits for the command", || {
-            let threads = threads(tracer.pid()).map_err(io::Error::other)?;
+            let threads = threads_by_name(tracer.pid()).map_err(io::Error::other)?;
             let waits = threads.get("command").map(|it| set(it, "CapPrm"));
             Ok(waits.is_some_and(|set| set.is_ok_and(|set| set == 0)))
         })?;
         let [by_all, _] = kept(&report)?;
-        assert_eq!(set(&threads(tracer.pid())?[MAIN], "CapPrm")?, by_all);
+        assert_eq!(
+            set(&threads_by_name(tracer.pid())?[MAIN], "CapPrm")?,
+            by_all
+        );
         drop(end);
         assert_eq!(tracer.finish()?.status.code(), Some(0));
         Ok(())
@@ -372,7 +365,7 @@ fn the_output_file_is_opened_anew_without_privileges_or_with_the_one_it_takes() 
             let moved = directory.path().join("moved.json");
             let path_text = path.to_str().context("a path of this test")?;
             let tracer = start(command, netns, &["--output-file", path_text])?;
-            let held = set(&threads(tracer.pid())?["files"], "CapEff")?;
+            let held = set(&threads_by_name(tracer.pid())?["files"], "CapEff")?;
             assert_eq!(held & override_all != 0, takes_it, "owner {owner}");
             fs::rename(&path, &moved)?;
             tracer.signal(Signal::SIGHUP)?;
