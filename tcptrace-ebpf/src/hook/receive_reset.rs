@@ -28,7 +28,7 @@ fn stand_in_for_tcp_receive_reset(ctx: RawTracePointContext) -> i32 {
 
 #[inline(always)]
 fn received(socket: Socket) {
-    if !is_wanted(kind::RESET_RECEIVED) {
+    if !is_wanted(kind::RESET_RECEIVED) || filter::leaves_out(socket) {
         return;
     }
     let mut known = owner::of(socket);

