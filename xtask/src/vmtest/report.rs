@@ -138,6 +138,15 @@ impl Outcome {
         require_success(section)
     }
 
+    /// A kernel from which no way is withheld shows every signal. The selftest cannot say so: for it what
+    /// is not seen is what this kernel does not show.
+    pub(crate) fn require_every_signal(&mut self) {
+        let unseen = self.signals.iter().filter(|signal| signal.way.is_none());
+        let faults =
+            unseen.map(|it| format!("{} is not seen: {}", it.name, it.refusals.join("; ")));
+        self.faults.extend(faults);
+    }
+
     /// One line for the record of a test run.
     pub(crate) fn line(&self) -> String {
         format!(
@@ -323,4 +332,27 @@ fn reasons(outcomes: &[Outcome]) -> String {
         let _ = write!(text, "\n**{name}** on {}:\n\n- {reason}\n", rows.join("; "));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_that_nothing_serves_is_a_fault_where_nothing_is_withheld() {
+        let mut outcome = Outcome::of(&Console::read(
+            r#"@@ begin doctor
+{"signals": [
+{"signal": "reset sent", "way": "raw_tracepoint", "ways": []},
+{"signal": "final ACK", "way": null, "ways": [
+{"way": "fentry", "why": "error 524"}, {"way": "kprobe", "why": "not tried"}]}
+]}
+@@ end doctor 0 1
+"#,
+        ));
+        assert!(outcome.faults.is_empty(), "{:?}", outcome.faults);
+        outcome.require_every_signal();
+        let fault = "final ACK is not seen: fentry: error 524; kprobe: not tried";
+        assert_eq!(outcome.faults, [fault]);
+    }
 }
