@@ -25,11 +25,12 @@ use rival::{RIVALS, Rival};
 
 /// The rivals whose programs the kernel times: the default, its floor, a filter nothing passes, and
 /// all that costs on request.
-const TIMED: [Rival; 4] = [
+const TIMED: [Rival; 5] = [
     Rival::Tcptrace(&[]),
     Rival::Empty(&[]),
     Rival::Tcptrace(&["--port", "1"]),
     Rival::Tcptrace(&["--event", "+fd.invalid", "--last-user"]),
+    Rival::Tcptrace(&["--stack"]),
 ];
 
 /// Measures in `pairs` rounds, and writes the page.

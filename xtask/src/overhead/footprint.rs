@@ -1,10 +1,13 @@
-//! How long tcptrace takes to start, and how much memory it holds.
+//! How long tcptrace takes to start, how much memory it holds, and what it takes when nothing happens.
 
 use std::fs;
 use std::process::Stdio;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
 
 use super::load::Crowd;
 use super::programs;
@@ -12,6 +15,9 @@ use super::rival::Tracer;
 
 /// Starts that are measured; their median counts.
 const STARTS: usize = 11;
+
+/// How long one is looked at to which nothing happens.
+const IDLE: Duration = Duration::from_secs(10);
 
 /// Live sockets, and the arguments that make room for them.
 const CROWDS: [(u32, &[&str]); 2] = [(100_000, &[]), (1_000_000, &["--max-sockets", "1048576"])];
@@ -31,6 +37,8 @@ pub(super) struct Footprint {
     /// From the start of the program until it traces, sorted.
     pub(super) starts: Vec<Duration>,
     pub(super) held: Vec<Held>,
+    /// What tracers took of a processor in each second in which nothing happened.
+    pub(super) idle: Vec<(&'static str, Duration)>,
 }
 
 /// Starts tcptrace again and again, and lets it see crowds of sockets.
@@ -66,7 +74,31 @@ pub(super) fn measure() -> Result<Footprint> {
         tracer.stop()?;
         drop(crowd);
     }
-    Ok(Footprint { starts, held })
+    Ok(Footprint {
+        starts,
+        held,
+        idle: idle()?,
+    })
+}
+
+fn idle() -> Result<Vec<(&'static str, Duration)>> {
+    println!("idle");
+    let own = std::process::id().to_string();
+    let modes: [(_, &[&str]); 3] = [
+        ("the defaults", &[]),
+        ("`--pid`", &["--pid", &own]),
+        ("`--pid --follow`", &["--pid", &own, "--follow"]),
+    ];
+    let taken = modes.map(|(title, arguments)| {
+        let tracer = Tracer::start(arguments, Stdio::null())?;
+        let clock = clock_getcpuclockid(Pid::from_raw(tracer.id().try_into()?))?;
+        let before = Duration::from(clock.now()?);
+        thread::sleep(IDLE);
+        let taken = Duration::from(clock.now()?).saturating_sub(before);
+        tracer.stop()?;
+        Ok((title, taken.div_f64(IDLE.as_secs_f64())))
+    });
+    taken.into_iter().collect()
 }
 
 fn look(tracer: &Tracer, when: String) -> Result<Held> {

@@ -451,6 +451,15 @@ fn held(footprint: &Footprint) -> String {
             mebibytes(held.maps)
         );
     }
+    let idle = footprint.idle.iter();
+    let idle: Vec<String> = idle
+        .map(|(title, taken)| format!("{} µs with {title}", taken.as_micros()))
+        .collect();
+    let _ = writeln!(
+        text,
+        "\nWhen nothing happens it takes of a processor, in a second: {}.",
+        idle.join(", ")
+    );
     text
 }
 
