@@ -226,7 +226,8 @@ fn escaped(to: &mut Vec<u8>, text: &str) {
 
 /// There is nothing to escape: each byte is printable ASCII, no quote and no backslash. Eight bytes are
 /// looked at in one word, the last ones maybe twice, without an early end: nearly all texts are short and
-/// plain, and byte by byte this costs a record a thirtieth of its time.
+/// plain, and byte by byte to write them takes a third longer.
+/// <https://graphics.stanford.edu/~seander/bithacks.html#ZeroInWord>
 fn is_plain(text: &[u8]) -> bool {
     const EACH: u64 = u64::MAX / 0xff;
     let is_special = |byte: u8| !matches!(byte, b' '..=b'~') || matches!(byte, b'"' | b'\\');
