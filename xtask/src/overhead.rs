@@ -23,8 +23,8 @@ use load::{Bench, ERRORS, LOADS, Load, Measured, NGINX};
 use programs::{Programs, Switch};
 use rival::{RIVALS, Rival};
 
-/// The rivals whose programs the kernel times: the default, its floor, a filter nothing passes, and
-/// all that costs on request.
+/// The rivals whose programs the kernel times: the default, its floor, a filter nothing passes, all that
+/// costs each call on request, and what costs each failure.
 const TIMED: [Rival; 5] = [
     Rival::Tcptrace(&[]),
     Rival::Empty(&[]),
