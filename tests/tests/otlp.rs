@@ -441,6 +441,17 @@ fn credentials_come_from_the_environment_and_are_shown_to_nobody_else() {
     });
 }
 
+/// Makes `VictoriaMetrics` find what it has been sent. A series that is asked for before it is found
+/// is remembered as missing until a clock that ticks every ten seconds.
+fn flush() -> Result<()> {
+    let flushed = Command::new("curl")
+        .args(["--silent", "--fail"])
+        .arg("http://127.0.0.1:8428/internal/force_flush")
+        .status()?;
+    ensure!(flushed.success(), "{flushed}");
+    Ok(())
+}
+
 /// What `VictoriaMetrics` has of a series, which this selects.
 fn stored(series: &str) -> Result<Option<f64>> {
     let output = Command::new("curl")
@@ -481,6 +492,7 @@ fn victoria_metrics_gets_the_counts_of_the_whole_run() {
         let trace = tracer.stop()?;
         let said = trace.stderr.join("\n");
         ensure!(!said.contains("--metrics"), "{said}");
+        flush()?;
         for (series, expected) in [
             (
                 r#"tcptrace_connect_failures_total{error_type="ECONNREFUSED"}"#,
