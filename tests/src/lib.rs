@@ -13,7 +13,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tcptrace::selftest::actor::Arg;
-pub use tcptrace::selftest::actor::{Actor, Fd, Pair, wait_until};
+pub use tcptrace::selftest::actor::{Actor, Fd, Pair, SOON, wait_until};
 pub use tcptrace::selftest::netns::{Counters, Netns};
 pub use tcptrace::selftest::tracer::{Record, Trace, Tracer, note_unseen, unseen};
 
@@ -217,7 +217,7 @@ pub fn pass(from: &mut Actor, fd: Fd, to: &mut Actor) -> Result<Fd> {
 /// Waits until this is the state of a process in `/proc/PID/stat`, e.g. `T` once it is stopped.
 ///
 /// # Errors
-/// When it is not within 10 s.
+/// When it is not soon.
 pub fn wait_for_process_state(pid: u32, state: char) -> Result<()> {
     wait_until("a process state", || {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
@@ -16,10 +15,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::Pid;
 
-use crate::Netns;
-
-/// How long a program may take to print what it must: most wait for a deadline of their own.
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::{Netns, SOON};
 
 type Lines = Arc<(Mutex<Vec<String>>, Condvar)>;
 
@@ -107,7 +103,7 @@ impl Program {
         let (lines, changed) = &*self.lines;
         let lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
         let (lines, _) = changed
-            .wait_timeout_while(lines, PATIENCE, |lines| find(lines).is_none())
+            .wait_timeout_while(lines, SOON, |lines| find(lines).is_none())
             .unwrap_or_else(PoisonError::into_inner);
         find(&lines)
             .with_context(|| format!("a line was expected, these came:\n{}", lines.join("\n")))

@@ -35,7 +35,7 @@ impl Terminal {
     /// Waits until this holds of the lines on it.
     ///
     /// # Errors
-    /// When it does not within 10 s, with what is on it instead.
+    /// When it does not soon, with what is on it instead.
     pub fn wait_for(&self, what: &str, holds: impl Fn(&str) -> bool) -> Result<String> {
         let mut screen = String::new();
         let waited = wait_until(what, || {

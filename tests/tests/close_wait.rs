@@ -5,8 +5,6 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use tcptrace_tests::*;
 
-const SOON: Duration = Duration::from_secs(10);
-
 #[test]
 fn a_socket_left_open_is_told_after_a_second() {
     in_netns(|netns| {
@@ -89,7 +87,7 @@ fn what_was_there_before_is_told_with_its_age() {
         // An age needs time to pass: no state of the kernel stands for it.
         std::thread::sleep(Duration::from_millis(1500));
         let tracer = trace(netns, &[])?;
-        let stuck = tracer.wait_for("the old one", Duration::from_secs(2), |record| {
+        let stuck = tracer.wait_for("the old one", SOON, |record| {
             record.name() == "close_wait.stuck"
         })?;
         let age = stuck.number("tcptrace.close_wait.age_ms").unwrap_or(0);

@@ -81,7 +81,7 @@ fn a_peer_that_gives_up_has_waited_this_long() {
                 record.name() == "state.changed"
                     && record.number("network.peer.port") == Some(port.into())
             };
-            let entered = tracer.wait_for("the FIN", Duration::from_secs(10), |record| {
+            let entered = tracer.wait_for("the FIN", SOON, |record| {
                 at_server(record) && record.text("network.connection.state") == Some("close_wait")
             })?;
             if unanswered {
@@ -100,7 +100,7 @@ fn a_peer_that_gives_up_has_waited_this_long() {
             let (asked, answered) = (rounds + u64::from(unanswered), rounds);
             ensure!(entered.number("tcptrace.socket.bytes_received") == Some(8 * asked));
             ensure!(entered.number("tcptrace.socket.bytes_sent") == Some(6 * answered));
-            let gone = tracer.wait_for("the end", Duration::from_secs(10), |record| {
+            let gone = tracer.wait_for("the end", SOON, |record| {
                 at_server(record) && record.text("network.connection.state") == Some("closed")
             })?;
             ensure!(gone.number("tcptrace.fin.written") == Some(8), "{gone:?}");
@@ -225,7 +225,7 @@ fn a_full_listener_says_when_it_last_accepted() {
             client.connected(addr)?;
             server.wait_for_queue(listener, 2)?;
             client.connecting(addr)?;
-            let lost = tracer.wait_for("the dropped SYN", Duration::from_secs(10), |record| {
+            let lost = tracer.wait_for("the dropped SYN", SOON, |record| {
                 record.name() == "accept_queue.overflow"
                     && record.number("network.local.port") == Some(addr.port().into())
             })?;

@@ -11,9 +11,6 @@ use tcptrace_tests::*;
 
 const V4: &str = "127.0.0.1:0";
 
-/// Long enough for whatever must come.
-const PATIENCE: Duration = Duration::from_secs(20);
-
 /// The lines of an attribute that is a list.
 fn lines(record: &Record, name: &str) -> Vec<String> {
     let lines = record.get(name).and_then(|it| it.as_array());
@@ -76,7 +73,7 @@ fn a_full_queue_says_that_its_server_is_stopped() {
             .map(|_| client.connecting(addr))
             .collect::<Result<_, _>>()?;
         fds.into_iter().try_for_each(|fd| client.close(fd))?;
-        let told = tracer.wait_for("the acceptor", PATIENCE, |record| {
+        let told = tracer.wait_for("the acceptor", SOON, |record| {
             record.get("tcptrace.acceptor.state").is_some()
         })?;
         server.signal(Signal::SIGCONT)?;
@@ -133,7 +130,7 @@ fn of_several_holders_the_acceptor_is_named() {
                 client.connected(addr)?;
             }
             let more = client.connecting(addr)?;
-            let told = tracer.wait_for("the acceptor", PATIENCE, |record| {
+            let told = tracer.wait_for("the acceptor", SOON, |record| {
                 record.number("network.local.port") == Some(addr.port().into())
                     && record.get("tcptrace.acceptor.pid").is_some()
             })?;
@@ -285,7 +282,7 @@ fn a_connection_never_closed_says_what_its_process_waits_for() {
         }
         let gone = connected(&mut server, &mut client, V4)?;
         client.close(gone.client)?;
-        let told = tracer.wait_for("the workload", PATIENCE, |record| {
+        let told = tracer.wait_for("the workload", SOON, |record| {
             record.name() == "close_wait.stuck" && record.get("tcptrace.work.inbound").is_some()
         })?;
         assert_eq!(told.pid(), Some(server.pid().into()));
@@ -446,7 +443,7 @@ fn who_does_not_read_is_named() {
         let (fd, len) = (pair.server.into(), bytes.len().into());
         let args = [fd, bytes[..].into(), len, flags.into(), 0.into(), 0.into()];
         while server.sys(libc::SYS_sendto, &args).is_ok() {}
-        let timeout = tracer.wait_for("a timeout", PATIENCE, |record| {
+        let timeout = tracer.wait_for("a timeout", SOON, |record| {
             record.name() == "connection.timeout"
         })?;
         assert_eq!(timeout.pid(), Some(server.pid().into()));
@@ -508,7 +505,7 @@ fn syn_flood(cookies: &str, counter: &str) {
         let mut server = actor("server")?;
         let mut client = actor("client")?;
         let first = flood(&mut server, &mut client, V4, 20)?;
-        tracer.wait_for("a SYN flood", PATIENCE, |record| {
+        tracer.wait_for("a SYN flood", SOON, |record| {
             record.name() == "syn_queue.overflow"
         })?;
         let second = flood(&mut server, &mut client, "[::1]:0", 30)?;
@@ -556,7 +553,7 @@ fn a_flood_in_a_namespace_nobody_named_is_seen() {
         flood(&mut server, &mut client, V4, 20)?;
         let counted = netns.counters()?.since(&before, "TcpExtTCPReqQFullDrop");
         let inode = u64::from(netns.inode());
-        let event = tracer.wait_for("a SYN flood", PATIENCE, |record| {
+        let event = tracer.wait_for("a SYN flood", SOON, |record| {
             record.number("tcptrace.netns") == Some(inode)
         })?;
         let counted = counted.context("no such counter")?;

@@ -1,8 +1,6 @@
 //! What Go programs run into, with the netpoller and net/http: what they print, and the one finding
 //! that says why.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use tcptrace_tests::findings::{Finding, exact_findings, findings, only_finding};
@@ -350,7 +348,7 @@ fn a_client_that_never_closes_a_body() {
 
 fn wait_for_leak(tracer: &Tracer) -> Result<()> {
     let leak = |record: &Record| record.text("tcptrace.cause") == Some("close_wait_leak");
-    tracer.wait_for("the leak", Duration::from_secs(10), |record| {
+    tracer.wait_for("the leak", SOON, |record| {
         record.name() == "finding" && leak(record)
     })?;
     Ok(())

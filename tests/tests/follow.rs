@@ -12,8 +12,6 @@ use tcptrace_tests::cgroup::Cgroup;
 use tcptrace_tests::program::Program;
 use tcptrace_tests::*;
 
-const PATIENCE: Duration = Duration::from_secs(20);
-
 /// A supervisor that starts its service anew with each line, which the service's own lines follow.
 struct Supervisor {
     program: Program,
@@ -65,7 +63,7 @@ fn trace_failures(netns: &Netns, args: &[&str]) -> Result<Tracer> {
 }
 
 fn wait_for_turn(tracer: &Tracer, turn: &str, pid: u32) -> Result<Record> {
-    tracer.wait_for(&format!("{pid} that {turn}"), PATIENCE, |record| {
+    tracer.wait_for(&format!("{pid} that {turn}"), SOON, |record| {
         record.text("tcptrace.target.turn") == Some(turn) && record.pid() == Some(pid.into())
     })
 }
@@ -183,7 +181,7 @@ fn one_that_begins_before_the_other_has_ended_stands_by() {
         new.done("fail 2")?;
         old.done("fail 1")?;
         // By then the events before it were looked at.
-        tracer.wait_for("the old one", PATIENCE, |record| {
+        tracer.wait_for("the old one", SOON, |record| {
             record.pid() == Some(first.into())
         })?;
         old.end()?;

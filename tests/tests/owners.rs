@@ -1,15 +1,12 @@
 //! The owner is the process that was made to do it, whatever way the socket came to it.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use tcptrace_tests::*;
 
 const V4: &str = LOOPBACKS[0];
-const SOON: Duration = Duration::from_secs(5);
-
 fn confidence(record: &Record) -> Option<&str> {
     record.text("tcptrace.owner.confidence")
 }

@@ -11,7 +11,6 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use caps::{CapSet, Capability, CapsHashSet};
@@ -25,8 +24,6 @@ use tcptrace::host::{door, netns};
 use tcptrace::kernel::privileges::{keep_only, rehearse};
 use tcptrace_tests::*;
 use tempfile::TempDir;
-
-const SOON: Duration = Duration::from_secs(10);
 
 /// A user with no rights of its own.
 const NOBODY: u32 = 65_534;

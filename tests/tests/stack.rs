@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -12,7 +11,6 @@ use tcptrace_tests::program::{Go, Program};
 use tcptrace_tests::*;
 use tempfile::TempDir;
 
-const SOON: Duration = Duration::from_secs(20);
 const C: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/stack/closer.c");
 const RUST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/stack/closer.rs");
 const GO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/go/connections.go");

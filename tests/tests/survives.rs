@@ -9,8 +9,6 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use tcptrace_tests::*;
 
-const SOON: Duration = Duration::from_secs(10);
-
 /// Nothing is left in the kernel without a process that holds it but what was before.
 fn ensure_clean(before: &BTreeSet<bpf::Object>) -> Result<()> {
     let mut left = vec![];

@@ -1,12 +1,8 @@
 //! A kernel without `sock_diag`: what `/proc/PID/net/tcp` tells stands in, and what it leaves out is said.
 
-use std::time::Duration;
-
 use anyhow::Context;
 use tcptrace_tests::sock_diag::without_sock_diag;
 use tcptrace_tests::*;
-
-const SOON: Duration = Duration::from_secs(10);
 
 #[test]
 fn what_is_wrong_at_the_start_is_told_with_what_is_known() {
