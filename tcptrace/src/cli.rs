@@ -1,10 +1,12 @@
 //! The command line.
 
 use std::ffi::OsString;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
 use crate::config::Selection;
@@ -314,32 +316,33 @@ pub enum ColorChoice {
     Never,
 }
 
-/// Which sockets are meant.
+/// Which sockets are meant. An option may be repeated; its values are separated by commas where a name
+/// or a path that holds one is out of the question.
 #[derive(Args, Clone, Debug, Default)]
 pub struct SocketFilter {
     /// Only sockets of this process, and their other ends on this host.
-    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..), help_heading = FILTER)]
+    #[arg(short, long, value_name = "PID,...", value_delimiter = ',', value_parser = pid, help_heading = FILTER)]
     pub pid: Vec<u32>,
     /// Only sockets of processes with this command name (its first 15 bytes).
     #[arg(long, value_name = "NAME", help_heading = FILTER)]
     pub comm: Vec<String>,
     /// Only sockets of this user, by number or name.
-    #[arg(long, value_name = "USER", value_parser = user, help_heading = FILTER)]
+    #[arg(long, value_name = "USER,...", value_delimiter = ',', value_parser = user, help_heading = FILTER)]
     pub uid: Vec<u32>,
     /// Only connections with this port at either end.
-    #[arg(long, value_name = "PORT", value_parser = port(), help_heading = FILTER)]
+    #[arg(long, value_name = "PORT,...", value_delimiter = ',', value_parser = port, help_heading = FILTER)]
     pub port: Vec<u16>,
     /// Only connections with this port at this end.
-    #[arg(short = 'L', long, value_name = "PORT", value_parser = port(), help_heading = FILTER)]
+    #[arg(short = 'L', long, value_name = "PORT,...", value_delimiter = ',', value_parser = port, help_heading = FILTER)]
     pub local_port: Vec<u16>,
     /// Only connections with this port at the other end.
-    #[arg(short = 'D', long, value_name = "PORT", value_parser = port(), help_heading = FILTER)]
+    #[arg(short = 'D', long, value_name = "PORT,...", value_delimiter = ',', value_parser = port, help_heading = FILTER)]
     pub peer_port: Vec<u16>,
     /// Only connections with an address in this network at either end.
-    #[arg(long, value_name = "CIDR", value_parser = network, help_heading = FILTER)]
+    #[arg(long, value_name = "CIDR,...", value_delimiter = ',', value_parser = network, help_heading = FILTER)]
     pub addr: Vec<IpNet>,
     /// Only connections whose other end is in this network.
-    #[arg(long, value_name = "CIDR", value_parser = network, help_heading = FILTER)]
+    #[arg(long, value_name = "CIDR,...", value_delimiter = ',', value_parser = network, help_heading = FILTER)]
     pub peer: Vec<IpNet>,
     /// Only this network namespace: an inode number, a pid, a path or a name in /run/netns.
     #[arg(long, value_name = "NETNS", help_heading = FILTER)]
@@ -542,8 +545,61 @@ const CONFIG: &str = "Configuration";
 const REPLAY: &str = "A recording instead of this host";
 const KERNEL: &str = "In the kernel";
 
-fn port() -> clap::builder::RangedI64ValueParser<u16> {
-    clap::value_parser!(u16).range(1..)
+/// Adds what to do where clap only says that a word is not expected.
+#[must_use]
+pub fn with_remedy(mut error: clap::Error) -> clap::Error {
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg) else {
+        return error;
+    };
+    if error.kind() != ErrorKind::UnknownArgument || word.starts_with('-') {
+        return error;
+    }
+    let remedy = remedy(word, error.get(ContextKind::Usage));
+    if let Some(remedy) = remedy {
+        let remedy = ContextValue::StyledStrs(vec![remedy.into()]);
+        error.insert(ContextKind::Suggested, remedy);
+    }
+    error
+}
+
+/// What somebody may have meant by a word that belongs to no option, where this is the usage.
+fn remedy(word: &str, usage: Option<&ContextValue>) -> Option<String> {
+    if word.parse::<u32>().is_ok() {
+        return Some(
+            "several processes or ports are separated by commas: --pid 12,34, as pgrep -d, prints them"
+                .to_owned(),
+        );
+    }
+    let Some(ContextValue::StyledStr(usage)) = usage else {
+        return None;
+    };
+    if !usage.to_string().contains("<CMD>") {
+        return None;
+    }
+    let commands = Cli::command();
+    let mut names = commands.get_subcommands().map(clap::Command::get_name);
+    if let Some(name) = names.find(|name| strsim::normalized_damerau_levenshtein(word, name) > 0.6)
+    {
+        return Some(format!("a similar command exists: tcptrace {name}"));
+    }
+    let comm = word.rsplit('/').next().unwrap_or(word);
+    Some(format!(
+        "to run it and trace it: tcptrace -- {word}; to trace what has its name: --comm {comm}"
+    ))
+}
+
+fn pid(text: &str) -> Result<u32, String> {
+    let pid: NonZeroU32 = text.parse().map_err(
+        |_| "not the number of a process; by name: --comm NAME, or --pid \"$(pgrep -d, NAME)\"",
+    )?;
+    Ok(pid.get())
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    let port: NonZeroU16 = text
+        .parse()
+        .map_err(|_| "not a port from 1 to 65535; several are separated by commas")?;
+    Ok(port.get())
 }
 
 /// A network, or an address that stands for itself.
@@ -635,8 +691,6 @@ fn size(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
@@ -658,6 +712,15 @@ mod tests {
         for wrong in ["-1", "-5s", "soon", "inf"] {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn several_values_are_separated_by_commas() {
+        let line = ["tcptrace", "--pid", "12,34", "-p5", "--addr=10.0.0.0/8,::1"];
+        let filter = Cli::try_parse_from(line).expect("right usage").trace.filter;
+        assert_eq!(filter.pid, [12, 34, 5]);
+        let networks: Vec<_> = filter.addr.iter().map(ToString::to_string).collect();
+        assert_eq!(networks, ["10.0.0.0/8", "::1/128"]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::thread::{self, ScopedJoinHandle};
 use anyhow::{Context as _, anyhow};
 use tcptrace_common::layout::ABSENT;
 
-use crate::cli::{ColorChoice, Command, Explain, ReportFormat};
+use crate::cli::{ColorChoice, Command, Explain, ReportFormat, with_remedy};
 use crate::config::file::{self, Line};
 use crate::host;
 use crate::kernel::btf::Btf;
@@ -96,7 +96,7 @@ impl From<sink::Error> for Failure {
 pub fn run(args: Vec<OsString>) -> Result<u8, Failure> {
     let Line { cli, file } =
         file::read(&args).map_err(|error| match error.downcast::<clap::Error>() {
-            Ok(error) => error.exit(),
+            Ok(error) => with_remedy(error).exit(),
             Err(error) => Failure::usage(error),
         })?;
     match cli.command {

@@ -45,6 +45,13 @@ fn wrong_usage_is_refused_with_2_and_a_reason() {
     refused(&["--event", "resets"], 2, &["resets", "reset.sent"]);
     refused(&["--errno", "ENOPE"], 2, &["ENOPE"]);
     refused(&["--pid", "0"], 2, &["0"]);
+    refused(&["--pid", "nginx"], 2, &["--comm", "pgrep -d,"]);
+    refused(&["--pid", "1 2"], 2, &["1 2", "pgrep -d,"]);
+    refused(&["--pid", "1", "2"], 2, &["'2'", "--pid 12,34"]);
+    refused(&["sockets", "--port", "1", "2"], 2, &["'2'", "commas"]);
+    refused(&["--port", "80-90"], 2, &["80-90", "commas"]);
+    refused(&["./nginx"], 2, &["-- ./nginx", "--comm nginx"]);
+    refused(&["socket"], 2, &["tcptrace sockets"]);
     refused(&["-o", "xml"], 2, &["xml", "json"]);
     refused(&["man", "nothing"], 2, &["nothing", "--help"]);
 }

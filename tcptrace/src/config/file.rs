@@ -234,9 +234,9 @@ children = false
         assert_eq!(trace.close_wait_after, Duration::from_secs(10));
         assert_eq!(trace.duration, Some(Duration::from_millis(2_500)));
         assert!(trace.quiet && !trace.children);
-        let args = ["--port", "8080", "-o", "columns"];
+        let args = ["--port", "8080,8443", "-o", "columns"];
         let trace = joined(text, &args).expect("both").trace;
-        assert_eq!(trace.filter.port, [8080]);
+        assert_eq!(trace.filter.port, [8080, 8443]);
         assert_eq!(trace.output, Output::Columns);
         assert_eq!(trace.event, ["reset", "+state"]);
     }
