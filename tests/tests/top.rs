@@ -36,11 +36,13 @@ fn is_as_before(terminal: &Terminal, directory: &Path, ended: &str) -> Result<()
     let screen = terminal.wait_for("the end", |screen| screen.contains(ended))?;
     ensure!(screen.starts_with("before the screen"), "{screen}");
     ensure!(terminal.modes()? == (false, true), "{:?}", terminal.modes());
-    wait_until("the modes", || Ok(directory.join("after").exists()))?;
-    let modes = ["before", "after"].map(|name| fs::read_to_string(directory.join(name)));
-    let [before, after] = modes;
-    let (before, after) = (before?, after?);
-    ensure!(!before.is_empty() && before == after, "{before} {after}");
+    let before = fs::read_to_string(directory.join("before"))?;
+    let mut after = String::new();
+    wait_until("the modes", || {
+        after = fs::read_to_string(directory.join("after")).unwrap_or_default();
+        Ok(after.ends_with('\n'))
+    })?;
+    ensure!(before == after, "{before} {after}");
     Ok(())
 }
 
