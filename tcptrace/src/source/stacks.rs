@@ -9,8 +9,8 @@ use tcptrace_common::event::Stack;
 #[expect(missing_debug_implementations, reason = "aya's ring has none")]
 pub struct Stacks {
     ring: RingBuf<MapData>,
-    /// Taken out and not yet asked for, in the order they came.
-    taken: VecDeque<Box<Stack>>,
+    /// Those that lay before one that was asked for, in the order they came.
+    passed: VecDeque<Box<Stack>>,
 }
 
 /// Stacks kept beside the ring: those of events that were lost are never asked for.
@@ -22,22 +22,31 @@ impl Stacks {
     pub fn new(ring: RingBuf<MapData>) -> Self {
         Self {
             ring,
-            taken: VecDeque::new(),
+            passed: VecDeque::new(),
         }
     }
 
     /// The stack of the event with this id. `None` where there is none, or it is still being written
     /// behind one that another processor began before.
+    ///
+    /// Those behind it stay in the ring: of a burst that is too much, the first keep their stacks.
     pub fn take(&mut self, id: u64) -> Option<Box<Stack>> {
-        while let Some(record) = self.ring.next() {
-            if let Ok(&stack) = bytemuck::try_from_bytes::<Stack>(&record) {
-                if self.taken.len() == KEPT {
-                    self.taken.pop_front();
-                }
-                self.taken.push_back(Box::new(stack));
-            }
+        if let Some(at) = self.passed.iter().position(|stack| stack.id == id) {
+            return self.passed.remove(at);
         }
-        let at = self.taken.iter().position(|stack| stack.id == id)?;
-        self.taken.remove(at)
+        while let Some(record) = self.ring.next() {
+            let Ok(&stack) = bytemuck::try_from_bytes::<Stack>(&record) else {
+                continue;
+            };
+            let stack = Box::new(stack);
+            if stack.id == id {
+                return Some(stack);
+            }
+            if self.passed.len() == KEPT {
+                self.passed.pop_front();
+            }
+            self.passed.push_back(stack);
+        }
+        None
     }
 }
