@@ -1,7 +1,11 @@
 //! `--stack`: the line of code that closed, reset or failed, of programs whose lines the tests know.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -12,8 +16,12 @@ use tcptrace_tests::*;
 use tempfile::TempDir;
 
 const C: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/stack/closer.c");
+const OPENER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/stack/opener.c");
 const RUST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/stack/closer.rs");
 const GO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/go/connections.go");
+
+/// Of a file, as far as it matters here: bytes.
+const PAGE: usize = 4096;
 
 /// Ways to compile a program, and whether its binary says where its frames are.
 const WITH_FRAME_POINTERS: &[&str] = &["-O0", "-fno-omit-frame-pointer"];
@@ -266,6 +274,76 @@ fn of_a_program_that_is_gone_nothing_is_guessed() {
             Ok(())
         });
     }
+}
+
+/// So many failures as fast as they come; each is one event.
+fn burst(program: &mut Program, times: usize) -> Result<()> {
+    for _ in 0..times {
+        program.tell("go on")?;
+    }
+    let mut from = 0;
+    for _ in 0..times {
+        from = program.line(from, |line| line == "done")?.0 + 1;
+    }
+    Ok(())
+}
+
+#[test]
+fn each_of_a_burst_has_its_stack() {
+    // More than the tracer names while they come.
+    const TIMES: usize = 300;
+    in_netns(|netns| {
+        let (_directory, closer) = compiled("cc", C, WITH_FRAME_POINTERS)?;
+        let mut program = ready(Command::new(closer), "epipe")?;
+        let tracer = trace(netns, &["--stack"])?;
+        burst(&mut program, TIMES)?;
+        let errors = Events::of(tracer)?.named("socket.error");
+        ensure!(errors.count() == TIMES as u64, "{} came", errors.count());
+        let deed = line(C, "/* epipe */")?;
+        for error in &errors.0 {
+            ensure_calls(
+                error,
+                &[("send_after_shutdown", &deed), ("serve", ""), ("main", "")],
+            )?;
+        }
+        Ok(())
+    });
+}
+
+/// As it is when somebody copies another one over it, and as who wants the trace to end would have it.
+#[test]
+fn a_library_that_is_cut_short_does_not_end_the_trace() {
+    const TIMES: usize = 400;
+    in_netns(|netns| {
+        let flags = [WITH_FRAME_POINTERS, &["-shared", "-fPIC"]].concat();
+        let (_library, library) = compiled("cc", C, &flags)?;
+        let (_opener, opener) = compiled("cc", OPENER, &[])?;
+        let mut command = Command::new(opener);
+        command.arg(&library);
+        let mut program = ready(command, "epipe")?;
+        let tracer = trace(netns, &["--stack"])?;
+        // Its symbols are at the end of its file; its code is at the beginning, and runs on.
+        let whole = std::fs::read(&library)?;
+        let cut = whole.len() / PAGE * PAGE - PAGE;
+        let file = File::options().write(true).open(&library)?;
+        let over = AtomicBool::new(false);
+        let events = std::thread::scope(|scope| {
+            let cutter = scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    file.set_len(cut as u64)?;
+                    file.write_all_at(&whole[cut..], cut as u64)?;
+                }
+                anyhow::Ok(())
+            });
+            let events = burst(&mut program, TIMES).and_then(|()| Events::of(tracer));
+            over.store(true, Ordering::Relaxed);
+            cutter.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+            events
+        })?;
+        let errors = events.named("socket.error");
+        ensure!(errors.count() == TIMES as u64, "{} came", errors.count());
+        Ok(())
+    });
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! `/proc/PID/map_files` opens whatever their names lead to by now, here or in its container; and only if
 //! it still is the program the stack was taken of.
 
+mod cut_short;
 mod module;
 mod names;
 mod process;

@@ -16,7 +16,7 @@ use landlock::{
     ABI, Access as _, AccessFs, AccessNet, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _,
     Scope, path_beneath_rules,
 };
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{getpid, gettid};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -401,12 +401,22 @@ pub fn purposes(part: Part) -> impl Iterator<Item = &'static str> {
 /// Takes from the calling thread, and from every thread it starts later, all calls but those of its
 /// part. A kernel without seccomp leaves it all of them. Signals are left to the main thread: to pass one
 /// on from another thread takes calls that its part has no other use for, and the signal would be lost.
+/// Those of its own faults a thread keeps; blocked they would end the program whoever handles them.
 ///
 /// # Errors
 /// The kernel has seccomp and refuses.
 pub fn confine(part: Part) -> Result<()> {
     if gettid() != getpid() {
-        SigSet::all().thread_block()?;
+        let mut others = SigSet::all();
+        for fault in [
+            Signal::SIGBUS,
+            Signal::SIGFPE,
+            Signal::SIGILL,
+            Signal::SIGSEGV,
+        ] {
+            others.remove(fault);
+        }
+        others.thread_block()?;
     }
     if !Confinement::of_kernel().seccomp {
         return Ok(());

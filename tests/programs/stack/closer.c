@@ -1,6 +1,5 @@
 /* Connects to itself over loopback and does, in a function of its own, what its argument says. A line that
- * a test looks for has the argument in a comment. It begins once its stdin has a line, says "done" after the
- * deed, and goes on until its stdin ends. */
+ * a test looks for has the argument in a comment. For each line of its stdin it does the deed and says "done". */
 #include <arpa/inet.h>
 #include <poll.h>
 #include <stdio.h>
@@ -79,14 +78,14 @@ int main(int count, char **arguments)
 	receive_a_question();
 	puts("ready");
 	fflush(stdout);
-	fgets(line, sizeof line, stdin);
-	serve(how);
-	if (!strcmp(how, "exit") || !strcmp(how, "gone"))
-		return 0;
-	if (!strcmp(how, "exec"))
-		execlp("sh", "sh", "-c", "echo done; read line", NULL);
-	puts("done");
-	fflush(stdout);
-	fgets(line, sizeof line, stdin);
+	while (fgets(line, sizeof line, stdin)) {
+		serve(how);
+		if (!strcmp(how, "exit") || !strcmp(how, "gone"))
+			return 0;
+		if (!strcmp(how, "exec"))
+			execlp("sh", "sh", "-c", "echo done; read line", NULL);
+		puts("done");
+		fflush(stdout);
+	}
 	return 0;
 }

@@ -7,6 +7,7 @@ use blazesym::MaybeDefault;
 use blazesym::symbolize::source::{Elf, Kernel, Source};
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer};
 
+use super::cut_short;
 use super::process::{Key, Mapped};
 use crate::event::Frame;
 
@@ -24,6 +25,7 @@ const KNOWN: usize = 64;
 impl Names {
     /// Reads the kernel's.
     pub(super) fn new() -> Self {
+        cut_short::reads_as_zeroes();
         let names = Self {
             // Read again they would be without the privilege to see them.
             kernel: Symbolizer::builder().enable_auto_reload(false).build(),
