@@ -451,9 +451,12 @@ impl Filters {
 /// # Errors
 /// One is not.
 pub fn check_pids(mut pids: impl Iterator<Item = u32>) -> Result<()> {
-    match pids.find(|&pid| !process::alive(pid)) {
-        Some(pid) => bail!("--pid: there is no process {pid}; `pgrep -l NAME` finds the number"),
-        None => Ok(()),
+    let Some(pid) = pids.find(|&pid| !process::alive(pid)) else {
+        return Ok(());
+    };
+    match process::of_thread(pid) {
+        Some(process) => bail!("--pid: {pid} is a thread of process {process}; name that"),
+        None => bail!("--pid: there is no process {pid}; `pgrep -l NAME` finds the number"),
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use nix::unistd::gettid;
 use tcptrace_tests::*;
 
 fn run(args: &[&str]) -> Output {
@@ -60,6 +61,10 @@ fn wrong_usage_is_refused_with_2_and_a_reason() {
 fn what_cannot_be_done_is_refused_with_1_and_a_reason() {
     // Above the kernel's own limit of process ids.
     refused(&["--pid", "4194305"], 1, &["4194305"]);
+    let process = format!("thread of process {}", std::process::id());
+    std::thread::scope(|scope| {
+        scope.spawn(|| refused(&["--pid", &gettid().to_string()], 1, &[&process]));
+    });
     refused(&["--cgroup", "no-such"], 1, &["no-such", "systemd-cgls"]);
     refused(
         &["-o", "json", "--output-file", "/proc/nowhere/file"],

@@ -32,11 +32,21 @@ pub fn alive(pid: u32) -> bool {
 }
 
 /// When a process started, in the kernel's clock ticks since boot: with its number that is one process and no
-/// other. `None` when it has ended, also while its parent has not noticed.
+/// other. `None` when it has ended, also while its parent has not noticed, and of a thread that is not the
+/// first of its process: `/proc` opens these by their numbers too.
+/// <https://github.com/torvalds/linux/blob/v6.18/include/linux/sched/signal.h> (`thread_group_leader`)
 #[must_use]
 pub fn started(pid: u32) -> Option<u64> {
     let stat = open(pid)?.stat().ok()?;
-    (!"ZXx".contains(stat.state)).then_some(stat.starttime)
+    let is_process = stat.exit_signal.is_none_or(|signal| signal >= 0);
+    (is_process && !"ZXx".contains(stat.state)).then_some(stat.starttime)
+}
+
+/// The process of a thread that is not its first.
+#[must_use]
+pub fn of_thread(tid: u32) -> Option<u32> {
+    let process = u32::try_from(open(tid)?.status().ok()?.tgid).ok()?;
+    (process != tid).then_some(process)
 }
 
 /// How long ago that was, to a tick.
@@ -269,6 +279,18 @@ mod tests {
         let comm = fs::read_to_string("/proc/self/comm").expect("we run");
         assert_eq!(process.comm.to_string(), comm.trim_end());
         assert!(pids().expect("/proc is mounted").any(|found| found == pid));
+    }
+
+    #[test]
+    fn a_thread_is_no_process() {
+        let pid = std::process::id();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let tid = nix::unistd::gettid().as_raw().cast_unsigned();
+                assert_eq!((alive(tid), of_thread(tid)), (false, Some(pid)));
+            });
+        });
+        assert_eq!((alive(pid), of_thread(pid)), (true, None));
     }
 
     #[test]
