@@ -579,15 +579,25 @@ fn remedy(word: &str, usage: Option<&ContextValue>) -> Option<String> {
         return None;
     }
     let commands = Cli::command();
-    let mut names = commands.get_subcommands().map(clap::Command::get_name);
-    if let Some(name) = names.find(|name| strsim::normalized_damerau_levenshtein(word, name) > 0.6)
-    {
+    let names = commands.get_subcommands().map(clap::Command::get_name);
+    if let Some(name) = nearest(word, names) {
         return Some(format!("a similar command exists: tcptrace {name}"));
     }
     let comm = word.rsplit('/').next().unwrap_or(word);
     Some(format!(
         "to run it and trace it: tcptrace -- {word}; to trace what has its name: --comm {comm}"
     ))
+}
+
+/// The name that this may be meant to be.
+pub(crate) fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    /// Of 1, which is the same.
+    const ALIKE: f64 = 0.6;
+    names
+        .map(|name| (strsim::normalized_damerau_levenshtein(word, name), name))
+        .filter(|(near, _)| *near > ALIKE)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, name)| name)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory as _, FromArgMatches as _};
 use toml::de::{DeTable, DeValue};
 
-use crate::cli::Cli;
+use crate::cli::{Cli, nearest};
 
 /// Options that are about the file, or are no setting.
 const NO_KEYS: [&str; 4] = ["config", "check-config", "help", "version"];
@@ -132,11 +132,7 @@ fn option<'a>(command: &'a Command, key: &str) -> Result<&'a Arg> {
     if let Some((_, option)) = names().find(|(name, _)| *name == key) {
         return Ok(option);
     }
-    let near = |name: &str| strsim::normalized_damerau_levenshtein(key, name);
-    let nearest = names()
-        .map(|(name, _)| name)
-        .max_by(|a, b| near(a).total_cmp(&near(b)));
-    match nearest.filter(|name| near(name) > 0.6) {
+    match nearest(key, names().map(|(name, _)| name)) {
         Some(name) => bail!("there is no option {key:?}; did you mean {name:?}?"),
         None => bail!("there is no option {key:?}; `tcptrace --help` lists them"),
     }
