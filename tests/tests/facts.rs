@@ -443,6 +443,9 @@ fn who_does_not_read_is_named() {
         let (fd, len) = (pair.server.into(), bytes.len().into());
         let args = [fd, bytes[..].into(), len, flags.into(), 0.into(), 0.into()];
         while server.sys(libc::SYS_sendto, &args).is_ok() {}
+        server.wait_for(pair.server, libc::POLLHUP)?;
+        // What went by unseen shows when the socket is used.
+        server.recv(pair.server, 1).expect_err("ETIMEDOUT");
         let timeout = tracer.wait_for("a timeout", SOON, |record| {
             record.name() == "connection.timeout"
         })?;

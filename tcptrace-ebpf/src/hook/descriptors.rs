@@ -23,8 +23,11 @@ const EMFILE: i64 = 24;
 const ENOTSOCK: i64 = 88;
 const EADDRINUSE: i64 = 98;
 const EADDRNOTAVAIL: i64 = 99;
-const ENOTCONN: i64 = 107;
 const ENETUNREACH: i64 = 101;
+const ECONNRESET: i64 = 104;
+const ENOTCONN: i64 = 107;
+const ETIMEDOUT: i64 = 110;
+const ECONNREFUSED: i64 = 111;
 const EHOSTUNREACH: i64 = 113;
 const EACCES: i64 = 13;
 const AF_INET: u16 = 2;
@@ -180,8 +183,18 @@ fn socket_opened(result: i64) {
 
 #[inline(always)]
 fn connected(result: i64) {
-    if result == -ENETUNREACH || result == -EHOSTUNREACH || result == -EADDRNOTAVAIL {
-        unconnected(-result);
+    match -result {
+        error @ (ENETUNREACH | EHOSTUNREACH | EADDRNOTAVAIL) => unconnected(error),
+        // It was told when the state changed, which the kernel may have let go by unseen; nothing but this
+        // call says so while the program keeps the socket.
+        ECONNRESET | ETIMEDOUT | ECONNREFUSED => {
+            if let Some(socket) = task::socket(Call::current().arg0() as u32)
+                && let Some(known) = owner::of(socket)
+            {
+                owner::expect_close(socket, known);
+            }
+        }
+        _ => {}
     }
 }
 

@@ -11,7 +11,7 @@ use aya_ebpf::{
     macros::{fexit, raw_tracepoint},
     programs::{FExitContext, RawTracePointContext},
 };
-use tcptrace_common::event::{confidence, flag, gate, hook, kind};
+use tcptrace_common::event::{Sock, confidence, flag, gate, hook, kind};
 
 use crate::{
     emit::{emit, is_wanted, next_id},
@@ -19,7 +19,7 @@ use crate::{
     kernel::{config, field, layout},
     maps::is_open,
     owner,
-    sock::{CLOSE_WAIT, Socket},
+    sock::{CLOSE_WAIT, ESTABLISHED, Socket},
     task::{self, Call},
     words,
 };
@@ -193,11 +193,23 @@ fn worked(socket: Socket, result: i32, Sending(sending): Sending) {
     let Some(known) = owner::of(socket) else {
         return;
     };
-    if result == 0 && !sending && known.state == CLOSE_WAIT {
-        known.eof_read = 1;
+    if result == 0 && !sending {
+        end_of_stream(socket, known);
     }
     if config!(last_user) != 0 || known.confidence < confidence::SEEDED {
         owner::learn(socket, Some(known), Call::current().descriptor_of(socket));
+    }
+}
+
+/// The program has read the peer's FIN, or what it asked for was nothing. The change that came with the FIN
+/// may have gone by unseen.
+#[inline(always)]
+fn end_of_stream(socket: Socket, known: &mut Sock) {
+    if known.state == ESTABLISHED && socket.state() == CLOSE_WAIT {
+        owner::expect(known, CLOSE_WAIT);
+    }
+    if known.state == CLOSE_WAIT {
+        known.eof_read = 1;
     }
 }
 
