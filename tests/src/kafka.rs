@@ -1,7 +1,7 @@
 //! A broker of Kafka in a process of its own, and what came to it.
 
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -12,13 +12,10 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use crate::log_servers::wait_for_port;
 use crate::program::Program;
-use crate::{Record, wait_for_process_state};
+use crate::{Record, SOON, wait_for_process_state};
 
 const TOPIC: &str = "tcptrace.events";
 const PARTITIONS: i32 = 3;
-
-/// How long the broker may take for an answer.
-const ANSWER: Duration = Duration::from_secs(10);
 
 /// A broker, and socat before it: a broker takes another port each time it starts.
 #[derive(Debug)]
@@ -86,7 +83,7 @@ impl Broker {
     pub fn count(&self) -> Result<u64> {
         let consumer = self.consumer()?;
         let ends = (0..PARTITIONS).map(|it| {
-            let (_, end) = consumer.fetch_watermarks(TOPIC, it, ANSWER)?;
+            let (_, end) = consumer.fetch_watermarks(TOPIC, it, SOON)?;
             Ok(u64::try_from(end)?)
         });
         ends.sum()
@@ -99,11 +96,7 @@ impl Broker {
     pub fn messages(&self, count: u64) -> Result<Vec<Came>> {
         let begun = Instant::now();
         while self.count()? < count {
-            ensure!(
-                begun.elapsed() < ANSWER,
-                "{} of {count} came",
-                self.count()?
-            );
+            ensure!(begun.elapsed() < SOON, "{} of {count} came", self.count()?);
         }
         let all = self.count()?;
         let mut assigned = TopicPartitionList::new();
@@ -114,7 +107,7 @@ impl Broker {
         consumer.assign(&assigned)?;
         let mut messages = vec![];
         while (messages.len() as u64) < all {
-            let message = consumer.poll(ANSWER).context("the broker falls silent")??;
+            let message = consumer.poll(SOON).context("the broker falls silent")??;
             let key = message.key().map(|it| String::from_utf8_lossy(it).into());
             let headers = message.headers().context("no headers")?;
             let content_type = headers.get_as::<str>(0)?;

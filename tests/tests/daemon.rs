@@ -7,7 +7,6 @@ use std::io::Write;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -188,7 +187,7 @@ struct Manager {
 impl Manager {
     fn at(path: PathBuf) -> Result<Self> {
         let socket = UnixDatagram::bind(&path)?;
-        socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+        socket.set_read_timeout(Some(SOON))?;
         Ok(Self { socket, path })
     }
 

@@ -56,11 +56,7 @@ fn a_client_killed_in_the_middle_of_an_answer() {
             record.name() == "reset.received"
                 && record.number("network.peer.port") == Some(end.port().into())
         };
-        tracer.wait_for(
-            "the RST at the worker",
-            std::time::Duration::from_secs(5),
-            at_worker,
-        )?;
+        tracer.wait_for("the RST at the worker", SOON, at_worker)?;
         let events = Events::of(tracer)?;
         let sent = events
             .named("reset.sent")
